@@ -1,0 +1,1 @@
+"""The model half of LLM4GEN: plain PyTorch, no ComfyUI in it."""

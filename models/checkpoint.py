@@ -1,0 +1,153 @@
+"""Weights → models: recognised by keys, measured by shapes, renamed at the door."""
+
+from __future__ import annotations
+
+import re
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .cross_adapter import CrossAdapter, CrossAdapterConfig
+from .errors import IncompleteCheckpoint, UnknownCheckpoint, WrongRecipe
+from .filling import describe, fill, find_prefix, measure
+from .recipe import Recipe, recipe_from_metadata
+from .t5 import T5Config, T5Encoder
+from .weights import Weights, open_weights
+
+# The checkpoint's names → ours. kv_norm and q_norm are crossed in the published file: the first normalises
+# the queries, the second the keys and values.
+ADAPTER_NAMES = {
+    "llm_proj": "llm_proj",
+    "kv_norm": "llm_norm",
+    "q_norm": "clip_norm",
+    "q_proj": "query",
+    "k_proj": "key",
+    "v_proj": "value",
+    "out_proj": "out",
+    "norm": "mlp_norm",
+    "FFN.0": "mlp.0",
+    "FFN.2": "mlp.2",
+}
+T5_BLOCK_NAMES = {
+    "layer.0.layer_norm": "attention_norm",
+    "layer.0.SelfAttention.q": "attention.query",
+    "layer.0.SelfAttention.k": "attention.key",
+    "layer.0.SelfAttention.v": "attention.value",
+    "layer.0.SelfAttention.o": "attention.out",
+    "layer.1.layer_norm": "mlp_norm",
+    "layer.1.DenseReluDense.wi_0": "mlp.gate",
+    "layer.1.DenseReluDense.wi_1": "mlp.up",
+    "layer.1.DenseReluDense.wo": "mlp.down",
+}
+T5_MARK = "encoder.block.0.layer.0.SelfAttention.q.weight"
+# Parts of whole models that an encoder does without: RankGen's own projection, T5's decoder and head, and
+# the embedding's second name.
+T5_UNUSED = re.compile(
+    r"projection\.weight|(.*\.)?(decoder\..*|lm_head\.weight|encoder\.embed_tokens\.weight)"
+)
+
+
+def load_cross_adapter(path: Path, *, operations=nn) -> tuple[CrossAdapter, Recipe]:
+    """Loads a Cross-Adapter, in fp32, with the recipe that it was trained with.
+
+    Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint, WrongRecipe.
+    """
+    weights = open_weights(path)
+    prefix = find_prefix(weights, "llm_proj.weight")
+    if prefix is None:
+        raise UnknownCheckpoint(
+            f"{weights.name} holds no Cross-Adapter: no llm_proj.weight among its "
+            f"{describe(list(weights.tensors))}. Put LLM4GEN's projector.pth in models/llm4gen."
+        )
+    recipe = recipe_from_metadata(weights.metadata)
+    clip_dim, llm_dim = measure(weights, f"{prefix}llm_proj.weight")
+    mlp_dim, _ = measure(weights, f"{prefix}FFN.0.weight")
+    if clip_dim % recipe.heads:
+        raise WrongRecipe(
+            f"{weights.name} is {clip_dim} wide, which {recipe.heads} attention heads do not divide. "
+            "The right number of heads belongs in the file's metadata."
+        )
+    names = {
+        f"{prefix}{theirs}.{part}": f"{ours}.{part}"
+        for theirs, ours in ADAPTER_NAMES.items()
+        for part in ("weight", "bias")
+    }
+    config = CrossAdapterConfig(clip_dim, llm_dim, mlp_dim, recipe.heads)
+    build = partial(CrossAdapter, config, device="meta", dtype=torch.float32)
+    dtypes = dict.fromkeys(names.values(), torch.float32)
+    return fill(build, operations, weights, path, names, dtypes), recipe
+
+
+def load_t5_encoder(path: Path, *, dtype: torch.dtype | None = None, operations=nn) -> T5Encoder:
+    """Loads the encoder of RankGen, T5 v1.1 or flan-T5, of any size, from a file or a folder.
+
+    dtype: of the weights in memory; None keeps the file's, memory-mapped. Norms and position bias: fp32.
+    Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint.
+    """
+    weights = open_weights(path)
+    prefix = find_prefix(weights, T5_MARK)
+    if prefix is None:
+        raise UnknownCheckpoint(
+            f"{weights.name} holds no T5 encoder: no {T5_MARK} among its {describe(list(weights.tensors))}. "
+            "Put rankgen-t5-xl-all in models/text_encoders."
+        )
+    if f"{prefix}encoder.block.0.layer.1.DenseReluDense.wi.weight" in weights.tensors:
+        raise UnknownCheckpoint(
+            f"{weights.name} is the first T5, without gates in its feed-forward (one wi instead of wi_0 and "
+            "wi_1). RankGen, T5 v1.1 and flan-T5 can be loaded."
+        )
+    names = t5_names(weights, prefix)
+    config = measure_t5(weights, {ours: theirs for theirs, ours in names.items()})
+    own = own_dtype(weights, prefix + T5_MARK) if dtype is None else dtype
+    dtypes = {
+        ours: torch.float32 if "norm" in ours or ours == "position_bias.weight" else own
+        for ours in names.values()
+    }
+    build = partial(T5Encoder, config, device="meta", dtype=own)
+    return fill(build, operations, weights, path, names, dtypes, T5_UNUSED)
+
+
+def t5_names(weights: Weights, prefix: str) -> dict[str, str]:
+    """The file's names → ours, for as many blocks as the file has."""
+    shared, alias = f"{prefix}shared.weight", f"{prefix}encoder.embed_tokens.weight"
+    bias = f"{prefix}encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
+    names = {
+        shared if shared in weights.tensors else alias: "embedding.weight",
+        bias: "position_bias.weight",
+        f"{prefix}encoder.final_layer_norm.weight": "final_norm.weight",
+    }
+    block = re.compile(re.escape(prefix) + r"encoder\.block\.(\d+)\.")
+    layers = len({match[1] for name in weights.tensors if (match := block.match(name))})
+    for index in range(layers):
+        for theirs, ours in T5_BLOCK_NAMES.items():
+            names[f"{prefix}encoder.block.{index}.{theirs}.weight"] = f"blocks.{index}.{ours}.weight"
+    return names
+
+
+def measure_t5(weights: Weights, theirs: dict[str, str]) -> T5Config:
+    """The sizes of a T5 encoder. theirs: our names → the file's.
+
+    How far its position bias reaches and its norms' epsilon leave no trace in the shapes; every published
+    T5 v1.1 has the values that `T5Config` has.
+    """
+    vocabulary, width = measure(weights, theirs["embedding.weight"])
+    buckets, heads = measure(weights, theirs["position_bias.weight"])
+    inner, _ = measure(weights, theirs["blocks.0.attention.query.weight"])
+    mlp_dim, _ = measure(weights, theirs["blocks.0.mlp.gate.weight"])
+    if inner % heads:
+        raise IncompleteCheckpoint(
+            f"{weights.name}: its {heads} attention heads do not divide their width of {inner}. "
+            "The file is damaged or another model's; download the original again."
+        )
+    layers = sum(name.endswith(".attention_norm.weight") for name in theirs)
+    return T5Config(vocabulary, width, mlp_dim, heads, inner // heads, layers, buckets)
+
+
+def own_dtype(weights: Weights, name: str) -> torch.dtype:
+    """The dtype of the file's matrices; one that products are not made in becomes the next wider."""
+    dtype = weights.tensors[name].dtype
+    if dtype in (torch.float32, torch.bfloat16, torch.float16):
+        return dtype
+    return torch.float32 if dtype.itemsize > 2 else torch.bfloat16

@@ -1,0 +1,33 @@
+"""What can go wrong for a user. Each error says what was found, what was wanted, and what to do."""
+
+
+class LLM4GENError(Exception):
+    """Base of every error that this pack raises for a user to read."""
+
+
+class UnreadableFile(LLM4GENError):
+    """The file is damaged, cut short, empty, or of a format that cannot be read safely."""
+
+
+class UnknownCheckpoint(LLM4GENError):
+    """The file is readable but does not hold the model that was asked for."""
+
+
+class IncompleteCheckpoint(LLM4GENError):
+    """The model was recognised, but tensors are missing, surplus, of the wrong shape or not finite."""
+
+
+class WrongRecipe(LLM4GENError):
+    """The adapter's description of how its LLM is fed cannot be followed."""
+
+
+class WidthMismatch(LLM4GENError):
+    """CLIP, LLM and adapter do not fit each other."""
+
+
+class MissingTokenizer(LLM4GENError):
+    """The encoder has no tokenizer of its own and the host's does not fit it."""
+
+
+class MissingFile(LLM4GENError):
+    """No file of that name lies in the host's model folders."""

@@ -1,0 +1,100 @@
+"""Checks and moves tensors from a file into a model, strictly, whatever the model is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from .errors import IncompleteCheckpoint
+from .weights import Weights, cast_weights
+
+NOTHING = re.compile(r"(?!)")
+
+
+def find_prefix(weights: Weights, mark: str) -> str | None:
+    """What stands before a tell-tale name in the file, as `CrossFusionModule.0.` or `t5_encoder.`."""
+    return next((name[: -len(mark)] for name in weights.tensors if name.endswith(mark)), None)
+
+
+def measure(weights: Weights, name: str) -> tuple[int, int]:
+    """A matrix's two sizes. Raises: IncompleteCheckpoint if it is not there or no matrix."""
+    shape = weights.tensors[name].shape if name in weights.tensors else ()
+    if len(shape) != 2:
+        found = f"its shape is {list(shape)}" if name in weights.tensors else "it is not there"
+        raise IncompleteCheckpoint(
+            f"{weights.name}: {name} should be a matrix, {found}. "
+            "The file is damaged or another model's; download the original again."
+        )
+    return tuple(shape)
+
+
+def fill(
+    build: Callable[..., nn.Module],
+    operations,
+    weights: Weights,
+    path: Path,
+    names: dict[str, str],
+    dtypes: dict[str, torch.dtype],
+    unused: re.Pattern = NOTHING,
+) -> nn.Module:
+    """Builds a model with the given layers and assigns a file's tensors to it.
+
+    build: makes the model on the meta device, with `operations=` for its layers.
+    names: the file's names → the model's. dtypes: of the model's tensors in memory. unused: file names that
+    may stay behind. Tensors that already have their dtype stay memory-mapped; others are converted a batch at
+    a time.
+    Raises: IncompleteCheckpoint, naming tensors as the file does.
+    """
+    check_names(build(operations=nn), weights, names, unused)
+    tensors = weights.tensors
+    kept = {theirs: ours for theirs, ours in names.items() if tensors[theirs].dtype == dtypes[ours]}
+    cast = {theirs: dtypes[ours] for theirs, ours in names.items() if theirs not in kept}
+    state = {ours: tensors[theirs] for theirs, ours in kept.items()}
+    state.update((names[theirs], tensor) for theirs, tensor in cast_weights(path, cast))
+
+    broken = [theirs for theirs, ours in names.items() if not is_finite(state[ours])]
+    if broken:
+        raise IncompleteCheckpoint(
+            f"{weights.name} has NaN or infinite values in {describe(broken)}. "
+            "The file is damaged, or its weights do not fit the chosen dtype; download it again or choose fp32."
+        )
+    model = build(operations=operations)
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.eval().requires_grad_(False)
+
+
+def check_names(blueprint: nn.Module, weights: Weights, names: dict[str, str], unused: re.Pattern) -> None:
+    """Holds the file's tensors against the model's: none missing, none surplus, all of the right shape."""
+    shapes = {name: tensor.shape for name, tensor in blueprint.state_dict().items()}
+    assert set(names.values()) == shapes.keys()
+    found = weights.tensors
+    problems = {
+        "lacks": [theirs for theirs in names if theirs not in found],
+        "has unknown": [name for name in found if name not in names and not unused.fullmatch(name)],
+        "has misshapen": [
+            f"{theirs} {list(found[theirs].shape)} instead of {list(shapes[ours])}"
+            for theirs, ours in names.items()
+            if theirs in found and found[theirs].shape != shapes[ours]
+        ],
+    }
+    for problem, culprits in problems.items():
+        if culprits:
+            raise IncompleteCheckpoint(
+                f"{weights.name} {problem} {describe(culprits)}. "
+                "The file is damaged or another model's; download the original again."
+            )
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether all values are finite, by the extremes alone: much faster than a test of each."""
+    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor))
+
+
+def describe(names: list[str], most: int = 4) -> str:
+    """`3 tensors (a, b, c)`, cut after a few names."""
+    listed = ", ".join(names[:most]) + (", …" if len(names) > most else "")
+    return f"{len(names)} tensor{'s' * (len(names) != 1)}" + (f" ({listed})" if names else "")

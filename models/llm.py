@@ -1,0 +1,110 @@
+"""An LLM as an adapter needs it: words in, hidden states of every wanted position out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from .errors import MissingTokenizer, WrongRecipe
+from .recipe import Recipe
+from .rows import PAD, Rows, distinct_rows, real_rows
+from .t5 import T5Encoder
+
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder holds a T5 tokenizer's files."""
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+
+
+def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
+    """Reads a tokenizer from a folder, without network and without code from the folder.
+
+    vocabulary: rows of the encoder's embedding. T5 rounds it up (32100 pieces, 32128 rows).
+    Raises: MissingTokenizer if the folder holds none, or one whose ids the encoder lacks or that leaves
+    much of the encoder's vocabulary unused.
+    """
+    if not has_tokenizer(folder):
+        raise MissingTokenizer(
+            f"{folder} holds no tokenizer ({' or '.join(TOKENIZER_FILES)}). "
+            "Put the tokenizer files of the encoder beside its weights."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    if not len(tokenizer) <= vocabulary <= len(tokenizer) + 128:
+        raise MissingTokenizer(
+            f"The tokenizer in {folder} has {len(tokenizer)} pieces, the encoder {vocabulary} embeddings: they "
+            "do not belong together. Put the encoder in a folder of its own with its config.json and its own "
+            "tokenizer files."
+        )
+    return tokenizer
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """ids [n]: at most the recipe's length. dropped: how many did not fit."""
+
+    ids: Tensor
+    dropped: int
+
+
+@dataclass(frozen=True)
+class Features:
+    """states [r, width]: fp32, one row for each that differs. rows: where each stands."""
+
+    states: Tensor
+    rows: Rows
+
+
+class LLM:
+    """A T5 encoder with its tokenizer. Moving the encoder between devices is the caller's business."""
+
+    def __init__(self, encoder: T5Encoder, tokenizer: PreTrainedTokenizerBase):
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+
+    def tokenize(self, text: str, recipe: Recipe) -> Tokens:
+        """The recipe's prompt as ids, cut to its length.
+
+        As published: not cut by the tokenizer but after it, so that a long prompt loses its `</s>`.
+        """
+        ids = self.tokenizer(recipe.prompt(text), verbose=False)["input_ids"] or [PAD]
+        return Tokens(torch.tensor(ids[: recipe.tokens]), max(0, len(ids) - recipe.tokens))
+
+    def rows(self, tokens: Tokens, recipe: Recipe) -> Rows:
+        """The rows that must be computed for what the recipe keeps."""
+        if recipe.padding == "drop":
+            return real_rows(len(tokens.ids))
+        config = self.encoder.config
+        return distinct_rows(len(tokens.ids), recipe.tokens, config.buckets, config.max_distance)
+
+    def depth(self, recipe: Recipe) -> int:
+        """How many blocks lead to the recipe's layer. Raises: WrongRecipe if the encoder has too few."""
+        layers = self.encoder.config.layers
+        if not -layers - 1 <= recipe.layer <= layers:
+            raise WrongRecipe(
+                f"The adapter wants hidden state {recipe.layer} of its LLM; this encoder has {layers} layers. "
+                "Load the encoder that the adapter was trained with."
+            )
+        return recipe.layer % (layers + 1)
+
+    def read(
+        self,
+        tokens: Tokens,
+        recipe: Recipe,
+        *,
+        device: torch.device,
+        products: torch.dtype,
+        on_layer: Callable[[], None],
+    ) -> Features:
+        """Runs the encoder on `device`, up to the recipe's layer."""
+        rows = self.rows(tokens, recipe)
+        states = self.encoder(
+            tokens.ids.to(device), rows, depth=self.depth(recipe), products=products, on_layer=on_layer
+        )
+        return Features(states, rows)

@@ -1,0 +1,162 @@
+"""The T5 v1.1 encoder (RankGen, T5 v1.1, flan-T5), computing only the rows that differ.
+
+Why our own: LLM4GEN pads every prompt to 256 tokens and uses all 256 states, and nearly all the work goes
+into the padding. Padded positions start from one embedding, are masked as keys, and differ only by their
+relative-position bias towards the real tokens; those with equal bias stay equal through every layer. So one
+row is computed for each distinct one and copied out at the end: exact, and several times faster
+(`rows.py` finds the rows).
+
+Norms, softmax and the residual stream are fp32 whatever the weights are. T5 leaves fp16's range and loses
+accuracy in a 16-bit stream, which saves no time: the products with the weights are where it goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn.functional import gelu, scaled_dot_product_attention
+
+from .rows import Rows, relative_position_bucket
+
+
+@dataclass(frozen=True)
+class T5Config:
+    """Sizes, all measured from tensor shapes, and two numbers that shapes do not tell: `max_distance`
+    (positions, 128) and `norm_eps` (1e-6) are the same in every published T5 v1.1."""
+
+    vocabulary: int
+    width: int
+    mlp_dim: int
+    heads: int
+    head_dim: int
+    layers: int
+    buckets: int = 32
+    max_distance: int = 128
+    norm_eps: float = 1e-6
+
+
+def project(linear: nn.Module, x: Tensor, products: torch.dtype) -> Tensor:
+    """fp32 [..., i] → fp32 [..., o], the product itself in the dtype `products`.
+
+    For fp16, each row is first scaled by a power of two to at most 1, and back after: the feed-forward of T5
+    reaches beyond fp16's 65504.
+    """
+    if products is torch.float32:
+        return linear(x)
+    if products is not torch.float16:
+        return linear(x.to(products)).float()
+    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30).log2().ceil().exp2()
+    return linear((x / scale).to(products)).float() * scale
+
+
+class Attention(nn.Module):
+    """Self-attention as T5 has it: no scaling by the head width, positions as a bias to the scores."""
+
+    def __init__(self, config: T5Config, *, linear):
+        super().__init__()
+        inner = config.heads * config.head_dim
+        self.heads = config.heads
+        self.query = linear(config.width, inner)
+        self.key = linear(config.width, inner)
+        self.value = linear(config.width, inner)
+        self.out = linear(inner, config.width)
+
+    def forward(self, x: Tensor, real: int, bias: Tensor, products: torch.dtype) -> Tensor:
+        """x [r, w], the first `real` rows being tokens and the only keys; bias [h, r, real] → [r, w]."""
+        split = partial(rearrange, pattern="r (h d) -> 1 h r d", h=self.heads)
+        tokens = x[:real]
+        seen = scaled_dot_product_attention(
+            split(project(self.query, x, products)),
+            split(project(self.key, tokens, products)),
+            split(project(self.value, tokens, products)),
+            attn_mask=bias.unsqueeze(0),
+            scale=1.0,
+        )
+        return project(self.out, rearrange(seen, "1 h r d -> r (h d)"), products)
+
+
+class FeedForward(nn.Module):
+    """Gated GELU (tanh form): down(gelu(gate x) · up x)."""
+
+    def __init__(self, config: T5Config, *, linear):
+        super().__init__()
+        self.gate = linear(config.width, config.mlp_dim)
+        self.up = linear(config.width, config.mlp_dim)
+        self.down = linear(config.mlp_dim, config.width)
+
+    def forward(self, x: Tensor, products: torch.dtype) -> Tensor:
+        gate = gelu(project(self.gate, x, products), approximate="tanh")
+        return project(self.down, gate * project(self.up, x, products), products)
+
+
+class Block(nn.Module):
+    def __init__(self, config: T5Config, *, linear, norm):
+        super().__init__()
+        self.attention_norm = norm()
+        self.attention = Attention(config, linear=linear)
+        self.mlp_norm = norm()
+        self.mlp = FeedForward(config, linear=linear)
+
+    def forward(self, x: Tensor, real: int, bias: Tensor, products: torch.dtype) -> Tensor:
+        x = x + self.attention(self.attention_norm(x), real, bias, products)
+        return x + self.mlp(self.mlp_norm(x), products)
+
+
+class T5Encoder(nn.Module):
+    """T5 v1.1's encoder over a plan of rows (`rows.py`), one prompt at a time.
+
+    Linear layers and the embedding take `dtype`; norms and the position bias are kept in fp32.
+    """
+
+    def __init__(self, config: T5Config, *, operations=nn, device=None, dtype=None):
+        super().__init__()
+        self.config = config
+        linear = partial(operations.Linear, bias=False, device=device, dtype=dtype)
+        norm = partial(
+            operations.RMSNorm, config.width, eps=config.norm_eps, device=device, dtype=torch.float32
+        )
+        self.embedding = operations.Embedding(config.vocabulary, config.width, device=device, dtype=dtype)
+        self.position_bias = operations.Embedding(
+            config.buckets, config.heads, device=device, dtype=torch.float32
+        )
+        self.blocks = nn.ModuleList(Block(config, linear=linear, norm=norm) for _ in range(config.layers))
+        self.final_norm = norm()
+
+    def forward(
+        self,
+        ids: Tensor,
+        rows: Rows,
+        *,
+        depth: int | None = None,
+        products: torch.dtype = torch.float32,
+        on_layer: Callable[[], None] = lambda: None,
+    ) -> Tensor:
+        """Token ids [n] → hidden states [r, width] in fp32, one for each row of the plan.
+
+        depth: blocks to run; the final norm follows on the last block alone. None runs all.
+        products: dtype of the products with the weights (fp32, bf16 or fp16).
+        on_layer: called after each block.
+
+        `rows.spread` brings the result to every position.
+        """
+        last = self.config.layers
+        depth = last if depth is None else depth
+        assert ids.shape == (rows.real,) and 0 <= depth <= last
+
+        x = self.embedding(rows.fill(ids)).float()  # r -> r w
+        bias = self.bias(rows, x.device)
+        for block in self.blocks[:depth]:
+            x = block(x, rows.real, bias, products)
+            on_layer()
+        return self.final_norm(x) if depth == last else x
+
+    def bias(self, rows: Rows, device: torch.device) -> Tensor:
+        """Relative-position bias of each row towards the real tokens: [heads, r, real]."""
+        distance = torch.arange(rows.real) - rows.positions[:, None]
+        bucket = relative_position_bucket(distance, self.config.buckets, self.config.max_distance)
+        return rearrange(self.position_bias(bucket.to(device)), "r n h -> h r n").float().contiguous()

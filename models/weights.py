@@ -1,0 +1,143 @@
+"""Weight files as dictionaries of memory-mapped tensors: formats, shards, and what may be wrong with them."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from .errors import UnreadableFile
+
+PICKLES = (".pth", ".pt", ".bin")
+SUFFIXES = (".safetensors", ".sft", *PICKLES)
+# What transformers calls the weights in a folder, the better format first.
+FOLDER_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+CAST_BATCH = 256 << 20
+
+
+@dataclass(frozen=True)
+class Weights:
+    """name: for messages. tensors: memory-mapped. metadata: a safetensors file's, else empty."""
+
+    name: str
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+def open_weights(path: Path) -> Weights:
+    """Maps a weights file, or the one in a folder, into memory.
+
+    Raises: UnreadableFile if it is missing, empty, cut short, no known format, or a pickle with code in it.
+    """
+    if path.is_dir():
+        return open_weights(weights_in(path))
+    if path.name.endswith(".index.json"):
+        return open_shards(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise UnreadableFile(f"{path.name} is no weights file; {', '.join(SUFFIXES)} can be read.")
+    if not path.is_file():
+        raise UnreadableFile(f"{path} does not exist.")
+    if path.stat().st_size == 0:
+        raise UnreadableFile(f"{path.name} is empty (0 bytes). Download it again.")
+    return open_pickle(path) if path.suffix.lower() in PICKLES else open_safetensors(path)
+
+
+def weights_in(folder: Path) -> Path:
+    """The weights file of a transformers folder, or the only one that it has."""
+    for name in FOLDER_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if len(found) == 1:
+        return found[0]
+    raise UnreadableFile(
+        f"The folder {folder.name} holds {len(found)} weights files and none named "
+        f"{' or '.join(FOLDER_NAMES)}. Keep one, or choose the file itself."
+    )
+
+
+def open_safetensors(path: Path) -> Weights:
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Weights(path.name, tensors, file.metadata() or {})
+    except SafetensorError as error:
+        raise UnreadableFile(
+            f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short or no safetensors file: {error}. "
+            "Compare its size with the original and download it again."
+        ) from error
+
+
+def open_pickle(path: Path) -> Weights:
+    """Only tensors and plain containers are unpickled (`weights_only`): code in the file is never run."""
+    try:
+        try:
+            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError as error:
+            if "mmap can only be used with files saved with" not in str(error):
+                raise
+            loaded = torch.load(path, map_location="cpu", weights_only=True)  # torch's format before 1.6
+    except pickle.UnpicklingError as error:
+        raise UnreadableFile(
+            f"{path.name} is refused: it is no plain file of tensors, and loading it would run code or read "
+            "damaged data. Nothing was executed. Get the file from its publisher, as .safetensors if there is "
+            f"one. ({str(error).splitlines()[0]})"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise UnreadableFile(
+            f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short or no PyTorch file: "
+            f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. "
+            "Compare its size with the original and download it again."
+        ) from error
+    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UnreadableFile(
+            f"{path.name} holds a {type(loaded).__name__} that is no dictionary of tensors. "
+            "A file of weights (a state dict) is needed."
+        )
+    return Weights(path.name, loaded)
+
+
+def open_shards(index: Path) -> Weights:
+    """Several files under one `*.index.json`. Shards are looked for beside it and nowhere else."""
+    try:
+        placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        files = sorted({Path(name).name for name in placed.values()})
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UnreadableFile(f"{index.name} is damaged: it names no shards. Download it again.") from error
+    absent = [name for name in files if not (index.parent / name).is_file()]
+    if absent:
+        raise UnreadableFile(
+            f"{index.parent.name} lacks {len(absent)} of {len(files)} shards: {', '.join(absent)}. "
+            "Download them into the same folder."
+        )
+    shards = [open_weights(index.parent / name) for name in files]
+    tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
+    return Weights(index.parent.name, tensors)
+
+
+def cast_weights(path: Path, wanted: dict[str, torch.dtype]) -> Iterator[tuple[str, Tensor]]:
+    """Reads tensors in other dtypes than the file's, a batch at a time.
+
+    The file is mapped anew for each batch, so that the pages which were read go with the mapping: the memory
+    held is that of the result and one batch, not that of the file as well.
+    """
+    names = list(wanted)
+    while names:
+        tensors, read = open_weights(path).tensors, 0
+        while names and read < CAST_BATCH:
+            name = names.pop(0)
+            read += tensors[name].nbytes
+            yield name, tensors[name].to(wanted[name], copy=True)

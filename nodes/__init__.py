@@ -1,0 +1,19 @@
+"""The nodes, in menu order."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import folders
+from .condition import LLM4GENConditioning
+from .load import LoadCrossAdapter, LoadLLMEncoder
+
+
+class LLM4GENExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        folders.register()
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [LoadLLMEncoder, LoadCrossAdapter, LLM4GENConditioning]
+
+
+async def comfy_entrypoint() -> LLM4GENExtension:
+    return LLM4GENExtension()

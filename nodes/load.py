@@ -1,0 +1,100 @@
+"""The two loaders: weights in the host's model folders → models under the host's memory management."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..models.checkpoint import load_cross_adapter, load_t5_encoder
+from ..models.llm import LLM, has_tokenizer, load_tokenizer
+from . import folders, host, sockets
+from .fusion import HostedAdapter, HostedLLM
+
+
+class LoadLLMEncoder(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LLM4GEN_LoadLLMEncoder",
+            display_name="Load LLM Encoder",
+            category="LLM4GEN",
+            description="Loads the language model that reads the prompt beside CLIP: the encoder of RankGen, "
+            "T5 v1.1 or flan-T5, from models/text_encoders.",
+            search_aliases=["T5", "RankGen", "LLM4GEN", "text encoder"],
+            inputs=[
+                io.Combo.Input(
+                    "encoder_name",
+                    options=folders.choices(folders.ENCODERS),
+                    tooltip="A weights file, or a folder with a config.json, in models/text_encoders. "
+                    "The published adapter needs rankgen-t5-xl-all.",
+                ),
+                io.Combo.Input(
+                    "dtype",
+                    options=list(host.DTYPES),
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="How the weights are kept in memory. auto: as in the file, computed the fastest way "
+                    "that stays within 2% of fp32 on a CPU and 0.5% on a GPU. fp32: exact.",
+                ),
+                io.Combo.Input(
+                    "device",
+                    options=list(host.DEVICES),
+                    default="default",
+                    optional=True,
+                    advanced=True,
+                    tooltip="default: where ComfyUI runs text encoders. cpu: leaves the GPU to the picture.",
+                ),
+            ],
+            outputs=[sockets.LLM.Output(tooltip="For LLM4GEN Conditioning.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, encoder_name) -> bool:
+        return True  # a name that is not listed gets MissingFile's advice instead of "value not in list"
+
+    @classmethod
+    def fingerprint_inputs(cls, encoder_name, dtype="auto", device="default") -> str:
+        return folders.fingerprint(folders.ENCODERS, encoder_name)
+
+    @classmethod
+    def execute(cls, encoder_name, dtype="auto", device="default") -> io.NodeOutput:
+        path = folders.resolve(folders.ENCODERS, encoder_name)
+        encoder = load_t5_encoder(path, dtype=host.DTYPES[dtype], operations=host.LAYERS)
+        own = folders.tokenizer_folder(path)
+        place = own if own and has_tokenizer(own) else folders.host_t5_tokenizer()
+        llm = LLM(encoder, load_tokenizer(place, encoder.config.vocabulary))
+        return io.NodeOutput(HostedLLM(llm, dtype, device))
+
+
+class LoadCrossAdapter(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LLM4GEN_LoadCrossAdapter",
+            display_name="Load Cross-Adapter",
+            category="LLM4GEN",
+            description="Loads the small module that lets the LLM's tokens look at CLIP's (LLM4GEN's "
+            "projector.pth), from models/llm4gen.",
+            search_aliases=["LLM4GEN", "projector", "ELLA"],
+            inputs=[
+                io.Combo.Input(
+                    "adapter_name",
+                    options=folders.choices(folders.ADAPTERS),
+                    tooltip="A file in models/llm4gen: projector.pth, as published, or a .safetensors.",
+                ),
+            ],
+            outputs=[sockets.ADAPTER.Output(tooltip="For LLM4GEN Conditioning.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, adapter_name) -> bool:
+        return True  # as above
+
+    @classmethod
+    def fingerprint_inputs(cls, adapter_name) -> str:
+        return folders.fingerprint(folders.ADAPTERS, adapter_name)
+
+    @classmethod
+    def execute(cls, adapter_name) -> io.NodeOutput:
+        path = folders.resolve(folders.ADAPTERS, adapter_name)
+        return io.NodeOutput(HostedAdapter(*load_cross_adapter(path, operations=host.LAYERS)))

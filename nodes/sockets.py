@@ -1,0 +1,6 @@
+"""The wire types of the pack, each named once. Saved workflows rely on these names."""
+
+from comfy_api.latest import io
+
+LLM = io.Custom("LLM4GEN_LLM")
+ADAPTER = io.Custom("LLM4GEN_ADAPTER")

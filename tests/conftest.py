@@ -1,0 +1,14 @@
+"""The pack under an importable name, without ComfyUI: its root's `__init__.py` is the host's entry point."""
+
+import sys
+import types
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# `python -m pytest` puts the root on the path, where the pack's `nodes/` would hide ComfyUI's `nodes.py`.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+pack = types.ModuleType("llm4gen")
+pack.__path__ = [str(ROOT)]
+sys.modules.setdefault("llm4gen", pack)
