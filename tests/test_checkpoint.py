@@ -1,0 +1,239 @@
+"""Files → models: which are recognised, and that nothing is loaded by halves."""
+
+import json
+import pickle
+import re
+
+import pytest
+import tiny
+import torch
+from safetensors.torch import save_file
+
+from llm4gen.models.checkpoint import load_cross_adapter, load_t5_encoder
+from llm4gen.models.errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile, WrongRecipe
+from llm4gen.models.rows import all_rows
+
+IDS = torch.tensor([5, 9, 300, 1])
+
+
+def states(encoder):
+    return encoder(IDS, all_rows(len(IDS), 16))
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    return tiny.t5_encoder()
+
+
+@pytest.fixture(scope="module")
+def expected(oracle):
+    padded = torch.nn.functional.pad(IDS, (0, 12))[None]
+    return oracle(input_ids=padded, attention_mask=(padded > 0).long()).last_hidden_state[0]
+
+
+def t5_spelling(name, oracle):
+    tensors = tiny.own_tensors(oracle)
+    if name == "rankgen":
+        return tiny.rankgen_tensors(oracle)
+    if name == "rankgen with alias":
+        embedding = tensors["shared.weight"].clone()
+        return tiny.rankgen_tensors(oracle) | {"t5_encoder.encoder.embed_tokens.weight": embedding}
+    if name == "alias alone":
+        return {name.replace("shared", "encoder.embed_tokens"): tensor for name, tensor in tensors.items()}
+    if name == "whole T5 v1.1":
+        whole = tiny.own_tensors(tiny.whole_t5())
+        return whole | {name: tensor for name, tensor in tensors.items() if name in whole}
+    return tensors
+
+
+@pytest.mark.parametrize(
+    "spelling", ["rankgen", "rankgen with alias", "alias alone", "whole T5 v1.1", "encoder"]
+)
+def test_every_spelling_of_a_t5_encoder_loads(spelling, oracle, expected, tmp_path):
+    save_file(t5_spelling(spelling, oracle), tmp_path / "t5.safetensors")
+    torch.testing.assert_close(
+        states(load_t5_encoder(tmp_path / "t5.safetensors")), expected, atol=2e-5, rtol=0
+    )
+
+
+@pytest.mark.parametrize("suffix", [".bin", ".pth", ".pt"])
+@pytest.mark.parametrize("wrapped", [False, True])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_every_pickle_of_tensors_loads(suffix, wrapped, zipped, oracle, expected, tmp_path):
+    tensors, path = tiny.rankgen_tensors(oracle), tmp_path / f"t5{suffix}"
+    torch.save({"state_dict": tensors} if wrapped else tensors, path, _use_new_zipfile_serialization=zipped)
+    torch.testing.assert_close(states(load_t5_encoder(path)), expected, atol=2e-5, rtol=0)
+
+
+def save_shards(folder, tensors, suffix):
+    folder.mkdir()
+    names = sorted(tensors)
+    placed = {}
+    for part, half in enumerate((names[::2], names[1::2])):
+        file = f"part-{part}.{suffix}"
+        save = save_file if suffix == "safetensors" else torch.save
+        save({name: tensors[name] for name in half}, folder / file)
+        placed |= dict.fromkeys(half, file)
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": placed}), encoding="utf-8")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_shards_load_and_a_missing_one_is_named(suffix, oracle, expected, tmp_path):
+    folder = tmp_path / "t5"
+    save_shards(folder, tiny.rankgen_tensors(oracle), suffix)
+    torch.testing.assert_close(states(load_t5_encoder(folder)), expected, atol=2e-5, rtol=0)
+    (folder / f"part-1.{suffix}").unlink()
+    with pytest.raises(UnreadableFile, match=f"1 of 2 shards: part-1.{suffix}"):
+        load_t5_encoder(folder)
+
+
+def test_shards_are_not_looked_for_outside_the_folder(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "secret.safetensors")
+    folder = tmp_path / "t5"
+    folder.mkdir()
+    index = {"weight_map": {"x": "../secret.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(UnreadableFile, match="1 of 1 shards"):
+        load_t5_encoder(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, None])
+def test_weights_take_the_chosen_dtype_and_norms_stay_fp32(dtype, oracle, tmp_path):
+    tensors = {name: tensor.bfloat16() for name, tensor in tiny.rankgen_tensors(oracle).items()}
+    save_file(tensors, tmp_path / "t5.safetensors")
+    encoder = load_t5_encoder(tmp_path / "t5.safetensors", dtype=dtype)
+    assert (
+        encoder.blocks[0].attention.query.weight.dtype
+        == encoder.embedding.weight.dtype
+        == (dtype or torch.bfloat16)
+    )
+    assert encoder.final_norm.weight.dtype == encoder.position_bias.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("stored", [torch.float64, torch.float8_e4m3fn])
+def test_dtypes_without_products_become_ones_that_have_them(stored, oracle, tmp_path):
+    save_file({n: t.to(stored) for n, t in tiny.rankgen_tensors(oracle).items()}, tmp_path / "t5.safetensors")
+    encoder = load_t5_encoder(tmp_path / "t5.safetensors")
+    wanted = torch.float32 if stored is torch.float64 else torch.bfloat16
+    assert encoder.blocks[0].mlp.up.weight.dtype == wanted
+
+
+def spoil(tensors, damage):
+    """Damages a model's tensors; says which words the error must have."""
+    last = next(name for name in tensors if name.endswith((".wo.weight", "FFN.2.weight")))
+    if damage == "missing":
+        del tensors[last]
+        return "lacks 1 tensor"
+    if damage == "surplus":
+        tensors["stray"] = torch.zeros(2)
+        return "unknown 1 tensor .stray"
+    if damage == "misshapen":
+        tensors[last] = tensors[last][:-1].clone()
+        return "instead of"
+    tensors[last].view(-1)[3] = float(damage)
+    return "NaN or infinite values in 1 tensor"
+
+
+@pytest.mark.parametrize("damage", ["missing", "surplus", "misshapen", "nan", "-inf"])
+@pytest.mark.parametrize("model", ["adapter", "encoder"])
+def test_nothing_is_loaded_by_halves(model, damage, oracle, tmp_path):
+    tensors = tiny.adapter_tensors() if model == "adapter" else tiny.rankgen_tensors(oracle)
+    message = spoil(tensors, damage)
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(IncompleteCheckpoint, match=message):
+        (load_cross_adapter if model == "adapter" else load_t5_encoder)(tmp_path / "x.safetensors")
+
+
+def test_a_gap_between_blocks_is_named(oracle, tmp_path):
+    tensors = {n: t for n, t in tiny.rankgen_tensors(oracle).items() if ".block.1." not in n}
+    save_file(tensors, tmp_path / "t5.safetensors")
+    with pytest.raises(IncompleteCheckpoint, match=re.escape("block.1.layer.0")):
+        load_t5_encoder(tmp_path / "t5.safetensors")
+
+
+def test_fp16_that_the_weights_do_not_fit_is_refused(oracle, tmp_path):
+    tensors = tiny.rankgen_tensors(oracle)
+    tensors["t5_encoder.shared.weight"][0, 0] = 1e6
+    save_file(tensors, tmp_path / "t5.safetensors")
+    load_t5_encoder(tmp_path / "t5.safetensors", dtype=torch.bfloat16)
+    with pytest.raises(IncompleteCheckpoint, match="choose fp32"):
+        load_t5_encoder(tmp_path / "t5.safetensors", dtype=torch.float16)
+
+
+def test_each_loader_refuses_the_others_file_and_says_what_it_found(oracle, tmp_path):
+    save_file(tiny.adapter_tensors(), tmp_path / "adapter.safetensors")
+    save_file(tiny.rankgen_tensors(oracle), tmp_path / "t5.safetensors")
+    with pytest.raises(UnknownCheckpoint, match=r"adapter.safetensors holds no T5 encoder.*20 tensors"):
+        load_t5_encoder(tmp_path / "adapter.safetensors")
+    with pytest.raises(UnknownCheckpoint, match=r"t5.safetensors holds no Cross-Adapter.*32 tensors"):
+        load_cross_adapter(tmp_path / "t5.safetensors")
+
+
+def test_the_first_t5_is_told_apart(oracle, tmp_path):
+    tensors = {n.replace("wi_0", "wi"): t for n, t in tiny.rankgen_tensors(oracle).items() if "wi_1" not in n}
+    save_file(tensors, tmp_path / "t5.safetensors")
+    with pytest.raises(UnknownCheckpoint, match="first T5"):
+        load_t5_encoder(tmp_path / "t5.safetensors")
+
+
+def test_the_adapters_heads_come_from_its_metadata(tmp_path):
+    save_file(tiny.adapter_tensors(), tmp_path / "a.safetensors", {"llm4gen": '{"heads": 4, "tokens": 99}'})
+    adapter, recipe = load_cross_adapter(tmp_path / "a.safetensors")
+    assert (adapter.config.heads, recipe.heads, recipe.tokens) == (4, 4, 99)
+    save_file(tiny.adapter_tensors(), tmp_path / "b.safetensors", {"llm4gen": '{"heads": 5}'})
+    with pytest.raises(WrongRecipe, match="64 wide, which 5 attention heads"):
+        load_cross_adapter(tmp_path / "b.safetensors")
+
+
+class Payload:
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return open, (str(self.mark), "w")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_code_in_a_pickle_is_not_run(zipped, tmp_path):
+    path, mark = tmp_path / "evil.pth", tmp_path / "mark"
+    torch.save({"llm_proj.weight": Payload(mark)}, path, _use_new_zipfile_serialization=zipped)
+    with pytest.raises(UnreadableFile, match="Nothing was executed"):
+        load_cross_adapter(path)
+    assert not mark.exists()
+    torch.load(path, weights_only=False)["llm_proj.weight"].close()
+    assert mark.exists(), "the payload works where it is let"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.safetensors", b"", "empty"),
+        ("a.pth", b"", "empty"),
+        ("a.safetensors", b"<html>404</html>", "damaged"),
+        ("a.pth", b"<html>404</html>", "refused|damaged"),
+        ("a.pth", pickle.dumps([1, 2], protocol=2), "refused|damaged|no dictionary"),
+        ("a.txt", b"x", "no weights file"),
+    ],
+)
+def test_a_file_that_is_none_is_refused(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableFile, match=message):
+        load_cross_adapter(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("share", [0.0001, 0.5, 0.999])
+def test_a_file_that_was_cut_short_is_refused(suffix, share, tmp_path):
+    path = tmp_path / f"a{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(tiny.adapter_tensors(), path)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share) + 1])
+    with pytest.raises(UnreadableFile, match=r"download it again|Get the file"):
+        load_cross_adapter(path)
+
+
+def test_something_else_than_tensors_is_refused(tmp_path):
+    torch.save({"epoch": 3, "weights": {"x": torch.zeros(1)}}, tmp_path / "a.pth")
+    with pytest.raises(UnreadableFile, match="dictionary of tensors"):
+        load_cross_adapter(tmp_path / "a.pth")

@@ -1,0 +1,50 @@
+"""How an adapter says what its LLM is fed."""
+
+import json
+
+import pytest
+
+from llm4gen.models.errors import WrongRecipe
+from llm4gen.models.recipe import Recipe, recipe_from_metadata
+
+
+def read(**entries):
+    return recipe_from_metadata({"llm4gen": json.dumps(entries)})
+
+
+def test_a_file_without_a_recipe_has_the_published_one():
+    assert recipe_from_metadata({}) == recipe_from_metadata({"format": "pt"}) == Recipe()
+    assert Recipe().prompt("a cat") == "pre a cat"
+    assert (Recipe().tokens, Recipe().padding, Recipe().layer, Recipe().heads) == (256, "keep", -1, 8)
+
+
+def test_entries_replace_the_published_ones():
+    recipe = read(template="<s>{text}</s>", tokens=128, padding="drop", layer=-2)
+    assert recipe == Recipe(template="<s>{text}</s>", tokens=128, padding="drop", layer=-2)
+
+
+def test_braces_in_a_prompt_are_words():
+    assert Recipe().prompt("{a|b} {text} {0.__class__}") == "pre {a|b} {text} {0.__class__}"
+
+
+@pytest.mark.parametrize(
+    ("entries", "named"),
+    [
+        ({"template": "no place"}, "no place"),
+        ({"tokens": 0}, "0"),
+        ({"tokens": "256"}, "256"),
+        ({"tokens": True}, "True"),
+        ({"padding": "left"}, "left"),
+        ({"heads": 0}, "0"),
+        ({"colour": 1}, "colour"),
+    ],
+)
+def test_a_recipe_that_cannot_be_followed_is_refused(entries, named):
+    with pytest.raises(WrongRecipe, match=named):
+        read(**entries)
+
+
+@pytest.mark.parametrize("text", ["no json", "[1]"])
+def test_metadata_that_is_no_recipe_is_refused(text):
+    with pytest.raises(WrongRecipe):
+        recipe_from_metadata({"llm4gen": text})

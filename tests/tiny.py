@@ -1,0 +1,66 @@
+"""Small random models in the checkpoints' own key names, for tests that need no host."""
+
+import torch
+from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
+
+VOCABULARY = 32128
+
+
+def t5_config(**changes) -> T5Config:
+    sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 3, "num_heads": 4, "vocab_size": VOCABULARY}
+    return T5Config(feed_forward_proj="gated-gelu", dropout_rate=0.0, **(sizes | changes))
+
+
+def randomise(model: torch.nn.Module) -> torch.nn.Module:
+    """Weights of T5's scale: each matrix keeps the size of what goes through it; positions matter."""
+    torch.manual_seed(0)
+    for name, weight in model.named_parameters():
+        if "relative_attention_bias" in name or "shared" in name:
+            torch.nn.init.normal_(weight)
+        elif weight.ndim == 2:
+            torch.nn.init.normal_(weight, std=weight.shape[1] ** -0.5)
+        else:
+            torch.nn.init.uniform_(weight, 0.5, 1.5)
+        if ".q." in name:
+            weight.data /= model.config.d_kv**0.5
+    return model.eval().requires_grad_(False)
+
+
+def t5_encoder(**changes) -> T5EncoderModel:
+    """transformers' T5 encoder: the oracle."""
+    return randomise(T5EncoderModel(t5_config(**changes)))
+
+
+def whole_t5(**changes) -> T5ForConditionalGeneration:
+    return randomise(T5ForConditionalGeneration(t5_config(tie_word_embeddings=False, **changes)))
+
+
+def own_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A state dict whose tensors share no memory, as safetensors wants it."""
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def rankgen_tensors(oracle: T5EncoderModel) -> dict[str, torch.Tensor]:
+    """The oracle's weights under RankGen's names."""
+    tensors = {f"t5_encoder.{name}": tensor for name, tensor in own_tensors(oracle).items()}
+    width = oracle.config.d_model
+    return tensors | {"projection.weight": torch.zeros(width, width)}
+
+
+def adapter_tensors(clip=64, llm=32, mlp=128) -> dict[str, torch.Tensor]:
+    """A random Cross-Adapter under the published names."""
+    torch.manual_seed(1)
+    shapes = {"llm_proj": (clip, llm), "FFN.0": (mlp, clip), "FFN.2": (clip, mlp)}
+    shapes |= dict.fromkeys(("q_proj", "k_proj", "v_proj", "out_proj"), (clip, clip))
+    tensors = {}
+    for name, (out, inner) in shapes.items():
+        tensors[f"{name}.weight"] = torch.randn(out, inner) * inner**-0.5
+        tensors[f"{name}.bias"] = torch.randn(out) * 0.1
+    for name in ("q_norm", "kv_norm", "norm"):
+        tensors[f"{name}.weight"] = torch.rand(clip) + 0.5
+        tensors[f"{name}.bias"] = torch.randn(clip) * 0.1
+    return {f"CrossFusionModule.0.{name}": tensor for name, tensor in tensors.items()}
+
+
+def relative_error(value: torch.Tensor, truth: torch.Tensor) -> float:
+    return ((value.float() - truth).norm() / truth.norm()).item()
