@@ -7,3 +7,5 @@ ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 COMFYUI = Path(os.environ.get("LLM4GEN_COMFYUI", ROOT / ".host" / "ComfyUI"))
 T5_TOKENIZER = COMFYUI / "comfy" / "text_encoders" / "t5_tokenizer"
+STANDINS = ROOT / ".host" / "standins"
+TOOLS = ROOT / "tools"

@@ -1,0 +1,219 @@
+"""From words to conditioning, with the host's real CLIP and sampler on stand-in weights."""
+
+import logging
+
+import in_process
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, T5Config, T5EncoderModel
+
+from paths import T5_TOKENIZER
+
+PROMPTS = [
+    "a blue sheep next to a brown vase, behind them a red bookcase and a window with yellow curtains",
+    "",
+    "青い羊 🐑 naïve café",
+    "a (blue:1.3) sheep, [brown] vase \\(tall\\)",
+]
+WORDS = [*PROMPTS[:3], "a blue sheep, [brown] vase (tall)"]
+ENCODER, ADAPTER = "rankgen-t5-xl-standin.safetensors", "projector_standin.pth"
+
+
+@pytest.fixture(scope="module")
+def host():
+    return in_process.start()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(host):
+    with torch.inference_mode():
+        return host.core.CheckpointLoaderSimple().load_checkpoint("llm4gen_standin_sd15.safetensors")
+
+
+@pytest.fixture(scope="module")
+def clip(checkpoint):
+    return checkpoint[1]
+
+
+@pytest.fixture(scope="module")
+def llm(host):
+    return in_process.run(host.ours["LLM4GEN_LoadLLMEncoder"], encoder_name=ENCODER, dtype="fp32")
+
+
+@pytest.fixture(scope="module")
+def adapter(host):
+    return in_process.run(host.ours["LLM4GEN_LoadCrossAdapter"], adapter_name=ADAPTER)
+
+
+@pytest.fixture
+def encode(host, clip, llm, adapter):
+    def encode(text, **changes):
+        inputs = {"clip": clip, "llm": llm, "adapter": adapter, "text": text} | changes
+        with torch.inference_mode():
+            return in_process.run(host.ours["LLM4GEN_Conditioning"], **inputs)
+
+    return encode
+
+
+@pytest.fixture
+def core_encode(host, clip):
+    def encode(text, clip=clip):
+        with torch.inference_mode():
+            return host.core.CLIPTextEncode().encode(clip, text)[0]
+
+    return encode
+
+
+def t5_states(text):
+    """The LLM half's input as transformers computes it: the published text path on the stand-in's weights."""
+    weights = load_file(in_process.standins() / "text_encoders" / ENCODER)
+    weights = {
+        n.removeprefix("t5_encoder."): t.float() for n, t in weights.items() if n.startswith("t5_encoder.")
+    }
+    config = T5Config(
+        d_model=2048, d_kv=64, d_ff=5120, num_heads=32, num_layers=2, feed_forward_proj="gated-gelu"
+    )
+    with torch.device("meta"):
+        encoder = T5EncoderModel(config).eval()
+    encoder.load_state_dict(weights, strict=False, assign=True)
+    encoder.encoder.embed_tokens = encoder.shared
+    ids = AutoTokenizer.from_pretrained(str(T5_TOKENIZER))("pre " + text)["input_ids"]
+    padded = torch.tensor([ids + [0] * (256 - len(ids))])
+    mask = torch.tensor([[1] * len(ids) + [0] * (256 - len(ids))])
+    return encoder(input_ids=padded, attention_mask=mask).last_hidden_state
+
+
+def fused_tokens(clip_states, llm_states):
+    """The published module, in a few lines of its own: [1, 77, 768], [1, 256, 2048] → [1, 256, 768]."""
+    weights = torch.load(in_process.standins() / "llm4gen" / ADAPTER, weights_only=True)
+    part = {name.removeprefix("CrossFusionModule.0."): tensor for name, tensor in weights.items()}
+
+    def linear(name, x):
+        return x @ part[f"{name}.weight"].T + part[f"{name}.bias"]
+
+    def norm(name, x):
+        return torch.nn.functional.layer_norm(x, (768,), part[f"{name}.weight"], part[f"{name}.bias"])
+
+    def heads(x):
+        return x.unflatten(-1, (8, 96)).transpose(1, 2)
+
+    x = linear("llm_proj", llm_states)
+    clip = norm("q_norm", clip_states)
+    query, key, value = (
+        heads(linear("q_proj", norm("kv_norm", x))),
+        heads(linear("k_proj", clip)),
+        heads(linear("v_proj", clip)),
+    )
+    seen = (query @ key.transpose(-1, -2) * 96**-0.5).softmax(-1) @ value
+    x = x + linear("out_proj", seen.transpose(1, 2).flatten(-2))
+    inner = linear("FFN.0", norm("norm", x))
+    return x + linear("FFN.2", inner * torch.sigmoid(1.702 * inner))
+
+
+@pytest.mark.parametrize(("text", "words"), list(zip(PROMPTS, WORDS, strict=True)))
+@torch.inference_mode()
+def test_clip_half_is_cores_and_llm_half_is_the_published_module_on_it(text, words, encode, core_encode):
+    ((states, options),) = encode(text)
+    ((core_states, core_options),) = core_encode(text)
+    assert states.shape == (1, 77 + 256, 768)
+    assert torch.equal(states[:, :77], core_states)
+    assert options.keys() == core_options.keys()
+    assert torch.equal(options["pooled_output"], core_options["pooled_output"])
+    expected = fused_tokens(core_states, t5_states(words))
+    assert (states[:, 77:] - expected).abs().max() <= 1e-4
+
+
+def test_strength_0_is_core_and_others_scale_the_llm_half(encode, core_encode):
+    whole = encode(PROMPTS[0])[0][0]
+    none = encode(PROMPTS[0], strength=0.0)[0][0]
+    assert torch.equal(none, core_encode(PROMPTS[0])[0][0])
+    for strength in (0.35, 2.0):
+        part = encode(PROMPTS[0], strength=strength)[0][0]
+        assert torch.equal(part[:, :77], whole[:, :77])
+        torch.testing.assert_close(part[:, 77:], strength * whole[:, 77:])
+
+
+def test_llm_text_replaces_what_the_llm_reads_and_nothing_else(encode):
+    same, other = encode("a cat")[0][0], encode("a cat", llm_text="a dog on a sofa")[0][0]
+    assert torch.equal(encode("a cat", llm_text="a cat")[0][0], same)
+    assert torch.equal(other[:, :77], same[:, :77])
+    assert not torch.equal(other[:, 77:], same[:, 77:])
+    assert not torch.equal(encode("a cat", llm_text="")[0][0], same)
+
+
+LONG = "a red house by the sea, " * 20  # 160 CLIP tokens
+
+
+def test_a_long_prompt_is_cut_or_kept_as_chosen(encode, core_encode):
+    cut = encode(LONG)[0][0]
+    assert cut.shape[1] == 77 + 256
+    assert torch.equal(cut[:, :77], core_encode(LONG)[0][0][:, :77])
+    kept = encode(LONG, long_prompt="chunks of 77")[0][0]
+    core = core_encode(LONG)[0][0]
+    assert core.shape[1] > 77
+    assert torch.equal(kept[:, : core.shape[1]], core) and kept.shape[1] == core.shape[1] + 256
+
+
+def test_what_is_cut_off_is_logged_by_half(encode, caplog):
+    with caplog.at_level(logging.WARNING):
+        encode("word " * 70)
+    assert caplog.messages == []
+    with caplog.at_level(logging.WARNING):
+        encode("word " * 300)
+    clip_half, llm_half = caplog.messages
+    assert "CLIP" in clip_half and "225 tokens" in clip_half
+    assert "LLM" in llm_half and "46 tokens" in llm_half
+
+
+@pytest.fixture
+def count_unet_calls(host, checkpoint, encode):
+    def count(positive, negative, steps=3):
+        calls = []
+
+        def wrapper(apply, arguments):
+            calls.append(arguments["c"]["c_crossattn"].shape)
+            return apply(arguments["input"], arguments["timestep"], **arguments["c"])
+
+        model = checkpoint[0].clone()
+        model.set_model_unet_function_wrapper(wrapper)
+        latent = {"samples": torch.zeros(1, 4, 8, 8)}
+        with torch.inference_mode():
+            (sampled,) = host.core.common_ksampler(
+                model, 1, steps, 7.5, "euler", "normal", positive, negative, latent
+            )
+        assert sampled["samples"].isfinite().all()
+        return calls
+
+    return count
+
+
+@pytest.mark.parametrize("negative", ["", LONG, "ugly"])
+def test_the_pair_is_sampled_with_one_unet_call_a_step(negative, encode, count_unet_calls):
+    assert count_unet_calls(encode(PROMPTS[0]), encode(negative)) == [(2, 333, 768)] * 3
+
+
+def test_a_pair_of_unequal_length_takes_two(encode, core_encode, count_unet_calls):
+    assert len(count_unet_calls(encode(PROMPTS[0]), core_encode(""))) == 6
+
+
+def test_the_llm_is_not_run_again_for_what_it_has_read(llm, encode, monkeypatch):
+    runs = []
+    read = type(llm.llm).read
+    monkeypatch.setattr(type(llm.llm), "read", lambda *a, **k: runs.append(1) or read(*a, **k))
+    first = encode("a fox in the snow")[0][0]
+    again = encode("a (fox:1.0) in the snow")[0][0]
+    encode("a fox in the snow", strength=0.5)
+    assert len(runs) == 1
+    assert torch.equal(first, again)
+    encode("a fox in the sand")
+    assert len(runs) == 2
+
+
+def test_memory_of_what_was_read_is_bounded(llm, adapter, monkeypatch):
+    from llm4gen.nodes import fusion  # noqa: PLC0415
+
+    monkeypatch.setattr(fusion, "REMEMBERED", 2)
+    for text in ("one", "two", "three", "two"):
+        llm.features(text, adapter.recipe)
+    assert [text for text, _ in llm.read_before] == ["three", "two"]
