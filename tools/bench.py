@@ -1,0 +1,259 @@
+"""Measures the pack against the published way, on random weights of the real size; prints one table.
+
+    python tools/dev.py bench              (or run this file with ComfyUI's Python)
+    python tools/dev.py bench --quick      four layers instead of 24: to try the tool itself
+
+Each way has a process of its own (`bench_worker.py`). The processes take turns, one working at a time, for
+some rounds, and ratios are taken within a round: what slows the machine for a while slows all alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import psutil
+import torch
+from bench_report import CALLS, Result, Results, Variant, machine, table, verdict
+from bench_weights import LAYERS, Files, ensure_files
+from host import COMFYUI_DIR, HOST_DIR, Host
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer
+
+# Number of tokens, in words → the two wordings.
+Prompts = dict[str, tuple[str, ...]]
+WORKER = Path(__file__).with_name("bench_worker.py")
+# Two wordings of each prompt, equally long: one for the first call, one for the repeated.
+WORDS = ("red", "green")
+SHORT = "a {} fox in a yellow raincoat reads an old map under a glass umbrella while two owls watch"
+LONG = (
+    "a wide painting of a {} fishing boat tied to a stone pier at dawn, two old women in green coats mend a "
+    "torn net beside a stack of orange crates, a small dog sleeps on a coil of rope, behind them seven houses "
+    "with blue doors climb a steep hill to a lighthouse"
+)
+NEGATIVE = ""
+PUBLISHED = "published, fp32"
+ENOUGH_MEMORY = 12e9  # both files and what the three processes hold besides
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all measurements share."""
+
+    files: Files
+    comfyui: Path
+    threads: int
+    rounds: int
+
+
+class Worker:
+    """A process that measures one variant when told to."""
+
+    def __init__(self, variant: Variant, setting: Setting) -> None:
+        comfyui = setting.comfyui
+        command = [sys.executable, str(WORKER), "--comfyui", str(comfyui), "--device", variant.device]
+        command += ["--encoder", str(variant.encoder), "--adapter", str(setting.files.adapter)]
+        command += ["--threads", str(setting.threads)]
+        command += ["--dtype", variant.dtype] if variant.dtype else []
+        self.variant = variant
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 -- lives as long as the process
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            encoding="utf-8",
+            env=Host(comfyui, Path(sys.executable)).environment(),
+        )
+
+    def ask(self, do: str, **command: Any) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps({"do": do, **command}) + "\n")
+            self.process.stdin.flush()
+        reply = self.process.stdout.readline()
+        if not reply:
+            self.process.wait()
+            self.log.seek(0)
+            tail = "\n".join(self.log.read().decode(errors="replace").splitlines()[-20:])
+            raise SystemExit(f"{self.variant.label} ended with exit code {self.process.returncode}.\n{tail}")
+        return json.loads(reply)
+
+    def worked(self) -> float:
+        """Seconds of processor time that it took so far, over all cores."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
+
+    def close(self) -> None:
+        self.process.kill()  # it holds nothing that would have to be saved
+        self.process.communicate()
+        self.log.close()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="four layers: to try the tool itself")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (3)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's (its default)")
+    parser.add_argument("--comfyui", type=Path, default=os.environ.get("LLM4GEN_COMFYUI", COMFYUI_DIR))
+    parser.add_argument("--models", type=Path, default=HOST_DIR / "bench", help="where the weights are kept")
+    options = parser.parse_args()
+    files = ensure_files(options.models.resolve(), 4 if options.quick else LAYERS)
+    setting = Setting(files, Path(options.comfyui).resolve(), options.threads, max(1, options.rounds))
+    free = psutil.virtual_memory().available
+    if not options.quick and free < ENOUGH_MEMORY:
+        say(f"Only {free / 1e9:.1f} GB of memory are free: times may be the disk's, not the processor's.")
+
+    prompts = read_prompts(setting.comfyui / "comfy" / "text_encoders" / "t5_tokenizer")
+    results: Results = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        others = [
+            measure(ways(files, device), results, prompts, setting, Path(scratch)) for device in devices()
+        ]
+    for variant in other_loads(files):
+        say(f"Loading: {variant.label} from the {variant.weights} …")
+        with running([variant], setting) as [worker]:
+            results[variant] = Result(loaded=worker.ask("load"))
+
+    print("\n" + table(results))
+    print("\n" + "\n".join(machine(setting.rounds, setting.threads, max(others))) + "\n")
+    print("Four layers only: not judged." if options.quick else verdict(results, next(iter(prompts))))
+
+
+def devices() -> list[str]:
+    """The CPU, and the accelerator that torch sees, if any."""
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    return ["cpu"] + ([accelerator.type] if accelerator else [])
+
+
+def ways(files: Files, device: str) -> list[Variant]:
+    """What is compared, the published way first."""
+    return [
+        Variant(PUBLISHED, "fp32 file", files.fp32, None, device),
+        Variant("ours, fp32", "fp32 file", files.fp32, "fp32", device),
+        Variant("ours, auto", "bf16 file", files.bf16, "auto", device),
+    ]
+
+
+def other_loads(files: Files) -> list[Variant]:
+    """Loading alone, where it works differently."""
+    loads = [Variant("ours, bf16", "fp32 file", files.fp32, "bf16")]
+    if files.pickle:
+        loads.append(Variant("ours, fp32", "fp32 pickle", files.pickle, "fp32"))
+        loads.append(Variant("ours, bf16", "fp32 pickle", files.pickle, "bf16"))
+    else:
+        say("No room on the disk for a pickle of the weights: its loading is not measured.")
+    return loads
+
+
+def read_prompts(tokenizer: Path) -> Prompts:
+    """The prompts' two wordings, by the number of tokens that the LLM gets (template and end included)."""
+    count = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+    prompts = {}
+    for prompt in (SHORT, LONG):
+        texts = tuple(prompt.format(word) for word in WORDS)
+        (tokens,) = {len(count("pre " + text)["input_ids"]) for text in texts}
+        prompts[f"{tokens} tokens"] = texts
+    return prompts
+
+
+@contextlib.contextmanager
+def running(variants: list[Variant], setting: Setting) -> Iterator[list[Worker]]:
+    """A process for each variant, its weights file in the system's file cache."""
+    workers: list[Worker] = []
+    try:
+        for variant in variants:
+            with variant.encoder.open("rb") as file:
+                while file.read(64 << 20):
+                    pass
+            workers.append(Worker(variant, setting))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def measure(
+    variants: list[Variant], results: Results, prompts: Prompts, setting: Setting, scratch: Path
+) -> float:
+    """Loads, warms up and compares, then times in rounds; adds to `results`. Returns how many cores other
+    programs kept busy meanwhile."""
+    with running(variants, setting) as workers:
+        for worker in workers:
+            say(f"Loading: {worker.variant.label} …")
+            results[worker.variant] = Result(loaded=worker.ask("load"))
+            worker.ask("prepare")
+        say("Warming up and comparing …")
+        for tokens in prompts:
+            turn(workers, prompts, tokens, scratch)
+            # The truth is the published way on the CPU, for every device.
+            for variant, which in itertools.product(variants, CALLS):
+                truth, found = (
+                    load_file(scratch / f"{label} {tokens} {which}") for label in (PUBLISHED, variant.label)
+                )
+                results[variant].differences[tokens, which] = difference(truth, found)
+        psutil.cpu_percent()  # from here on
+        start, ours = time.perf_counter(), sum(worker.worked() for worker in workers)
+        for number in range(1, setting.rounds + 1):
+            say(f"Round {number} of {setting.rounds} …")
+            for tokens in prompts:
+                note_times(results, variants[0], tokens, turn(workers, prompts, tokens))
+        busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
+        ours = sum(worker.worked() for worker in workers) - ours
+        for worker in workers:
+            results[worker.variant].peak = worker.ask("peak")
+    return max(0.0, busy - ours / (time.perf_counter() - start))
+
+
+def turn(
+    workers: list[Worker], prompts: Prompts, tokens: str, scratch: Path | None = None
+) -> dict[tuple[Variant, str], float]:
+    """Seconds of every variant's first and repeated call with one prompt, the contexts saved in `scratch`."""
+    times = {}
+    # All variants do one wording before any does the next, so that each has its published call close by.
+    for which, text in zip(CALLS, prompts[tokens], strict=True):
+        for worker in workers:
+            save = str(scratch / f"{worker.variant.label} {tokens} {which}") if scratch else None
+            reply = worker.ask("context", positive=text, negative=NEGATIVE, which=which, save=save)
+            times[worker.variant, which] = reply["seconds"]
+    return times
+
+
+def note_times(
+    results: Results, published: Variant, tokens: str, times: dict[tuple[Variant, str], float]
+) -> None:
+    """One round's times, and the ratios to the mean of that round's two published calls."""
+    reference = mean(times[published, which] for which in CALLS)
+    for (variant, which), seconds in times.items():
+        results[variant].seconds[tokens, which].append(seconds)
+        results[variant].ratios[tokens, which].append(reference / seconds)
+
+
+def difference(truth: dict[str, Tensor], found: dict[str, Tensor]) -> tuple[float, float]:
+    """The worse of both prompts: largest difference, and norm of the difference over the norm of all tokens."""
+    pairs = [(truth[name], found[name]) for name in truth]
+    return (
+        max(float((a - b).abs().max()) for a, b in pairs),
+        max(float((a - b).norm() / a.norm()) for a, b in pairs),
+    )
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,245 @@
+"""One way from words to context, in a process of its own that answers `bench.py` line by line.
+
+Its own process, so that the peak of memory is its own. It reads JSON commands from stdin and writes one JSON
+answer a line to stdout; whatever libraries print goes to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+import types
+from pathlib import Path
+from typing import Any, Protocol
+
+import psutil
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn.functional import layer_norm, linear, pad
+
+ROOT = Path(__file__).resolve().parent.parent
+LENGTH = 256  # LLM tokens of the published path, padding included
+HEADS = 8  # of the Cross-Adapter
+FIRST, REPEATED = "first", "repeated"
+
+
+class Way(Protocol):
+    """One way to do it. Contexts are [333, 768], on the CPU."""
+
+    def load(self) -> None:
+        """Loads the LLM: what the memory of loading is measured over."""
+
+    def prepare(self) -> None:
+        """Loads the rest."""
+
+    def context(self, positive: str, negative: str, which: str) -> dict[str, Tensor]:
+        """The context of both prompts. which: with nothing cached, or with the negative known already."""
+
+
+class Published:
+    """transformers' encoder over 256 padded rows in fp32, both prompts each time, and the adapter's maths in
+    plain PyTorch. Loaded memory-mapped too, which the published script does not do: the comparison is of the
+    computing."""
+
+    def __init__(self, encoder: Path, adapter: Path, tokenizer: Path, device: str) -> None:
+        import transformers  # noqa: PLC0415 -- its encoders are memory that the other way does without
+
+        self.encoder, self.adapter, self.tokenizer, self.device = encoder, adapter, tokenizer, device
+        self.transformers = transformers
+
+    def load(self) -> None:
+        with safe_open(self.encoder, framework="pt") as file:
+            tensors = {name.removeprefix("t5_encoder."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        del tensors["projection.weight"]
+        tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
+        width = tensors["shared.weight"].shape[1]
+        config = self.transformers.T5Config(
+            vocab_size=tensors["shared.weight"].shape[0],
+            d_model=width,
+            d_kv=64,
+            d_ff=tensors["encoder.block.0.layer.1.DenseReluDense.wo.weight"].shape[1],
+            num_heads=width // 64,
+            num_layers=sum(name.endswith("SelfAttention.q.weight") for name in tensors),
+            feed_forward_proj="gated-gelu",
+            dropout_rate=0.0,
+        )
+        with torch.device("meta"):
+            self.model = self.transformers.T5EncoderModel(config)
+        self.model.load_state_dict(tensors, strict=True, assign=True)
+        self.model.eval().to(self.device)
+
+    def prepare(self) -> None:
+        self.tokenize = self.transformers.AutoTokenizer.from_pretrained(
+            str(self.tokenizer), local_files_only=True
+        )
+        weights = torch.load(self.adapter, map_location=self.device, weights_only=True)
+        self.weights = {name.removeprefix("CrossFusionModule.0."): tensor for name, tensor in weights.items()}
+        self.clip = clip_states(self.device)
+
+    def context(self, positive: str, negative: str, which: str) -> dict[str, Tensor]:
+        return {
+            name: torch.cat([clip, self.fuse(clip, self.read(text))], dim=1)[0].cpu()
+            for (name, clip), text in zip(self.clip.items(), (positive, negative), strict=True)
+        }
+
+    def read(self, text: str) -> Tensor:
+        ids = self.tokenize("pre " + text, return_tensors="pt", verbose=False)["input_ids"][:, :LENGTH]
+        missing = (0, LENGTH - ids.shape[1])
+        mask = pad(torch.ones_like(ids), missing)
+        ids, mask = pad(ids, missing).to(self.device), mask.to(self.device)
+        return self.model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+    def fuse(self, clip: Tensor, llm: Tensor) -> Tensor:
+        """FACTS of the published module: `kv_norm` is for the LLM side, `q_norm` for CLIP's."""
+
+        def apply(name: str, x: Tensor) -> Tensor:
+            return linear(x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+        def norm(name: str, x: Tensor) -> Tensor:
+            return layer_norm(
+                x, x.shape[-1:], self.weights[f"{name}.weight"], self.weights[f"{name}.bias"], 1e-5
+            )
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+        llm = apply("llm_proj", llm)
+        queries, seen = norm("kv_norm", llm), norm("q_norm", clip)
+        query, key, value = (
+            heads(apply("q_proj", queries)),
+            heads(apply("k_proj", seen)),
+            heads(apply("v_proj", seen)),
+        )
+        weights = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1)
+        llm = llm + apply("out_proj", (weights @ value).transpose(1, 2).flatten(-2))
+        inner = apply("FFN.0", norm("norm", llm))
+        return llm + apply("FFN.2", inner * torch.sigmoid(1.702 * inner))
+
+
+class Ours:
+    """What the three nodes do, through their own classes, in a ComfyUI without its server."""
+
+    def __init__(self, encoder: Path, adapter: Path, dtype: str) -> None:
+        import folder_paths  # noqa: PLC0415
+
+        from llm4gen.nodes import folders  # noqa: PLC0415
+        from llm4gen.nodes.load import LoadCrossAdapter, LoadLLMEncoder  # noqa: PLC0415
+
+        folders.register()
+        folder_paths.add_model_folder_path(folders.ENCODERS, str(encoder.parent))
+        folder_paths.add_model_folder_path(folders.ADAPTERS, str(adapter.parent))
+        self.load_llm = lambda: LoadLLMEncoder.execute(encoder.name, dtype).result[0]
+        self.load_adapter = lambda: LoadCrossAdapter.execute(adapter.name).result[0]
+        self.clip = clip_states("cpu")
+
+    def load(self) -> None:
+        self.llm = self.load_llm()
+
+    def prepare(self) -> None:
+        self.adapter = self.load_adapter()
+
+    def context(self, positive: str, negative: str, which: str) -> dict[str, Tensor]:
+        if which == FIRST:
+            self.llm.read_before.clear()
+        # ComfyUI would not run the negative's node again at all; here its adapter half is.
+        known = [(text, self.adapter.recipe) in self.llm.read_before for text in (positive, negative)]
+        assert known == [False, which == REPEATED]
+        return {
+            name: torch.cat(
+                [clip, self.adapter.fuse(clip, self.llm.features(text, self.adapter.recipe)).cpu()], dim=1
+            )[0]
+            for (name, clip), text in zip(self.clip.items(), (positive, negative), strict=True)
+        }
+
+
+def clip_states(device: str) -> dict[str, Tensor]:
+    """Stands for CLIP's states of the two prompts, [1, 77, 768] each; the same in every process."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        name: torch.randn(1, 77, 768, generator=generator).to(device) for name in ("positive", "negative")
+    }
+
+
+def enter_host(comfyui: Path, device: str) -> None:
+    """Makes ComfyUI and the pack importable, as the host itself has them."""
+    sys.path[0] = str(comfyui)
+    pack = types.ModuleType("llm4gen")
+    pack.__path__ = [str(ROOT)]
+    sys.modules["llm4gen"] = pack
+    from comfy.cli_args import args  # noqa: PLC0415
+
+    args.cpu = device == "cpu"  # before anything else of comfy, which looks for a device
+
+
+def memory_now() -> int:
+    """Bytes of this process in memory; mapped files count as far as they were read."""
+    return psutil.Process().memory_info().rss
+
+
+def memory_peak() -> int:
+    """The most bytes that this process ever had in memory."""
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text(encoding="utf-8")
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    import resource  # noqa: PLC0415
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def device_peak() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+
+
+@torch.inference_mode()  # as the host runs its nodes
+def answer(way: Way, command: dict[str, Any]) -> dict[str, Any]:
+    """Does one command: `load`, `prepare`, `context` (first or repeated) or `peak`."""
+    start = time.perf_counter()
+    if command["do"] == "load":
+        before = memory_now()
+        way.load()
+        seconds = time.perf_counter() - start
+        return {"seconds": seconds, "grown": memory_peak() - before, "peak": memory_peak()}
+    if command["do"] == "prepare":
+        way.prepare()
+        return {}
+    if command["do"] == "peak":
+        return {"peak": memory_peak(), "device_peak": device_peak()}
+    context = way.context(command["positive"], command["negative"], command["which"])
+    seconds = time.perf_counter() - start
+    if command.get("save"):
+        save_file({name: tensor.contiguous() for name, tensor in context.items()}, command["save"])
+    return {"seconds": seconds}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--comfyui", type=Path, required=True)
+    parser.add_argument("--encoder", type=Path, required=True)
+    parser.add_argument("--adapter", type=Path, required=True)
+    parser.add_argument("--dtype", help="of Load LLM Encoder; without it, the published way is measured")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--device", default="cpu", help="cpu, or what torch calls the accelerator")
+    options = parser.parse_args()
+
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
+    os.dup2(2, 1)
+    torch.set_num_threads(options.threads)
+    if options.dtype is None:
+        tokenizer = options.comfyui / "comfy" / "text_encoders" / "t5_tokenizer"
+        way: Way = Published(options.encoder, options.adapter, tokenizer, options.device)
+    else:
+        enter_host(options.comfyui, options.device)
+        way = Ours(options.encoder, options.adapter, options.dtype)
+    for line in sys.stdin:
+        print(json.dumps(answer(way, json.loads(line))), file=replies)
+
+
+if __name__ == "__main__":
+    main()
