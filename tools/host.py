@@ -6,10 +6,12 @@ import contextlib
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -64,11 +66,15 @@ def venv_python() -> Path:
 
 @dataclass(frozen=True)
 class Host:
-    """A ComfyUI folder and the Python that runs it; `owned` is false for an installation of the user's."""
+    """A ComfyUI folder and the Python that runs it."""
 
     comfyui: Path
     python: Path
-    owned: bool = True
+
+    @property
+    def owned(self) -> bool:
+        """Whether `setup` made it; an installation of the user's is left as it is."""
+        return self.comfyui == COMFYUI_DIR
 
     @property
     def main(self) -> Path:
@@ -104,7 +110,7 @@ class Host:
 
 def given_host(comfyui: Path, python: Path) -> Host:
     """An installation that the user already has; it is used as it is."""
-    host = Host(comfyui.expanduser().resolve(), python, owned=False)
+    host = Host(comfyui.expanduser().resolve(), python)
     if not host.main.is_file():
         raise HostError(
             f"{host.comfyui} holds no main.py: --comfyui wants the folder that ComfyUI was installed to."
@@ -125,6 +131,11 @@ def copy_pack(custom_nodes: Path) -> Path:
         elif source.is_file():
             shutil.copy2(source, target / name)
     return target
+
+
+def end_cleanly_when_terminated() -> None:
+    """Lets SIGTERM unwind `with` blocks as Ctrl-C does, so that no server is left behind."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
 def free_port() -> int:
@@ -171,12 +182,20 @@ class Server:
         return self.base / "output"
 
     def log_text(self) -> str:
-        return self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
+        """What the server has printed so far, without its colours."""
+        text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
+        return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
     def get(self, path: str, timeout: float = 30) -> Any:
         """The JSON behind a GET of the server, e.g. `/object_info`."""
         with _OPENER.open(self.url + path, timeout=timeout) as answer:
             return json.load(answer)
+
+    def save_workflow(self, name: str, workflow: dict[str, Any]) -> None:
+        """Puts a workflow into the front end's own list of saved ones."""
+        path = self.base / "user" / "default" / "workflows" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(workflow), encoding="utf-8")
 
     @property
     def alive(self) -> bool:

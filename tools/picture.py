@@ -1,0 +1,141 @@
+"""Draws the example workflow's thumbnail: a picture of the graph in the real front end, in headless Chromium.
+
+python tools/dev.py setup && .host/venv/bin/python tools/picture.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from host import COMFYUI_DIR, VENV_DIR, Host, Server, venv_python
+from workflow import TEXT_TO_IMAGE, Workflow, read_workflow
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
+# A bare browser: no first-run pages, nothing that talks to the network by itself.
+BROWSER_ARGUMENTS = (
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+WIDTH = 1500  # pixels of the thumbnail
+MARGIN = 24  # around the graph, in its own units
+
+_PREPARE = """
+async ({ workflow, margin, width }) => {
+  await app.loadGraphData(workflow);
+  const boxes = [...app.graph.nodes.map((n) => n.getBounding()), ...app.graph.groups.map((g) => g._bounding)];
+  const left = Math.min(...boxes.map((b) => b[0])) - margin;
+  const top = Math.min(...boxes.map((b) => b[1])) - margin;
+  const right = Math.max(...boxes.map((b) => b[0] + b[2])) + margin;
+  const bottom = Math.max(...boxes.map((b) => b[1] + b[3])) + margin;
+  const scale = width / (right - left);
+  app.canvas.ds.scale = scale;
+  app.canvas.ds.offset = [-left, -top];
+  app.canvas.show_info = false;
+  app.canvas.setDirty(true, true);
+  const canvas = app.canvas.canvas.getBoundingClientRect();
+  return { x: canvas.x, y: canvas.y, width, height: Math.round((bottom - top) * scale) };
+}
+"""
+# Menus and toasts float over the canvas. The nodes' text fields lie over it too, and stay.
+_HIDE = """
+body * { visibility: hidden !important; }
+#graph-canvas, .dom-widget, .dom-widget * { visibility: visible !important; }
+"""
+
+
+def find_browser() -> str | None:
+    """An installed Chromium; nothing is downloaded."""
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
+@contextmanager
+def open_page(url: str, executable: str, width: int = 1920, height: int = 1080) -> Iterator[Page]:
+    """The front end in headless Chromium, ready to be given a workflow."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 -- only where a browser is driven
+
+    arguments = list(BROWSER_ARGUMENTS)
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        arguments.append("--no-sandbox")  # Chromium refuses its sandbox to root, as in a container
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=executable, args=arguments)
+        try:
+            yield browser.new_page(viewport={"width": width, "height": height})
+        finally:
+            browser.close()
+
+
+def quiet_front_end(base: Path) -> None:
+    """Settings of someone who has used ComfyUI before: no welcome, no templates over the canvas."""
+    settings = base / "user" / "default" / "comfy.settings.json"
+    settings.parent.mkdir(parents=True, exist_ok=True)
+    settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), encoding="utf-8")
+
+
+def wait_for_canvas(page: Page, url: str) -> None:
+    page.goto(url)
+    page.wait_for_function("window.app?.canvas?.graph?.nodes !== undefined", timeout=120_000)
+    page.wait_for_function("app.graph.nodes.length > 0", timeout=60_000)
+
+
+def widget_files(workflow: Workflow) -> dict[str, str]:
+    """The model files that the example names, by the folder of each."""
+    folders = {
+        "CheckpointLoaderSimple": "checkpoints",
+        "LLM4GEN_LoadLLMEncoder": "text_encoders",
+        "LLM4GEN_LoadCrossAdapter": "llm4gen",
+    }
+    return {folders[n["type"]]: n["widgets_values"][0] for n in workflow["nodes"] if n["type"] in folders}
+
+
+def draw(host: Host, workflow: Workflow, target: Path, executable: str) -> None:
+    """Writes the picture of a workflow as the front end draws it."""
+    from PIL import Image  # noqa: PLC0415
+
+    with tempfile.TemporaryDirectory() as name:
+        base, models = Path(name, "base"), Path(name, "models")
+        # Empty files under the names that the workflow uses: else the front end marks them red as missing.
+        for folder, file in widget_files(workflow).items():
+            (models / folder).mkdir(parents=True)
+            (models / folder / file).touch()
+        quiet_front_end(base)
+        with Server(host, base, [models]) as server, open_page(server.url, executable) as page:
+            wait_for_canvas(page, server.url)
+            page.wait_for_timeout(2000)
+            arguments: dict[str, Any] = {"workflow": workflow, "margin": MARGIN, "width": WIDTH}
+            clip = page.evaluate(_PREPARE, arguments)
+            page.add_style_tag(content=_HIDE)
+            page.wait_for_timeout(2000)
+            png = page.screenshot(clip=clip)
+    picture = Image.open(io.BytesIO(png)).convert("RGB")
+    picture.save(target, quality=88, optimize=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workflow", type=Path, nargs="?", default=TEXT_TO_IMAGE)
+    options = parser.parse_args()
+    browser = find_browser()
+    if browser is None:
+        raise SystemExit(f"no browser: one of {', '.join(BROWSERS)} is needed on the PATH.")
+    target = options.workflow.with_suffix(".jpg")
+    draw(Host(COMFYUI_DIR, VENV_DIR / venv_python()), read_workflow(options.workflow), target, browser)
+    print(f"{target} ({target.stat().st_size / 1024:.0f} KB)")
+
+
+if __name__ == "__main__":
+    main()
