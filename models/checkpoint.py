@@ -12,6 +12,7 @@ from torch import nn
 from .cross_adapter import CrossAdapter, CrossAdapterConfig
 from .errors import IncompleteCheckpoint, UnknownCheckpoint, WrongRecipe
 from .filling import describe, fill, find_prefix, measure
+from .progress import Progress, silent
 from .recipe import Recipe, recipe_from_metadata
 from .t5 import T5Config, T5Encoder
 from .weights import Weights, open_weights
@@ -49,7 +50,9 @@ T5_UNUSED = re.compile(
 )
 
 
-def load_cross_adapter(path: Path, *, operations=nn) -> tuple[CrossAdapter, Recipe]:
+def load_cross_adapter(
+    path: Path, *, operations=nn, progress: Progress = silent
+) -> tuple[CrossAdapter, Recipe]:
     """Loads a Cross-Adapter, in fp32, with the recipe that it was trained with.
 
     Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint, WrongRecipe.
@@ -77,10 +80,12 @@ def load_cross_adapter(path: Path, *, operations=nn) -> tuple[CrossAdapter, Reci
     config = CrossAdapterConfig(clip_dim, llm_dim, mlp_dim, recipe.heads)
     build = partial(CrossAdapter, config, device="meta", dtype=torch.float32)
     dtypes = dict.fromkeys(names.values(), torch.float32)
-    return fill(build, operations, weights, path, names, dtypes), recipe
+    return fill(build, operations, weights, path, names, dtypes, progress=progress), recipe
 
 
-def load_t5_encoder(path: Path, *, dtype: torch.dtype | None = None, operations=nn) -> T5Encoder:
+def load_t5_encoder(
+    path: Path, *, dtype: torch.dtype | None = None, operations=nn, progress: Progress = silent
+) -> T5Encoder:
     """Loads the encoder of RankGen, T5 v1.1 or flan-T5, of any size, from a file or a folder.
 
     dtype: of the weights in memory; None keeps the file's, memory-mapped. Norms and position bias: fp32.
@@ -106,7 +111,7 @@ def load_t5_encoder(path: Path, *, dtype: torch.dtype | None = None, operations=
         for ours in names.values()
     }
     build = partial(T5Encoder, config, device="meta", dtype=own)
-    return fill(build, operations, weights, path, names, dtypes, T5_UNUSED)
+    return fill(build, operations, weights, path, names, dtypes, T5_UNUSED, progress)
 
 
 def t5_names(weights: Weights, prefix: str) -> dict[str, str]:

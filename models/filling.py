@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .errors import IncompleteCheckpoint
+from .progress import Progress, silent
 from .weights import Weights, cast_weights
 
 NOTHING = re.compile(r"(?!)")
@@ -40,23 +42,29 @@ def fill(
     names: dict[str, str],
     dtypes: dict[str, torch.dtype],
     unused: re.Pattern = NOTHING,
+    progress: Progress = silent,
 ) -> nn.Module:
     """Builds a model with the given layers and assigns a file's tensors to it.
 
     build: makes the model on the meta device, with `operations=` for its layers.
-    names: the file's names → the model's. dtypes: of the model's tensors in memory. unused: file names that
-    may stay behind. Tensors that already have their dtype stay memory-mapped; others are converted a batch at
-    a time.
+    names: the file's names → the model's.
+    dtypes: of the model's tensors in memory. Tensors that have theirs already stay memory-mapped; others are
+            converted a batch at a time.
+    unused: file names that may stay behind.
+    progress: told of each tensor.
     Raises: IncompleteCheckpoint, naming tensors as the file does.
     """
     check_names(build(operations=nn), weights, names, unused)
     tensors = weights.tensors
-    kept = {theirs: ours for theirs, ours in names.items() if tensors[theirs].dtype == dtypes[ours]}
+    kept = [theirs for theirs, ours in names.items() if tensors[theirs].dtype == dtypes[ours]]
     cast = {theirs: dtypes[ours] for theirs, ours in names.items() if theirs not in kept}
-    state = {ours: tensors[theirs] for theirs, ours in kept.items()}
-    state.update((names[theirs], tensor) for theirs, tensor in cast_weights(path, cast))
-
-    broken = [theirs for theirs, ours in names.items() if not is_finite(state[ours])]
+    step = progress(len(names))
+    state, broken = {}, []
+    for theirs, tensor in chain(((name, tensors[name]) for name in kept), cast_weights(path, cast)):
+        state[names[theirs]] = tensor
+        if not is_finite(tensor):
+            broken.append(theirs)
+        step()
     if broken:
         raise IncompleteCheckpoint(
             f"{weights.name} has NaN or infinite values in {describe(broken)}. "

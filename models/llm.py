@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .errors import MissingTokenizer, WrongRecipe
+from .progress import Progress, silent
 from .recipe import Recipe
 from .rows import PAD, Rows, distinct_rows, real_rows
 from .t5 import T5Encoder
@@ -100,11 +100,11 @@ class LLM:
         *,
         device: torch.device,
         products: torch.dtype,
-        on_layer: Callable[[], None],
+        progress: Progress = silent,
     ) -> Features:
-        """Runs the encoder on `device`, up to the recipe's layer."""
-        rows = self.rows(tokens, recipe)
+        """Runs the encoder, which is on `device`, up to the recipe's layer."""
+        rows, depth = self.rows(tokens, recipe), self.depth(recipe)
         states = self.encoder(
-            tokens.ids.to(device), rows, depth=self.depth(recipe), products=products, on_layer=on_layer
+            tokens.ids.to(device), rows, depth=depth, products=products, on_layer=progress(depth)
         )
         return Features(states, rows)

@@ -49,11 +49,10 @@ class HostedLLM:
                 tokens.dropped,
                 recipe.tokens,
             )
-        on_layer = host.progress(self.llm.depth(recipe))
         device = self.hosted.ready()
         weights = self.llm.encoder.blocks[0].attention.query.weight.dtype
         products = host.product_dtype(weights, device, self.dtype)
-        features = self.llm.read(tokens, recipe, device=device, products=products, on_layer=on_layer)
+        features = self.llm.read(tokens, recipe, device=device, products=products, progress=host.progress)
         return Features(host.as_conditioning(features.states), features.rows)
 
 

@@ -59,7 +59,9 @@ class LoadLLMEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, encoder_name, dtype="auto", device="default") -> io.NodeOutput:
         path = folders.resolve(folders.ENCODERS, encoder_name)
-        encoder = load_t5_encoder(path, dtype=host.DTYPES[dtype], operations=host.LAYERS)
+        encoder = load_t5_encoder(
+            path, dtype=host.DTYPES[dtype], operations=host.LAYERS, progress=host.progress
+        )
         own = folders.tokenizer_folder(path)
         place = own if own and has_tokenizer(own) else folders.host_t5_tokenizer()
         llm = LLM(encoder, load_tokenizer(place, encoder.config.vocabulary))

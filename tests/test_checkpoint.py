@@ -237,3 +237,25 @@ def test_something_else_than_tensors_is_refused(tmp_path):
     torch.save({"epoch": 3, "weights": {"x": torch.zeros(1)}}, tmp_path / "a.pth")
     with pytest.raises(UnreadableFile, match="dictionary of tensors"):
         load_cross_adapter(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_loading_tells_of_each_tensor_and_can_be_stopped(dtype, oracle, tmp_path):
+    save_file(tiny.rankgen_tensors(oracle), tmp_path / "t5.safetensors")
+    told = []
+
+    def progress(steps):
+        told.append(steps)
+        return lambda: told.append(1)
+
+    load_t5_encoder(tmp_path / "t5.safetensors", dtype=dtype, progress=progress)
+    assert told[0] == len(told) - 1 == 30
+
+    def stop(steps):
+        def step():
+            raise KeyboardInterrupt
+
+        return step
+
+    with pytest.raises(KeyboardInterrupt):
+        load_t5_encoder(tmp_path / "t5.safetensors", dtype=dtype, progress=stop)

@@ -22,7 +22,7 @@ def llm(tmp_path_factory):
 
 def read(llm, text, recipe):
     tokens = llm.tokenize(text, recipe)
-    return llm.read(tokens, recipe, device=torch.device("cpu"), products=torch.float32, on_layer=lambda: None)
+    return llm.read(tokens, recipe, device=torch.device("cpu"), products=torch.float32)
 
 
 TEXTS = [
