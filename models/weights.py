@@ -94,7 +94,7 @@ def open_pickle(path: Path) -> Weights:
             "damaged data. Nothing was executed. Get the file from its publisher, as .safetensors if there is "
             f"one. ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
         raise UnreadableFile(
             f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short or no PyTorch file: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. "

@@ -97,9 +97,12 @@ class Client:
                         answer.raise_for_status()
                         prompt_id = (await answer.json())["prompt_id"]
                     await _follow(socket, prompt_id, on_event)
-                async with session.get(f"{self.url}/history/{prompt_id}") as answer:
-                    answer.raise_for_status()
-                    return (await answer.json())[prompt_id]["outputs"]
+                while True:  # the server writes the history a moment after it says that it is done
+                    async with session.get(f"{self.url}/history/{prompt_id}") as answer:
+                        answer.raise_for_status()
+                        if prompt_id in (history := await answer.json()):
+                            return history[prompt_id]["outputs"]
+                    await asyncio.sleep(0.05)
             except aiohttp.ClientConnectionError as error:
                 raise ConnectionError(f"the server at {self.url} does not answer: {error}") from error
 

@@ -128,7 +128,7 @@ def test_an_adapter_for_another_clip_width(fails, adapters):
 @pytest.mark.parametrize(
     ("tensors", "kind", "part", "width"),
     [
-        ({"text_model.encoder.layers.30.mlp.fc1.weight": (5120, 1280)}, "stable_diffusion", "g", 1280),
+        ({"text_model.encoder.layers.30.mlp.fc1.weight": (5120, 1280)}, "stable_diffusion", "g + l", 1280),
         ({"encoder.block.0.layer.0.SelfAttention.k.weight": (768, 768)}, "stable_audio", "t5base", 768),
     ],
     ids=["SDXL", "T5"],

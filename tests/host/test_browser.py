@@ -111,4 +111,5 @@ def test_run_ends_with_the_picture_on_the_canvas(page, client):
 def assert_no_warnings(page):
     text = page.locator("body").inner_text().lower()
     assert [w for w in ("missing node", "missing input", "required input", "unknown node") if w in text] == []
-    assert page.complaints == []
+    # The front end looks for the models of the workflow that it opens by itself, however late: not our graph's.
+    assert [text for text in page.complaints if "/Comfy-Org/" not in text] == []
