@@ -21,14 +21,14 @@ ENCODER, ADAPTER = "rankgen-t5-xl-standin.safetensors", "projector_standin.pth"
 
 
 @pytest.fixture(scope="module")
-def host():
+def started():
     return in_process.start()
 
 
 @pytest.fixture(scope="module")
-def checkpoint(host):
+def checkpoint(started):
     with torch.inference_mode():
-        return host.core.CheckpointLoaderSimple().load_checkpoint("llm4gen_standin_sd15.safetensors")
+        return started.core.CheckpointLoaderSimple().load_checkpoint("llm4gen_standin_sd15.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -37,30 +37,30 @@ def clip(checkpoint):
 
 
 @pytest.fixture(scope="module")
-def llm(host):
-    return in_process.run(host.ours["LLM4GEN_LoadLLMEncoder"], encoder_name=ENCODER, dtype="fp32")
+def llm(started):
+    return in_process.run(started.ours["LLM4GEN_LoadLLMEncoder"], encoder_name=ENCODER, dtype="fp32")
 
 
 @pytest.fixture(scope="module")
-def adapter(host):
-    return in_process.run(host.ours["LLM4GEN_LoadCrossAdapter"], adapter_name=ADAPTER)
+def adapter(started):
+    return in_process.run(started.ours["LLM4GEN_LoadCrossAdapter"], adapter_name=ADAPTER)
 
 
 @pytest.fixture
-def encode(host, clip, llm, adapter):
+def encode(started, clip, llm, adapter):
     def encode(text, **changes):
         inputs = {"clip": clip, "llm": llm, "adapter": adapter, "text": text} | changes
         with torch.inference_mode():
-            return in_process.run(host.ours["LLM4GEN_Conditioning"], **inputs)
+            return in_process.run(started.ours["LLM4GEN_Conditioning"], **inputs)
 
     return encode
 
 
 @pytest.fixture
-def core_encode(host, clip):
+def core_encode(started, clip):
     def encode(text, clip=clip):
         with torch.inference_mode():
-            return host.core.CLIPTextEncode().encode(clip, text)[0]
+            return started.core.CLIPTextEncode().encode(clip, text)[0]
 
     return encode
 
@@ -167,7 +167,7 @@ def test_what_is_cut_off_is_logged_by_half(encode, caplog):
 
 
 @pytest.fixture
-def count_unet_calls(host, checkpoint, encode):
+def count_unet_calls(started, checkpoint, encode):
     def count(positive, negative, steps=3):
         calls = []
 
@@ -179,7 +179,7 @@ def count_unet_calls(host, checkpoint, encode):
         model.set_model_unet_function_wrapper(wrapper)
         latent = {"samples": torch.zeros(1, 4, 8, 8)}
         with torch.inference_mode():
-            (sampled,) = host.core.common_ksampler(
+            (sampled,) = started.core.common_ksampler(
                 model, 1, steps, 7.5, "euler", "normal", positive, negative, latent
             )
         assert sampled["samples"].isfinite().all()

@@ -9,35 +9,35 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def host():
+def started():
     return in_process.start()
 
 
 @pytest.fixture(scope="module")
-def management(host):
+def management(started):
     import comfy.model_management  # noqa: PLC0415
 
     return comfy.model_management
 
 
 @pytest.fixture(scope="module")
-def hosting(host):
+def hosting(started):
     from llm4gen.nodes import host as hosting  # noqa: PLC0415
 
     return hosting
 
 
 @pytest.fixture(scope="module")
-def recipe(host):
+def recipe(started):
     from llm4gen.models.recipe import Recipe  # noqa: PLC0415
 
     return Recipe()
 
 
-def load(host, dtype="fp32", **inputs):
+def load(started, dtype="fp32", **inputs):
     with torch.inference_mode():
         return in_process.run(
-            host.ours["LLM4GEN_LoadLLMEncoder"], encoder_name=ENCODER, dtype=dtype, **inputs
+            started.ours["LLM4GEN_LoadLLMEncoder"], encoder_name=ENCODER, dtype=dtype, **inputs
         )
 
 
@@ -47,8 +47,8 @@ def states(llm, recipe, text="a red cube on top of a blue sphere"):
 
 
 @pytest.fixture(scope="module")
-def truth(host, recipe):
-    return states(load(host), recipe)
+def truth(started, recipe):
+    return states(load(started), recipe)
 
 
 def relative_error(value, truth):
@@ -56,14 +56,14 @@ def relative_error(value, truth):
 
 
 @pytest.mark.parametrize("dtype", ["auto", "fp32", "bf16", "fp16"])
-def test_every_dtype_stays_close_to_fp32(dtype, host, recipe, truth):
-    value = states(load(host, dtype), recipe)
+def test_every_dtype_stays_close_to_fp32(dtype, started, recipe, truth):
+    value = states(load(started, dtype), recipe)
     assert value.dtype == torch.float32 and value.isfinite().all()
     assert relative_error(value, truth) <= (0 if dtype == "fp32" else 2e-2)
 
 
-def test_auto_keeps_the_files_dtype_and_its_memory(host):
-    weight = load(host, "auto").llm.encoder.blocks[0].attention.query.weight
+def test_auto_keeps_the_files_dtype_and_its_memory(started):
+    weight = load(started, "auto").llm.encoder.blocks[0].attention.query.weight
     assert weight.dtype == torch.float16
 
 
@@ -100,17 +100,17 @@ def test_products_on_a_gpu_are_fp16_where_the_host_trusts_it(
 
 
 @pytest.mark.parametrize("model", ["LLM4GEN_LoadLLMEncoder", "LLM4GEN_LoadCrossAdapter"])
-def test_every_layer_with_weights_is_the_hosts(model, host):
+def test_every_layer_with_weights_is_the_hosts(model, started):
     inputs = {"encoder_name": ENCODER} if "Encoder" in model else {"adapter_name": "projector_standin.pth"}
-    loaded = in_process.run(host.ours[model], **inputs).hosted.model
+    loaded = in_process.run(started.ours[model], **inputs).hosted.model
     weighty = [(name, module) for name, module in loaded.named_modules() if module._parameters]
     assert weighty
     bare = [name for name, module in weighty if not hasattr(module, "comfy_cast_weights")]
     assert bare == []
 
 
-def test_the_host_loads_it_for_work_and_takes_it_back(host, management, recipe, truth):
-    llm = load(host)
+def test_the_host_loads_it_for_work_and_takes_it_back(started, management, recipe, truth):
+    llm = load(started)
     patcher = llm.hosted.patcher
     management.unload_all_models()
     assert patcher not in management.loaded_models()
@@ -122,11 +122,11 @@ def test_the_host_loads_it_for_work_and_takes_it_back(host, management, recipe, 
     assert torch.equal(states(llm, recipe), truth)
 
 
-def test_a_dropped_model_is_not_held(host, management, recipe):
+def test_a_dropped_model_is_not_held(started, management, recipe):
     import gc  # noqa: PLC0415
     import weakref  # noqa: PLC0415
 
-    llm = load(host)
+    llm = load(started)
     states(llm, recipe)
     module = weakref.ref(llm.hosted.model)
     del llm
@@ -135,8 +135,8 @@ def test_a_dropped_model_is_not_held(host, management, recipe):
 
 
 @pytest.mark.parametrize("budget", [1, 100 << 20, 400 << 20])
-def test_streamed_weights_give_the_same_states(budget, host, hosting, recipe, truth, monkeypatch):
-    llm = load(host)
+def test_streamed_weights_give_the_same_states(budget, started, hosting, recipe, truth, monkeypatch):
+    llm = load(started)
     patcher = llm.hosted.patcher
     monkeypatch.setattr(llm.hosted, "ready", lambda: patcher.load_device)
     patcher.patch_model(patcher.load_device, lowvram_model_memory=budget)
@@ -144,29 +144,29 @@ def test_streamed_weights_give_the_same_states(budget, host, hosting, recipe, tr
     assert torch.equal(states(llm, recipe), truth)
 
 
-def test_layers_that_take_their_weights_late_are_filled(host, recipe, truth, monkeypatch):
+def test_layers_that_take_their_weights_late_are_filled(started, recipe, truth, monkeypatch):
     """With Dynamic VRAM the host's layers are built without weights; only assignment gives them any."""
     import comfy.memory_management  # noqa: PLC0415
 
     monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", True)
-    llm = load(host)
+    llm = load(started)
     monkeypatch.undo()
     assert torch.equal(states(llm, recipe), truth)
 
 
-def test_progress_is_shown_for_each_layer(host, recipe, monkeypatch):
+def test_progress_is_shown_for_each_layer(started, recipe, monkeypatch):
     import comfy.utils  # noqa: PLC0415
 
     seen = []
     monkeypatch.setattr(
         comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total))
     )
-    states(load(host), recipe)
+    states(load(started), recipe)
     assert seen[-1] == (2, 2)
 
 
-def test_cancel_stops_the_work_and_the_next_run_is_whole(host, management, recipe, truth):
-    llm = load(host)
+def test_cancel_stops_the_work_and_the_next_run_is_whole(started, management, recipe, truth):
+    llm = load(started)
     management.interrupt_current_processing(True)
     with pytest.raises(management.InterruptProcessingException):
         states(llm, recipe)
@@ -174,7 +174,7 @@ def test_cancel_stops_the_work_and_the_next_run_is_whole(host, management, recip
     assert torch.equal(states(llm, recipe), truth)
 
 
-def test_device_cpu_never_leaves_the_cpu(host, hosting, management, monkeypatch):
+def test_device_cpu_never_leaves_the_cpu(started, hosting, management, monkeypatch):
     monkeypatch.setattr(management, "text_encoder_device", lambda: torch.device("meta"))
     monkeypatch.setattr(management, "text_encoder_offload_device", lambda: torch.device("meta"))
     module = torch.nn.Linear(2, 2)
@@ -184,8 +184,8 @@ def test_device_cpu_never_leaves_the_cpu(host, hosting, management, monkeypatch)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NO GPU HERE: states on a GPU are not checked")
 @pytest.mark.parametrize("dtype", ["fp32", "auto", "bf16", "fp16"])
-def test_states_on_a_gpu_stay_within_half_a_percent_of_fp32_on_the_cpu(dtype, host, recipe):
-    llm = load(host, dtype)
+def test_states_on_a_gpu_stay_within_half_a_percent_of_fp32_on_the_cpu(dtype, started, recipe):
+    llm = load(started, dtype)
     assert llm.hosted.patcher.load_device.type == "cuda"
-    exact = states(load(host, "fp32", device="cpu"), recipe)
+    exact = states(load(started, "fp32", device="cpu"), recipe)
     assert relative_error(states(llm, recipe), exact) <= (1e-5 if dtype == "fp32" else 5e-3)

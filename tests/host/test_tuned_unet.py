@@ -35,9 +35,9 @@ def unet(tmp_path_factory):
 def test_one_step_on_a_fused_context_equals_diffusers(unet):
     oracle, path = unet
     assert sum(weight.numel() for weight in oracle.parameters()) == 859_520_964
-    host = in_process.start()
-    in_process.use_models(host.folders, path.parent.parent)
-    (patcher,) = host.core.UNETLoader().load_unet(path.name, "default")
+    started = in_process.start()
+    in_process.use_models(started.folders, path.parent.parent)
+    (patcher,) = started.core.UNETLoader().load_unet(path.name, "default")
     assert type(patcher.model.model_config).__name__ == "SD15"
 
     noisy, context = torch.randn(2, 4, 16, 16), torch.randn(2, 333, 768)
