@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from client import Client, ExecutionError, TextProgress, ValidationError, image_paths
-from host import HOST_DIR, Host, HostError, Server, end_cleanly_when_terminated
+from comfy_server import Server
+from host import HOST_DIR, Host, HostError, end_cleanly_when_terminated
 from model_choice import make_standins, with_present_models
 from workflow import TEXT_TO_IMAGE, Prompt, UnknownNodes, read_workflow, to_prompt
 

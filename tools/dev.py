@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from host import HOST_DIR, ROOT, Host, HostError, Server, end_cleanly_when_terminated, given_host
+from comfy_server import Server
+from host import HOST_DIR, ROOT, Host, HostError, end_cleanly_when_terminated, given_host
 from install import setup
 from model_choice import make_standins, with_present_models
 from workflow import TEXT_TO_IMAGE, read_workflow
@@ -110,9 +112,11 @@ def _host(options: argparse.Namespace) -> Host:
                 "--python is the Python of an installation of yours: name its folder with --comfyui."
             )
         return setup()
+    python = shutil.which(options.python.expanduser()) if options.python else sys.executable
+    if python is None:
+        raise HostError(f"{options.python} is no program: --python wants the Python that runs your ComfyUI.")
     # Not resolved: a virtual environment's python is a link, and leads out of it when followed.
-    python = Path(os.path.abspath(options.python.expanduser())) if options.python else Path(sys.executable)
-    return given_host(options.comfyui, python)
+    return given_host(options.comfyui, Path(os.path.abspath(python)))
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:

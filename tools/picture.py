@@ -16,7 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from host import COMFYUI_DIR, VENV_DIR, Host, Server, venv_python
+from comfy_server import Server
+from host import COMFYUI_DIR, VENV_DIR, Host, venv_python
 from workflow import TEXT_TO_IMAGE, Workflow, read_workflow
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from paths import COMFYUI, TOOLS
 sys.path.insert(0, str(TOOLS))
 
 from client import Client
-from host import Host, Server
+from comfy_server import Server
+from host import Host
 from model_choice import make_standins
 from picture import find_browser, quiet_front_end
 
