@@ -43,10 +43,13 @@ class T5Config:
 def project(linear: nn.Module, x: Tensor, products: torch.dtype) -> Tensor:
     """fp32 [..., i] → fp32 [..., o], the product itself in the dtype `products`.
 
+    In fp32 on a CPU, oneDNN makes it, which for these few rows is faster than the BLAS that torch would ask.
     For fp16, each row is first scaled by a power of two to at most 1, and back after: the feed-forward of T5
     reaches beyond fp16's 65504.
     """
     if products is torch.float32:
+        if x.is_cpu and torch.backends.mkldnn.is_available():
+            return linear(x.to_mkldnn()).to_dense()
         return linear(x)
     if products is not torch.float16:
         return linear(x.to(products)).float()
