@@ -14,7 +14,7 @@ PROMPT = (
 GRAPH = {
     "CheckpointLoaderSimple": {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"},
     "LLM4GEN_LoadLLMEncoder": {
-        "encoder_name": "rankgen-t5-xl-all.safetensors",
+        "encoder_name": "rankgen-t5-xl-all.bin",
         "dtype": "auto",
         "device": "default",
     },
