@@ -4,6 +4,9 @@
 class LLM4GENError(Exception):
     """Base of every error that this pack raises for a user to read."""
 
+    def __init_subclass__(cls):
+        cls.__module__ = "llm4gen"  # the host calls a pack's modules by their path, which a dialog need not show
+
 
 class UnreadableFile(LLM4GENError):
     """The file is damaged, cut short, empty, or of a format that cannot be read safely."""

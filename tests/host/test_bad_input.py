@@ -6,11 +6,25 @@ import in_process
 import pytest
 import tiny
 import torch
-from client import ExecutionError
+from client import Client, ExecutionError
+from comfy_server import Server
+from model_choice import make_standins
 from safetensors.torch import load_file, save_file
 from standins import ADAPTER, ENCODER
 
 CHECKPOINT = "llm4gen_standin_sd15.safetensors"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A models directory for bad files: a server of its own lists it, so that they spoil no other test."""
+    return tmp_path_factory.mktemp("bad-models")
+
+
+@pytest.fixture(scope="module")
+def client(host, models, tmp_path_factory):
+    with Server(host, tmp_path_factory.mktemp("bad-server"), [make_standins(host), models]) as server:
+        yield Client(server.url)
 
 
 @pytest.fixture(scope="module")
