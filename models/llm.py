@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,9 +48,11 @@ def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
 
 @dataclass(frozen=True)
 class Tokens:
-    """ids [n]: at most the recipe's length. dropped: how many did not fit."""
+    """ids and their weights (the emphasis on each): at most as many as the recipe's length. dropped: how many
+    did not fit."""
 
-    ids: Tensor
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
     dropped: int
 
 
@@ -60,6 +63,19 @@ class Features:
     states: Tensor
     rows: Rows
 
+    def emphasised(self, weights: Sequence[float], empty: Features) -> Features:
+        """ComfyUI's emphasis: each token's difference to the empty prompt's state at its position, scaled.
+
+        weights: one for each token. Where an adapter drops the padding, the empty prompt is shorter, and its
+        last state stands for what it lacks. States of weight 1 stay as they are, to the bit.
+        """
+        weight = torch.tensor(weights, dtype=self.states.dtype, device=self.states.device)[:, None]
+        nothing = empty.rows.spread(empty.states)
+        nothing = nothing[torch.arange(len(weights)).clamp(max=len(nothing) - 1)]
+        tokens, padding = self.states[: len(weights)], self.states[len(weights) :]
+        scaled = torch.where(weight == 1, tokens, (tokens - nothing) * weight + nothing)
+        return Features(torch.cat([scaled, padding]), self.rows)
+
 
 class LLM:
     """A T5 encoder with its tokenizer. Moving the encoder between devices is the caller's business."""
@@ -68,20 +84,31 @@ class LLM:
         self.encoder = encoder
         self.tokenizer = tokenizer
 
-    def tokenize(self, text: str, recipe: Recipe) -> Tokens:
-        """The recipe's prompt as ids, cut to its length.
+    def tokenize(self, text: str, recipe: Recipe, weights: Sequence[float] = ()) -> Tokens:
+        """The recipe's prompt as tokens, cut to its length.
 
         As published: not cut by the tokenizer but after it, so that a long prompt loses its `</s>`.
+        weights: the emphasis on each character of the text; a token takes that of its first that is no space.
         """
-        ids = self.tokenizer(recipe.prompt(text), verbose=False)["input_ids"] or [PAD]
-        return Tokens(torch.tensor(ids[: recipe.tokens]), max(0, len(ids) - recipe.tokens))
+        prompt = recipe.prompt(text)
+        emphasised = any(weight != 1.0 for weight in weights)
+        read = self.tokenizer(prompt, verbose=False, return_offsets_mapping=emphasised)
+        ids = read["input_ids"] or [PAD]
+        each = [1.0] * len(ids)
+        if emphasised:
+            on = recipe.spread(weights)
+            for index, (start, end) in enumerate(read["offset_mapping"]):
+                inked = (place for place in range(start, end) if not prompt[place].isspace())
+                each[index] = on[next(inked, start)] if start < end else 1.0
+        kept = slice(recipe.tokens)
+        return Tokens(tuple(ids[kept]), tuple(each[kept]), max(0, len(ids) - recipe.tokens))
 
-    def rows(self, tokens: Tokens, recipe: Recipe) -> Rows:
-        """The rows that must be computed for what the recipe keeps."""
+    def rows(self, real: int, recipe: Recipe) -> Rows:
+        """The rows that must be computed for what the recipe keeps, given the number of tokens."""
         if recipe.padding == "drop":
-            return real_rows(len(tokens.ids))
+            return real_rows(real)
         config = self.encoder.config
-        return distinct_rows(len(tokens.ids), recipe.tokens, config.buckets, config.max_distance)
+        return distinct_rows(real, recipe.tokens, config.buckets, config.max_distance)
 
     def depth(self, recipe: Recipe) -> int:
         """How many blocks lead to the recipe's layer. Raises: WrongRecipe if the encoder has too few."""
@@ -95,7 +122,7 @@ class LLM:
 
     def read(
         self,
-        tokens: Tokens,
+        ids: Sequence[int],
         recipe: Recipe,
         *,
         device: torch.device,
@@ -103,8 +130,8 @@ class LLM:
         progress: Progress = silent,
     ) -> Features:
         """Runs the encoder, which is on `device`, up to the recipe's layer."""
-        rows, depth = self.rows(tokens, recipe), self.depth(recipe)
+        rows, depth = self.rows(len(ids), recipe), self.depth(recipe)
         states = self.encoder(
-            tokens.ids.to(device), rows, depth=depth, products=products, on_layer=progress(depth)
+            torch.tensor(ids, device=device), rows, depth=depth, products=products, on_layer=progress(depth)
         )
         return Features(states, rows)

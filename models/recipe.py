@@ -8,7 +8,7 @@ A file without one (the published `projector.pth`) gets the published values.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 from .errors import WrongRecipe
@@ -43,6 +43,14 @@ class Recipe:
             raise WrongRecipe(f"The adapter asks for {self.tokens} LLM tokens; 1 to 8192 are possible.")
         if self.heads < 1:
             raise WrongRecipe(f"The adapter names {self.heads} attention heads; at least 1 is needed.")
+
+    def spread(self, weights: Sequence[float]) -> list[float]:
+        """The weights of a user's characters → those of the prompt's: 1 for what the template adds."""
+        first, *others = self.template.split("{text}")
+        spread = [1.0] * len(first)
+        for other in others:
+            spread += [*weights, *[1.0] * len(other)]
+        return spread
 
     def prompt(self, text: str) -> str:
         """The LLM's prompt for a user's words."""

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..models.checkpoint import load_cross_adapter, load_t5_encoder
 from ..models.llm import LLM, has_tokenizer, load_tokenizer
 from . import folders, host, sockets
-from .fusion import HostedAdapter, HostedLLM
+from .hosted import HostedAdapter, HostedLLM
 
 
 class LoadLLMEncoder(io.ComfyNode):

@@ -41,7 +41,7 @@ def test_hidden_states_equal_the_published_text_path(index, plan, tmp_path):
     encoder = load_t5_encoder(path, dtype=torch.float32)
     llm = LLM(encoder, load_tokenizer(T5_TOKENIZER, encoder.config.vocabulary))
 
-    ids = llm.tokenize(golden_prompts()[index], Recipe()).ids
+    ids = torch.tensor(llm.tokenize(golden_prompts()[index], Recipe()).ids)
     padded = torch.nn.functional.pad(ids, (0, 256 - len(ids)))
     assert torch.equal(padded[None], golden[f"{index}.input_ids"])
     mask = (torch.arange(256) < len(ids)).long()

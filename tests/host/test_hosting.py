@@ -3,8 +3,8 @@
 import in_process
 import pytest
 import torch
+from standins import ADAPTER, ENCODER
 
-ENCODER = "rankgen-t5-xl-standin.safetensors"
 CPU = torch.device("cpu")
 
 
@@ -43,7 +43,7 @@ def load(started, dtype="fp32", **inputs):
 
 @torch.inference_mode()
 def states(llm, recipe, text="a red cube on top of a blue sphere"):
-    return llm.read(text, recipe).states
+    return llm.read(llm.llm.tokenize(text, recipe).ids, recipe).states
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_products_on_a_gpu_are_fp16_where_the_host_trusts_it(
 
 @pytest.mark.parametrize("model", ["LLM4GEN_LoadLLMEncoder", "LLM4GEN_LoadCrossAdapter"])
 def test_every_layer_with_weights_is_the_hosts(model, started):
-    inputs = {"encoder_name": ENCODER} if "Encoder" in model else {"adapter_name": "projector_standin.pth"}
+    inputs = {"encoder_name": ENCODER} if "Encoder" in model else {"adapter_name": ADAPTER}
     loaded = in_process.run(started.ours[model], **inputs).hosted.model
     weighty = [(name, module) for name, module in loaded.named_modules() if module._parameters]
     assert weighty

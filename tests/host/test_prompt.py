@@ -5,11 +5,11 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def plain_words():
+def words_of():
     in_process.start()
-    from llm4gen.nodes.prompt import plain_words  # noqa: PLC0415
+    from llm4gen.nodes.prompt import words_of  # noqa: PLC0415
 
-    return plain_words
+    return words_of
 
 
 @pytest.mark.parametrize(
@@ -40,5 +40,7 @@ def plain_words():
         ("青い(羊:1.4) 🐑", "青い羊 🐑"),
     ],
 )
-def test_words_without_syntax(text, words, plain_words):
-    assert plain_words(text) == words
+def test_words_without_syntax(text, words, words_of):
+    read = words_of(text)
+    assert read.text == words
+    assert len(read.weights) == len(words)

@@ -1,0 +1,128 @@
+"""Emphasis weighs the LLM's half as it weighs CLIP's: every letter has one weight, by ComfyUI's own parser."""
+
+import in_process
+import pytest
+import torch
+from standins import ADAPTER, CHECKPOINT, ENCODER
+
+CASES = [
+    "a red cat",
+    "a (red) cat",
+    "a (red:1.3) cat",
+    "a (red cat:1.3)",
+    "(a red cat)",
+    "((a red cat))",
+    "(((a red cat)))",
+    "a ((red) cat)",
+    "a ((red:1.5) cat)",
+    "a ((red:1.5) cat:0.7)",
+    "a (red (fat:0.5) old:1.2) cat",
+    "(red:1.1)(blue:1.2)(green:0.3)",
+    "(red:1.1) (blue:1.2) (green:0.3)",
+    "(the:0)end",
+    "a (cat:-1)",
+    "a (cat:1)",
+    "a (cat:1.0)",
+    "a (cat:.5)",
+    "a (cat: 1.3 )",
+    "a (cat:1e1)",
+    "a (cat:big)",
+    "a (cat:)",
+    "a (:1.3) cat",
+    "() cat",
+    "(16:9) picture",
+    "(ratio 16:9:1.2)",
+    r"a cat \(sitting\)",
+    r"a (cat \(sitting\):1.4)",
+    r"(a \( b:1.2)",
+    "a (red cat",
+    "a red) cat",
+    "a ) red ( cat",
+    "a )(red:1.2) cat",
+    "a (red:1.2)) cat",
+    "(multi\nline:1.3) text",
+    "BREAK (one:1.2) BREAK two",
+    "(Cat:1.2), (DOG:0.8), Bird",
+    "(a, b, c:1.2), d; e. f!",
+]
+
+
+@pytest.fixture(scope="module")
+def fused():
+    started = in_process.start()
+    with torch.inference_mode():
+        _, clip, _ = started.core.CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
+        llm = in_process.run(started.ours["LLM4GEN_LoadLLMEncoder"], encoder_name=ENCODER, dtype="fp32")
+        adapter = in_process.run(started.ours["LLM4GEN_LoadCrossAdapter"], adapter_name=ADAPTER)
+        return in_process.run(started.ours["LLM4GEN_ApplyToCLIP"], clip=clip, llm=llm, adapter=adapter)
+
+
+def letters(pieces):
+    """(text, weight) of tokens → (letter, weight), whatever the tokens are."""
+    return [(letter, weight) for text, weight in pieces for letter in text.lower() if not letter.isspace()]
+
+
+def of_clip(fused, tokens):
+    names = fused.tokenizer.clip_l.inv_vocab
+    pieces = [(names[token], weight) for chunk in tokens["l"] for token, weight in chunk]
+    return letters((name.removesuffix("</w>"), weight) for name, weight in pieces if not name.startswith("<|"))
+
+
+def of_llm(fused, tokens):
+    name = fused.fusion.llm.llm.tokenizer.convert_ids_to_tokens
+    pieces = [(name(token).replace("\u2581", " "), weight) for token, weight in tokens["llm4gen"][0]]
+    (template, *read, end) = pieces
+    assert (template, end) == ((" pre", 1.0), ("</s>", 1.0))
+    return letters(read)
+
+
+@pytest.mark.parametrize("text", CASES)
+def test_every_letter_has_the_same_weight_in_both_halves(text, fused):
+    tokens = fused.tokenize(text)
+    assert of_llm(fused, tokens) == of_clip(fused, tokens)
+
+
+@pytest.mark.parametrize("text", CASES)
+def test_the_tokens_are_those_of_the_plain_sentence(text, fused):
+    from llm4gen.nodes.prompt import words_of  # noqa: PLC0415
+
+    plain = words_of(text).text.replace("(", r"\(").replace(")", r"\)")
+    ids, unweighted = ([token for token, _ in fused.tokenize(t)["llm4gen"][0]] for t in (text, plain))
+    assert ids == unweighted
+
+
+def test_a_token_across_a_weights_border_takes_that_of_its_first_letter(fused):
+    """The tokens are the plain sentence's, and a word's may lie otherwise than the weights."""
+    (_, word, *_) = fused.tokenize("un(believ:1.4)able")["llm4gen"][0]
+    first, *others = of_llm(fused, fused.tokenize("un(believ:1.4)able"))
+    assert first == ("u", 1.0) and {letter for letter, _ in others} <= set("unbelievable")
+    assert word == fused.tokenize("unbelievable")["llm4gen"][0][1]
+
+
+@torch.inference_mode()
+def test_weights_of_1_change_no_bit(fused):
+    plain = fused.encode("a red cat on a (mat)".replace("(", "").replace(")", ""))
+    for text in ("a (red:1.0) cat on a mat", "a (red:1) (cat:1.0) on (a mat:1)"):
+        assert torch.equal(fused.encode(text), plain)
+
+
+@torch.inference_mode()
+def test_states_are_scaled_in_their_difference_to_the_empty_prompts(fused):
+    def states(text):
+        features = fused.features(fused.tokenize(text)["llm4gen"][0])
+        return features.rows.spread(features.states)
+
+    plain, empty, weighed = states("a red cat"), states(""), states("a (red:1.7) cat")
+    names = [fused.fusion.llm.llm.tokenizer.convert_ids_to_tokens(t) for t, _ in fused.tokenize("a red cat")["llm4gen"][0]]
+    at = names.index("\u2581red")
+    torch.testing.assert_close(weighed[at], empty[at] + 1.7 * (plain[at] - empty[at]))
+    rest = [position for position in range(256) if position != at]
+    assert torch.equal(weighed[rest], plain[rest])
+
+
+@torch.inference_mode()
+def test_disabled_weights_are_words_in_both_halves(fused):
+    tokens = fused.tokenize("a (red:1.3) cat", disable_weights=True)
+    assert of_llm(fused, tokens) == of_clip(fused, tokens)
+    assert {weight for _, weight in of_llm(fused, tokens)} == {1.0}
+    assert "(" in [letter for letter, _ in of_llm(fused, tokens)]
