@@ -43,15 +43,8 @@ class HostedLLM:
 
     def read(self, text: str, recipe: Recipe) -> Features:
         tokens = self.llm.tokenize(text, recipe)
-        if tokens.dropped:
-            log.warning(
-                "LLM half: the last %d tokens do not fit in %d and are cut off.",
-                tokens.dropped,
-                recipe.tokens,
-            )
         device = self.hosted.ready()
-        weights = self.llm.encoder.blocks[0].attention.query.weight.dtype
-        products = host.product_dtype(weights, device, self.dtype)
+        products = host.product_dtype(self.llm.encoder.dtype, device, self.dtype)
         features = self.llm.read(tokens, recipe, device=device, products=products, progress=host.progress)
         return Features(host.as_conditioning(features.states), features.rows)
 
