@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import partial
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from .cross_adapter import CrossAdapter, CrossAdapterConfig
-from .errors import IncompleteCheckpoint, UnknownCheckpoint, WrongRecipe
+from .errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile, WrongRecipe
 from .filling import describe, fill, find_prefix, measure
 from .progress import Progress, silent
 from .recipe import Recipe, recipe_from_metadata
@@ -80,7 +81,7 @@ def load_cross_adapter(
     config = CrossAdapterConfig(clip_dim, llm_dim, mlp_dim, recipe.heads)
     build = partial(CrossAdapter, config, device="meta", dtype=torch.float32)
     dtypes = dict.fromkeys(names.values(), torch.float32)
-    return fill(build, operations, weights, path, names, dtypes, progress=progress), recipe
+    return fill(build, operations, weights, names, dtypes, progress=progress), recipe
 
 
 def load_t5_encoder(
@@ -103,6 +104,7 @@ def load_t5_encoder(
             f"{weights.name} is the first T5, without gates in its feed-forward (one wi instead of wi_0 and "
             "wi_1). RankGen, T5 v1.1 and flan-T5 can be loaded."
         )
+    check_config(path / "config.json")
     names = t5_names(weights, prefix)
     config = measure_t5(weights, {ours: theirs for theirs, ours in names.items()})
     own = own_dtype(weights, prefix + T5_MARK) if dtype is None else dtype
@@ -111,7 +113,7 @@ def load_t5_encoder(
         for ours in names.values()
     }
     build = partial(T5Encoder, config, device="meta", dtype=own)
-    return fill(build, operations, weights, path, names, dtypes, T5_UNUSED, progress)
+    return fill(build, operations, weights, names, dtypes, T5_UNUSED, progress)
 
 
 def t5_names(weights: Weights, prefix: str) -> dict[str, str]:
@@ -134,20 +136,41 @@ def t5_names(weights: Weights, prefix: str) -> dict[str, str]:
 def measure_t5(weights: Weights, theirs: dict[str, str]) -> T5Config:
     """The sizes of a T5 encoder. theirs: our names → the file's.
 
-    How far its position bias reaches and its norms' epsilon leave no trace in the shapes; every published
-    T5 v1.1 has the values that `T5Config` has.
+    How far its position bias reaches, its norms' epsilon and its activation leave no trace in the shapes;
+    every published T5 v1.1 has the values that `T5Config` and `FeedForward` have (`check_config`).
     """
     vocabulary, width = measure(weights, theirs["embedding.weight"])
     buckets, heads = measure(weights, theirs["position_bias.weight"])
     inner, _ = measure(weights, theirs["blocks.0.attention.query.weight"])
     mlp_dim, _ = measure(weights, theirs["blocks.0.mlp.gate.weight"])
-    if inner % heads:
+    if inner % heads or buckets < 4 or buckets % 4:
         raise IncompleteCheckpoint(
-            f"{weights.name}: its {heads} attention heads do not divide their width of {inner}. "
-            "The file is damaged or another model's; download the original again."
+            f"{weights.name}: {heads} attention heads over a width of {inner} and {buckets} buckets of positions "
+            "are no T5's. The file is damaged or another model's; download the original again."
         )
     layers = sum(name.endswith(".attention_norm.weight") for name in theirs)
     return T5Config(vocabulary, width, mlp_dim, heads, inner // heads, layers, buckets)
+
+
+def check_config(path: Path) -> None:
+    """Refuses what a T5's folder says of it and its weights do not show, if it is not T5 v1.1's."""
+    if not path.is_file():
+        return
+    try:
+        config = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UnreadableFile(f"{path} is damaged: {error}. Download it again.") from error
+    wanted = {
+        "feed_forward_proj": "gated-gelu",
+        "relative_attention_max_distance": T5Config.max_distance,
+        "layer_norm_epsilon": T5Config.norm_eps,
+    }
+    other = {name: config[name] for name, value in wanted.items() if config.get(name, value) != value}
+    if other:
+        raise UnknownCheckpoint(
+            f"{path.parent.name} is another kind of T5: its config.json has {other}; "
+            f"{ {name: wanted[name] for name in other} } can be computed. Load RankGen, T5 v1.1 or flan-T5."
+        )
 
 
 def own_dtype(weights: Weights, name: str) -> torch.dtype:

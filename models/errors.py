@@ -4,8 +4,11 @@
 class LLM4GENError(Exception):
     """Base of every error that this pack raises for a user to read."""
 
-    def __init_subclass__(cls):
-        cls.__module__ = "llm4gen"  # the host calls a pack's modules by their path, which a dialog need not show
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        cls.__module__ = (
+            "llm4gen"  # the host calls a pack's modules by their path, which a dialog need not show
+        )
 
 
 class UnreadableFile(LLM4GENError):
@@ -34,3 +37,7 @@ class MissingTokenizer(LLM4GENError):
 
 class MissingFile(LLM4GENError):
     """No file of that name lies in the host's model folders."""
+
+
+class MissingCLIP(LLM4GENError):
+    """The checkpoint holds no CLIP."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from itertools import chain
-from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from .errors import IncompleteCheckpoint
 from .progress import Progress, silent
 from .weights import Weights, cast_weights
 
+Model = TypeVar("Model", bound=nn.Module)
 NOTHING = re.compile(r"(?!)")
 
 
@@ -25,7 +26,7 @@ def find_prefix(weights: Weights, mark: str) -> str | None:
 def measure(weights: Weights, name: str) -> tuple[int, int]:
     """A matrix's two sizes. Raises: IncompleteCheckpoint if it is not there or no matrix."""
     shape = weights.tensors[name].shape if name in weights.tensors else ()
-    if len(shape) != 2:
+    if len(shape) != 2 or 0 in shape:
         found = f"its shape is {list(shape)}" if name in weights.tensors else "it is not there"
         raise IncompleteCheckpoint(
             f"{weights.name}: {name} should be a matrix, {found}. "
@@ -35,15 +36,14 @@ def measure(weights: Weights, name: str) -> tuple[int, int]:
 
 
 def fill(
-    build: Callable[..., nn.Module],
+    build: Callable[..., Model],
     operations,
     weights: Weights,
-    path: Path,
     names: dict[str, str],
     dtypes: dict[str, torch.dtype],
     unused: re.Pattern = NOTHING,
     progress: Progress = silent,
-) -> nn.Module:
+) -> Model:
     """Builds a model with the given layers and assigns a file's tensors to it.
 
     build: makes the model on the meta device, with `operations=` for its layers.
@@ -54,13 +54,14 @@ def fill(
     progress: told of each tensor.
     Raises: IncompleteCheckpoint, naming tensors as the file does.
     """
+    # Of plain layers first: with Dynamic VRAM the host's have no shapes before they are filled.
     check_names(build(operations=nn), weights, names, unused)
     tensors = weights.tensors
     kept = [theirs for theirs, ours in names.items() if tensors[theirs].dtype == dtypes[ours]]
     cast = {theirs: dtypes[ours] for theirs, ours in names.items() if theirs not in kept}
     step = progress(len(names))
     state, broken = {}, []
-    for theirs, tensor in chain(((name, tensors[name]) for name in kept), cast_weights(path, cast)):
+    for theirs, tensor in chain(((name, tensors[name]) for name in kept), cast_weights(weights, cast)):
         state[names[theirs]] = tensor
         if not is_finite(tensor):
             broken.append(theirs)
@@ -76,7 +77,8 @@ def fill(
 
 
 def check_names(blueprint: nn.Module, weights: Weights, names: dict[str, str], unused: re.Pattern) -> None:
-    """Holds the file's tensors against the model's: none missing, none surplus, all of the right shape."""
+    """Holds the file's tensors against the model's: none missing, none surplus, all dense floating-point numbers
+    of the right shape."""
     shapes = {name: tensor.shape for name, tensor in blueprint.state_dict().items()}
     assert set(names.values()) == shapes.keys()
     found = weights.tensors
@@ -89,12 +91,22 @@ def check_names(blueprint: nn.Module, weights: Weights, names: dict[str, str], u
             if theirs in found and found[theirs].shape != shapes[ours]
         ],
     }
+    problems["has no plain numbers in"] = [
+        f"{theirs} ({found[theirs].dtype}, {found[theirs].layout}, {found[theirs].device})"
+        for theirs in names
+        if theirs in found and not is_plain(found[theirs])
+    ]
     for problem, culprits in problems.items():
         if culprits:
             raise IncompleteCheckpoint(
                 f"{weights.name} {problem} {describe(culprits)}. "
                 "The file is damaged or another model's; download the original again."
             )
+
+
+def is_plain(tensor: Tensor) -> bool:
+    """No quantised integers, no complex numbers, not sparse, and in memory."""
+    return tensor.is_floating_point() and tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
 def is_finite(tensor: Tensor) -> bool:

@@ -16,27 +16,33 @@ from .recipe import Recipe
 from .rows import PAD, Rows, distinct_rows, real_rows
 from .t5 import T5Encoder
 
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+TOKENIZER_FILE = "tokenizer.json"
 
 
 def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a T5 tokenizer's files."""
-    return any((folder / name).is_file() for name in TOKENIZER_FILES)
+    """Whether a folder holds a tokenizer that can be read with what the host brings (`spiece.model` cannot)."""
+    return (folder / TOKENIZER_FILE).is_file()
 
 
 def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     """Reads a tokenizer from a folder, without network and without code from the folder.
 
     vocabulary: rows of the encoder's embedding. T5 rounds it up (32100 pieces, 32128 rows).
-    Raises: MissingTokenizer if the folder holds none, or one whose ids the encoder lacks or that leaves
-    much of the encoder's vocabulary unused.
+    Raises: MissingTokenizer if the folder holds none, a damaged one, or one whose ids the encoder lacks or
+    that leaves much of the encoder's vocabulary unused.
     """
     if not has_tokenizer(folder):
         raise MissingTokenizer(
-            f"{folder} holds no tokenizer ({' or '.join(TOKENIZER_FILES)}). "
+            f"{folder} holds no tokenizer ({TOKENIZER_FILE}). "
             "Put the tokenizer files of the encoder beside its weights."
         )
-    tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # whatever a damaged file makes of the library
+        raise MissingTokenizer(
+            f"The tokenizer in {folder} cannot be read ({type(error).__name__}: {error}). Get its files again, or "
+            "remove them to use ComfyUI's own T5 tokenizer."
+        ) from error
     if not len(tokenizer) <= vocabulary <= len(tokenizer) + 128:
         raise MissingTokenizer(
             f"The tokenizer in {folder} has {len(tokenizer)} pieces, the encoder {vocabulary} embeddings: they "
@@ -49,7 +55,7 @@ def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
 @dataclass(frozen=True)
 class Tokens:
     """ids and their weights (the emphasis on each): at most as many as the recipe's length. dropped: how many
-    did not fit."""
+    tokens of words did not fit."""
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
@@ -101,7 +107,8 @@ class LLM:
                 inked = (place for place in range(start, end) if not prompt[place].isspace())
                 each[index] = on[next(inked, start)] if start < end else 1.0
         kept = slice(recipe.tokens)
-        return Tokens(tuple(ids[kept]), tuple(each[kept]), max(0, len(ids) - recipe.tokens))
+        words = len(ids) - (ids[-1] == self.tokenizer.eos_token_id)  # losing the end mark is losing no words
+        return Tokens(tuple(ids[kept]), tuple(each[kept]), max(0, words - recipe.tokens))
 
     def rows(self, real: int, recipe: Recipe) -> Rows:
         """The rows that must be computed for what the recipe keeps, given the number of tokens."""
@@ -129,7 +136,10 @@ class LLM:
         products: torch.dtype,
         progress: Progress = silent,
     ) -> Features:
-        """Runs the encoder, which is on `device`, up to the recipe's layer."""
+        """Runs the encoder, which is on `device`, up to the recipe's layer: states [r, width], fp32, there.
+
+        Raises: WrongRecipe.
+        """
         rows, depth = self.rows(len(ids), recipe), self.depth(recipe)
         states = self.encoder(
             torch.tensor(ids, device=device), rows, depth=depth, products=products, on_layer=progress(depth)

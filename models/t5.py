@@ -100,6 +100,8 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention, then feed-forward, each on the normalised stream and added to it: [r, w] → [r, w]."""
+
     def __init__(self, config: T5Config, *, linear, norm):
         super().__init__()
         self.attention_norm = norm()
@@ -159,6 +161,11 @@ class T5Encoder(nn.Module):
             x = block(x, rows.real, bias, products)
             on_layer()
         return self.final_norm(x) if depth == last else x
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the matrices in memory."""
+        return self.blocks[0].attention.query.weight.dtype
 
     def bias(self, rows: Rows, device: torch.device) -> Tensor:
         """Relative-position bias of each row towards the real tokens: [heads, r, real]."""

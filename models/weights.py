@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -13,9 +13,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from .errors import UnreadableFile
+from .formats import PICKLES, SUFFIXES
 
-PICKLES = (".pth", ".pt", ".bin")
-SUFFIXES = (".safetensors", ".sft", *PICKLES)
 # What transformers calls the weights in a folder, the better format first.
 FOLDER_NAMES = (
     "model.safetensors",
@@ -28,11 +27,18 @@ CAST_BATCH = 256 << 20
 
 @dataclass(frozen=True)
 class Weights:
-    """name: for messages. tensors: memory-mapped. metadata: a safetensors file's, else empty."""
+    """path: what was asked for, a file or a folder. tensors: memory-mapped, unless the format does not allow
+    it. metadata: a safetensors file's, else empty."""
 
-    name: str
+    path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
+    mapped: bool = True
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return self.path.name
 
 
 def open_weights(path: Path) -> Weights:
@@ -41,7 +47,7 @@ def open_weights(path: Path) -> Weights:
     Raises: UnreadableFile if it is missing, empty, cut short, no known format, or a pickle with code in it.
     """
     if path.is_dir():
-        return open_weights(weights_in(path))
+        return replace(open_weights(weights_in(path)), path=path)
     if path.name.endswith(".index.json"):
         return open_shards(path)
     if path.suffix.lower() not in SUFFIXES:
@@ -68,10 +74,11 @@ def weights_in(folder: Path) -> Path:
 
 
 def open_safetensors(path: Path) -> Weights:
+    """Raises: UnreadableFile."""
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Weights(path.name, tensors, file.metadata() or {})
+            return Weights(path, tensors, file.metadata() or {})
     except SafetensorError as error:
         raise UnreadableFile(
             f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short or no safetensors file: {error}. "
@@ -80,21 +87,28 @@ def open_safetensors(path: Path) -> Weights:
 
 
 def open_pickle(path: Path) -> Weights:
-    """Only tensors and plain containers are unpickled (`weights_only`): code in the file is never run."""
+    """Only tensors and plain containers are unpickled (`weights_only`): code in the file is never run.
+
+    Raises: UnreadableFile.
+    """
+    mapped = True
     try:
         try:
             loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         except RuntimeError as error:
             if "mmap can only be used with files saved with" not in str(error):
                 raise
-            loaded = torch.load(path, map_location="cpu", weights_only=True)  # torch's format before 1.6
+            mapped = False  # torch's format before 1.6
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UnreadableFile(
             f"{path.name} is refused: it is no plain file of tensors, and loading it would run code or read "
             "damaged data. Nothing was executed. Get the file from its publisher, as .safetensors if there is "
             f"one. ({str(error).splitlines()[0]})"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # a damaged pickle can end in any of them
+        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+            raise
         raise UnreadableFile(
             f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short or no PyTorch file: "
             f"{str(error).splitlines()[0] if str(error) else type(error).__name__}. "
@@ -102,12 +116,14 @@ def open_pickle(path: Path) -> Weights:
         ) from error
     if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
         loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
+    ):
         raise UnreadableFile(
-            f"{path.name} holds a {type(loaded).__name__} that is no dictionary of tensors. "
+            f"{path.name} holds a {type(loaded).__name__} that is no dictionary of named tensors. "
             "A file of weights (a state dict) is needed."
         )
-    return Weights(path.name, loaded)
+    return Weights(path, loaded, mapped=mapped)
 
 
 def open_shards(index: Path) -> Weights:
@@ -117,6 +133,10 @@ def open_shards(index: Path) -> Weights:
         files = sorted({Path(name).name for name in placed.values()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UnreadableFile(f"{index.name} is damaged: it names no shards. Download it again.") from error
+    if any(Path(name).suffix.lower() not in SUFFIXES for name in files):
+        raise UnreadableFile(
+            f"{index.name} is damaged: it names shards that are no weights. Download it again."
+        )
     absent = [name for name in files if not (index.parent / name).is_file()]
     if absent:
         raise UnreadableFile(
@@ -125,18 +145,21 @@ def open_shards(index: Path) -> Weights:
         )
     shards = [open_weights(index.parent / name) for name in files]
     tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
-    return Weights(index.parent.name, tensors)
+    return Weights(index, tensors, mapped=all(shard.mapped for shard in shards))
 
 
-def cast_weights(path: Path, wanted: dict[str, torch.dtype]) -> Iterator[tuple[str, Tensor]]:
+def cast_weights(weights: Weights, wanted: dict[str, torch.dtype]) -> Iterator[tuple[str, Tensor]]:
     """Reads tensors in other dtypes than the file's, a batch at a time.
 
     The file is mapped anew for each batch, so that the pages which were read go with the mapping: the memory
     held is that of the result and one batch, not that of the file as well.
     """
+    if not weights.mapped:
+        yield from ((name, weights.tensors.pop(name).to(dtype)) for name, dtype in wanted.items())
+        return
     names = list(wanted)
     while names:
-        tensors, read = open_weights(path).tensors, 0
+        tensors, read = open_weights(weights.path).tensors, 0
         while names and read < CAST_BATCH:
             name = names.pop(0)
             read += tensors[name].nbytes

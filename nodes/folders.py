@@ -11,7 +11,7 @@ from pathlib import Path
 import folder_paths
 
 from ..models.errors import MissingFile
-from ..models.weights import SUFFIXES
+from ..models.formats import SUFFIXES
 
 ADAPTERS = "llm4gen"
 ENCODERS = "text_encoders"
@@ -38,7 +38,7 @@ def resolve(key: str, name: str) -> Path:
     Raises: MissingFile.
     """
     found = listed(key)
-    path = found.get(portable(name))
+    path = look_up(found, name)
     if path is None:
         places = " or ".join(folder_paths.get_folder_paths(key))
         raise MissingFile(
@@ -48,32 +48,34 @@ def resolve(key: str, name: str) -> Path:
     return path
 
 
-def fingerprint(key: str, name: str) -> str:
-    """Changes when the file behind a name does, so that the host loads it anew."""
-    path = listed(key).get(portable(name))
+def fingerprint(key: str, name: str | None) -> str:
+    """Changes when the file behind a name does, so that the host loads it anew. Of a name that comes over a
+    wire the host tells None here."""
+    path = look_up(listed(key), name)
     if path is None:
-        return name
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
+        return str(name)
+    files = sorted(file for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file())
     return repr([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
 
 def listed(key: str) -> dict[str, Path]:
     """Name → path of all weights under a folder key: files, and folders with a `config.json` as one entry."""
+    names = [Path(name) for name in folder_paths.get_filename_list(key)]
+    names = [name for name in names if name.suffix.lower() in SUFFIXES]
     found: dict[str, Path] = {}
-    for name in folder_paths.get_filename_list(key):
-        full = folder_paths.get_full_path(key, name)
-        if full is None or Path(name).suffix.lower() not in SUFFIXES:
-            continue
-        inner, path = Path(name), Path(full)
-        if inner.parent.name and (path.parent / "config.json").is_file():
-            inner, path = inner.parent, path.parent
-        found[inner.as_posix()] = path
+    for root in map(Path, folder_paths.get_folder_paths(key)):  # the first place wins
+        for name in names:
+            if not (root / name).is_file():
+                continue
+            is_model = name.parent.name and (root / name.parent / "config.json").is_file()
+            entry = name.parent if is_model else name
+            found.setdefault(entry.as_posix(), root / entry)
     return found
 
 
-def portable(name: str) -> str:
-    """A name as any system writes it → as we list it."""
-    return name.replace("\\", "/")
+def look_up(found: dict[str, Path], name: object) -> Path | None:
+    """A name as we list it, or as Windows writes it."""
+    return found.get(str(name)) or found.get(str(name).replace("\\", "/"))
 
 
 def tokenizer_folder(encoder: Path) -> Path | None:

@@ -9,7 +9,7 @@ import torch
 from comfy.sd import CLIP
 from torch import Tensor
 
-from ..models.errors import WidthMismatch
+from ..models.errors import MissingCLIP, WidthMismatch
 from ..models.llm import Features
 from .hosted import HostedAdapter, HostedLLM
 from .prompt import words_of
@@ -45,7 +45,15 @@ class FusedCLIP(CLIP):
 
     @classmethod
     def around(cls, clip: CLIP, fusion: Fusion) -> FusedCLIP:
-        """Another view of the same CLIP, fused. A CLIP that is fused already is fused anew, not twice."""
+        """Another view of the same CLIP, fused. A CLIP that is fused already is fused anew, not twice.
+
+        Raises: MissingCLIP for None, which is what a checkpoint without a CLIP gives.
+        """
+        if clip is None:
+            raise MissingCLIP(
+                "There is no CLIP on the clip input: the checkpoint holds none. Connect the CLIP of an SD1.5 "
+                "checkpoint, or one from Load CLIP."
+            )
         fused = cls(no_init=True)
         fused.__dict__.update(clip.__dict__, fusion=fusion)
         return fused
@@ -60,7 +68,9 @@ class FusedCLIP(CLIP):
     def clone(self, *args, **kwargs) -> FusedCLIP:
         return self.around(self.plain().clone(*args, **kwargs), self.fusion)
 
-    def tokenize(self, text: str, return_word_ids: bool = False, llm_text: str | None = None, **kwargs) -> dict:
+    def tokenize(
+        self, text: str, return_word_ids: bool = False, llm_text: str | None = None, **kwargs
+    ) -> dict:
         """CLIP's tokens, cut or in chunks, and the LLM's. llm_text: other words for the LLM."""
         tokens = self.plain().tokenize(text, return_word_ids, **kwargs)
         if self.fusion.long_prompt == CUT and tokens.keys() == {SD15} and len(tokens[SD15]) > 1:
@@ -91,7 +101,9 @@ class FusedCLIP(CLIP):
 
     def encode_from_tokens_scheduled(self, tokens: dict, *args, **kwargs) -> list:
         """Fused conditioning; each segment of a schedule gets an LLM half of its own and keeps its options."""
-        return self.fuse(self.plain().encode_from_tokens_scheduled(clip_part(tokens), *args, **kwargs), tokens)
+        return self.fuse(
+            self.plain().encode_from_tokens_scheduled(clip_part(tokens), *args, **kwargs), tokens
+        )
 
     def fuse(self, conditioning: list, tokens: dict) -> list:
         """Appends the LLM half, times `strength`, to each entry of a CLIP's conditioning.

@@ -41,9 +41,11 @@ def product_dtype(weights: torch.dtype, device: torch.device, choice: str) -> to
 
     | choice | CPU | GPU |
     |---|---|---|
-    | fp32 | fp32, exact | fp32, exact |
+    | fp32 | fp32, exact* | fp32, exact* |
     | others | bf16 if the processor multiplies it; fp16 for fp16 weights if it multiplies that; \
 else fp32 | fp16, or fp32 where the host does not trust fp16 |
+
+    * Unless the user or another pack has told torch or the host to round fp32 products (TF32, `--fast`).
 
     So that the states stay within 2% of fp32 on CPU and 0.5% on GPU (relative norm): bf16 products are off by
     about 1%, fp16 products by about 0.1%, and the rows are scaled so that T5 does not leave fp16's range.

@@ -35,8 +35,7 @@ class HostedLLM:
 
     def read(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
         device = self.hosted.ready()
-        weights = self.llm.encoder.blocks[0].attention.query.weight.dtype
-        products = host.product_dtype(weights, device, self.dtype)
+        products = host.product_dtype(self.llm.encoder.dtype, device, self.dtype)
         features = self.llm.read(ids, recipe, device=device, products=products, progress=host.progress)
         return Features(host.as_conditioning(features.states), features.rows)
 

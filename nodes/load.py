@@ -90,7 +90,7 @@ class LoadCrossAdapter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, adapter_name) -> bool:
-        return True  # as above
+        return True  # a name that is not listed gets MissingFile's advice instead of "value not in list"
 
     @classmethod
     def fingerprint_inputs(cls, adapter_name) -> str:

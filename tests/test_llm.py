@@ -53,8 +53,15 @@ def test_a_long_prompt_loses_its_end_and_says_how_much(llm):
     tokens = llm.tokenize("word " * 300, Recipe())
     whole = llm.tokenize("word " * 300, Recipe(tokens=8192))
     assert tokens.ids == whole.ids[:256]
-    assert tokens.dropped == len(whole.ids) - 256 > 0
+    assert tokens.dropped == len(whole.ids) - 256 - 1 > 0  # the end mark is no word
     assert whole.dropped == 0 and whole.ids[-1] == 1
+
+
+def test_losing_the_end_mark_alone_is_losing_no_words(llm):
+    whole = llm.tokenize("word " * 254, Recipe(tokens=8192))
+    assert len(whole.ids) == 257 or len(whole.ids) == 256
+    assert llm.tokenize("word " * 254, Recipe(tokens=len(whole.ids) - 1)).dropped == 0
+    assert llm.tokenize("word " * 254, Recipe(tokens=len(whole.ids) - 2)).dropped == 1
 
 
 def test_the_template_is_part_of_what_is_read(llm):
@@ -76,6 +83,10 @@ def test_a_layer_that_the_encoder_lacks_is_refused(layer, llm):
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
     with pytest.raises(MissingTokenizer, match="holds no tokenizer"):
         load_tokenizer(tmp_path, tiny.VOCABULARY)
+    for damaged in ("", "[]", '{"version": "1.0", "model"'):
+        (tmp_path / "tokenizer.json").write_text(damaged, encoding="utf-8")
+        with pytest.raises(MissingTokenizer, match="cannot be read"):
+            load_tokenizer(tmp_path, tiny.VOCABULARY)
     for vocabulary in (32000, 64000):
         with pytest.raises(MissingTokenizer, match=f"32100 pieces, the encoder {vocabulary}"):
             load_tokenizer(T5_TOKENIZER, vocabulary)

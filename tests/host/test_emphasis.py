@@ -65,7 +65,9 @@ def letters(pieces):
 def of_clip(fused, tokens):
     names = fused.tokenizer.clip_l.inv_vocab
     pieces = [(names[token], weight) for chunk in tokens["l"] for token, weight in chunk]
-    return letters((name.removesuffix("</w>"), weight) for name, weight in pieces if not name.startswith("<|"))
+    return letters(
+        (name.removesuffix("</w>"), weight) for name, weight in pieces if not name.startswith("<|")
+    )
 
 
 def of_llm(fused, tokens):
@@ -113,7 +115,10 @@ def test_states_are_scaled_in_their_difference_to_the_empty_prompts(fused):
         return features.rows.spread(features.states)
 
     plain, empty, weighed = states("a red cat"), states(""), states("a (red:1.7) cat")
-    names = [fused.fusion.llm.llm.tokenizer.convert_ids_to_tokens(t) for t, _ in fused.tokenize("a red cat")["llm4gen"][0]]
+    names = [
+        fused.fusion.llm.llm.tokenizer.convert_ids_to_tokens(t)
+        for t, _ in fused.tokenize("a red cat")["llm4gen"][0]
+    ]
     at = names.index("\u2581red")
     torch.testing.assert_close(weighed[at], empty[at] + 1.7 * (plain[at] - empty[at]))
     rest = [position for position in range(256) if position != at]

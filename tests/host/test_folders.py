@@ -49,9 +49,19 @@ def test_a_workflow_from_windows_finds_its_files(place, tmp_path):
     assert place.resolve("llm4gen", "sub\\projector.pth") == path
 
 
+@pytest.mark.skipif(os.name == "nt", reason="a file name cannot hold a backslash on Windows")
+def test_a_backslash_in_a_files_name_is_its_own(place, tmp_path):
+    path = put(tmp_path, "one/llm4gen/a\\b.pth")
+    assert place.resolve("llm4gen", *place.choices("llm4gen")) == path
+
+
 def test_the_first_place_wins(place, tmp_path):
     first, _ = put(tmp_path, "one/llm4gen/p.pth"), put(tmp_path, "two/llm4gen/p.pth")
     assert place.resolve("llm4gen", "p.pth") == first
+    for name in ("one/text_encoders/t5/model.safetensors", "two/text_encoders/t5/pytorch_model.bin"):
+        put(tmp_path, name)
+        put(tmp_path, name.rpartition("/")[0] + "/config.json")
+    assert place.resolve("text_encoders", "t5") == tmp_path / "one/text_encoders/t5"
 
 
 def test_a_new_file_appears(place, tmp_path):
@@ -62,7 +72,7 @@ def test_a_new_file_appears(place, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", "../secret.pth", "sub/../../secret.pth", "/etc/passwd", "a\0b", "C:\\x"]
+    "name", ["", ".", "..", "../secret.pth", "sub/../../secret.pth", "/etc/passwd", "a\0b", "C:\\x", 5]
 )
 def test_a_name_cannot_leave_the_folders(name, place, tmp_path):
     from llm4gen.models.errors import MissingFile  # noqa: PLC0415
@@ -82,6 +92,16 @@ def test_a_swapped_file_has_another_fingerprint(place, tmp_path):
     path.write_bytes(b"yz")
     assert place.fingerprint("llm4gen", "p.pth") != before
     assert place.fingerprint("llm4gen", "gone.pth") == "gone.pth"
+
+
+def test_a_name_that_comes_over_a_wire_keeps_the_node_cached(place):
+    """ComfyUI asks for its fingerprint before it is known, and takes any error as: always run again."""
+    for node, name in (
+        ("LLM4GEN_LoadLLMEncoder", "encoder_name"),
+        ("LLM4GEN_LoadCrossAdapter", "adapter_name"),
+    ):
+        ours = in_process.start().ours[node]
+        assert ours.fingerprint_inputs(**{name: None}) == ours.fingerprint_inputs(**{name: None})
 
 
 def test_a_swapped_shard_is_noticed_too(place, tmp_path):
