@@ -2,7 +2,9 @@
 
 import json
 import pickle
+import random
 import re
+from contextlib import suppress
 
 import pytest
 import tiny
@@ -10,7 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 from llm4gen.models.checkpoint import load_cross_adapter, load_t5_encoder
-from llm4gen.models.errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile, WrongRecipe
+from llm4gen.models.errors import (
+    IncompleteCheckpoint,
+    LLM4GENError,
+    UnknownCheckpoint,
+    UnreadableFile,
+    WrongRecipe,
+)
 from llm4gen.models.rows import all_rows
 
 IDS = torch.tensor([5, 9, 300, 1])
@@ -186,18 +194,10 @@ def test_the_adapters_heads_come_from_its_metadata(tmp_path):
         load_cross_adapter(tmp_path / "b.safetensors")
 
 
-class Payload:
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return open, (str(self.mark), "w")
-
-
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_pickle_is_not_run(zipped, tmp_path):
     path, mark = tmp_path / "evil.pth", tmp_path / "mark"
-    torch.save({"llm_proj.weight": Payload(mark)}, path, _use_new_zipfile_serialization=zipped)
+    torch.save({"llm_proj.weight": tiny.Payload(mark)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UnreadableFile, match="Nothing was executed"):
         load_cross_adapter(path)
     assert not mark.exists()
@@ -235,7 +235,7 @@ def test_a_file_that_was_cut_short_is_refused(suffix, share, tmp_path):
 
 def test_something_else_than_tensors_is_refused(tmp_path):
     torch.save({"epoch": 3, "weights": {"x": torch.zeros(1)}}, tmp_path / "a.pth")
-    with pytest.raises(UnreadableFile, match="dictionary of tensors"):
+    with pytest.raises(UnreadableFile, match="dictionary of named tensors"):
         load_cross_adapter(tmp_path / "a.pth")
 
 
@@ -259,3 +259,85 @@ def test_loading_tells_of_each_tensor_and_can_be_stopped(dtype, oracle, tmp_path
 
     with pytest.raises(KeyboardInterrupt):
         load_t5_encoder(tmp_path / "t5.safetensors", dtype=dtype, progress=stop)
+
+
+def odd(name, tensors, tmp_path):
+    """A file that no sound program writes; the loader must say so."""
+    torch.save(tensors, tmp_path / name)
+    return tmp_path / name
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says of some such files that they are odd
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda t: t.to_sparse(),
+        lambda t: t.to("meta"),
+        lambda t: t.to(torch.complex64),
+        lambda t: (t * 100).to(torch.int8),
+    ],
+    ids=["sparse", "meta", "complex", "int8"],
+)
+def test_what_is_no_plain_number_is_refused(change, tmp_path):
+    tensors = {
+        name: change(tensor) if "FFN.0.w" in name else tensor
+        for name, tensor in tiny.adapter_tensors().items()
+    }
+    with pytest.raises(
+        IncompleteCheckpoint, match=r"no plain numbers in 1 tensor \(CrossFusionModule.0.FFN.0.weight"
+    ):
+        load_cross_adapter(odd("a.pth", tensors, tmp_path))
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    with pytest.raises(UnreadableFile, match="named tensors"):
+        load_cross_adapter(odd("a.pth", {0: torch.zeros(2)}, tmp_path))
+
+
+@pytest.mark.parametrize("heads", [0, 3])
+@pytest.mark.parametrize("buckets", [2, 32])
+def test_a_position_bias_that_is_no_t5s_is_refused(heads, buckets, oracle, tmp_path):
+    tensors = tiny.rankgen_tensors(oracle)
+    name = next(name for name in tensors if "relative_attention_bias" in name)
+    tensors[name] = torch.zeros(buckets, heads)
+    with pytest.raises(IncompleteCheckpoint, match=r"t5\.pth"):
+        load_t5_encoder(odd("t5.pth", tensors, tmp_path))
+
+
+def test_an_index_that_names_itself_is_refused(tmp_path):
+    index = {"weight_map": {"x": "model.safetensors.index.json"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(UnreadableFile, match="no weights"):
+        load_t5_encoder(tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch says of some such files that they are odd
+@pytest.mark.parametrize("zipped", [True, False])
+def test_damaged_bytes_in_a_pickle_end_in_a_typed_error_or_in_a_whole_model(zipped, tmp_path):
+    path = tmp_path / "a.pth"
+    torch.save(tiny.adapter_tensors(), path, _use_new_zipfile_serialization=zipped)
+    whole, dice = path.read_bytes(), random.Random(0)
+    for _ in range(200):
+        spoiled = bytearray(whole)
+        for _ in range(8):
+            spoiled[dice.randrange(min(len(spoiled), 6000))] = dice.randrange(256)
+        path.write_bytes(spoiled)
+        with suppress(LLM4GENError):
+            load_cross_adapter(path)
+
+
+@pytest.mark.parametrize(
+    ("config", "error"),
+    [
+        ('{"feed_forward_proj": "gated-silu"}', UnknownCheckpoint),
+        ('{"relative_attention_max_distance": 256}', UnknownCheckpoint),
+        ("{", UnreadableFile),
+    ],
+)
+def test_a_folder_that_says_it_is_another_t5_is_refused(config, error, oracle, tmp_path):
+    save_file(tiny.rankgen_tensors(oracle), tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text('{"feed_forward_proj": "gated-gelu"}', encoding="utf-8")
+    load_t5_encoder(tmp_path)
+    (tmp_path / "config.json").write_text(config, encoding="utf-8")
+    with pytest.raises(error, match=r"another kind of T5|damaged"):
+        load_t5_encoder(tmp_path)

@@ -8,16 +8,32 @@ from paths import ROOT
 
 MEMORY = ("comfy.model_management", "comfy.model_patcher", "comfy.ops")
 HOST = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "nodes", "server", "execution")
+ROOMS = (".prompt", ".fused_clip", ".hosted", ".condition", ".load", ".folders")
 FORBIDDEN = {
     "__init__.py": ("..models", ".models", "torch", *HOST),
     "models/*.py": (*HOST, "..nodes", "..tools"),
     "models/cross_adapter.py": (".weights", ".checkpoint", ".filling", ".recipe", "pathlib", "safetensors"),
-    "models/t5.py": (".weights", ".checkpoint", ".filling", ".recipe", "pathlib", "safetensors"),
+    "models/t5.py": (
+        ".cross_adapter",
+        ".weights",
+        ".checkpoint",
+        ".filling",
+        ".recipe",
+        "pathlib",
+        "safetensors",
+    ),
     "models/recipe.py": ("torch", "safetensors"),
     "nodes/*.py": ("..tools", "tools", "..tests"),
-    "nodes/sockets.py": ("..models", "torch"),
-    "nodes/folders.py": ("torch", "safetensors", "..models.checkpoint", "..models.filling"),
-    "nodes/host.py": ("..models", ".prompt", ".fusion", ".condition", ".load", ".folders", "comfy_api"),
+    "models/formats.py": ("torch", "safetensors"),
+    "nodes/sockets.py": ("..models", "torch", *ROOMS),
+    "nodes/folders.py": (
+        "torch",
+        "safetensors",
+        "..models.checkpoint",
+        "..models.filling",
+        "..models.weights",
+    ),
+    "nodes/host.py": ("..models", "comfy_api", *ROOMS),
 }
 ONLY_HOST_MAY = [path for path in (ROOT / "nodes").glob("*.py") if path.name != "host.py"]
 

@@ -99,12 +99,15 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
     if isinstance(saved, dict):
         return {name: saved[name] for name in widget_names(info) if name in saved}
     names = widget_names(info, with_controls=True)
-    if len(saved) != len(names):
+    if len(saved) > len(names):
         raise ValueError(
             f"node {node['id']} ({node['type']}) was saved with {len(saved)} widget values, "
             f"but the server's node has {len(names)}: {', '.join(name or '(after generate)' for name in names)}."
         )
-    return {name: value for name, value in zip(names, saved, strict=True) if name is not None}
+    values = {name: value for name, value in zip(names, saved, strict=False) if name is not None}
+    # Widgets that the node got after the file was saved start at their defaults.
+    added = {name: default(info, name) for name in names[len(saved) :] if name is not None}
+    return values | {name: value for name, value in added.items() if value is not None}
 
 
 def widget_names(info: dict[str, Any], *, with_controls: bool = False) -> list[str | None]:
@@ -123,6 +126,15 @@ def widget_names(info: dict[str, Any], *, with_controls: bool = False) -> list[s
             if with_controls and options.get("control_after_generate", seed):
                 names.append(None)
     return names
+
+
+def default(info: dict[str, Any], name: str) -> Any:
+    """What a widget starts with; None if the node does not say."""
+    kind, options = _declaration(
+        (info["input"].get("required", {}) | info["input"].get("optional", {}))[name]
+    )
+    first = (kind if isinstance(kind, list) else options.get("options", []))[:1]
+    return options.get("default", *first) if first else options.get("default")
 
 
 def choices(object_info: ObjectInfo, node_type: str, name: str) -> list[str]:

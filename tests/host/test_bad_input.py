@@ -10,9 +10,7 @@ from client import Client, ExecutionError
 from comfy_server import Server
 from model_choice import make_standins
 from safetensors.torch import load_file, save_file
-from standins import ADAPTER, ENCODER
-
-CHECKPOINT = "llm4gen_standin_sd15.safetensors"
+from standins import ADAPTER, CHECKPOINT, ENCODER
 
 
 @pytest.fixture(scope="module")
@@ -166,19 +164,11 @@ def test_a_truncated_or_empty_file(suffix, size, fails, adapters):
     assert_says(fails(load_adapter(path.name)), "UnreadableFile", path.name, "ownload it again")
 
 
-class Payload:
-    def __init__(self, mark):
-        self.mark = mark
-
-    def __reduce__(self):
-        return open, (str(self.mark), "w")
-
-
 @pytest.mark.parametrize("load", [load_adapter, load_encoder])
 def test_a_pickle_with_code_in_it(load, fails, adapters, encoders, tmp_path):
     mark = tmp_path / "mark"
     for folder in (adapters, encoders):
-        torch.save({"llm_proj.weight": Payload(mark)}, folder / "evil.pth")
+        torch.save({"llm_proj.weight": tiny.Payload(mark)}, folder / "evil.pth")
     assert_says(fails(load("evil.pth")), "UnreadableFile", "evil.pth", "Nothing was executed")
     assert not mark.exists()
     torch.load(adapters / "evil.pth", weights_only=False)["llm_proj.weight"].close()
@@ -208,6 +198,39 @@ def test_missing_surplus_and_nan_weights(load, damage, fails, adapters, encoders
     assert_says(
         fails(load(f"{damage}.safetensors")), "IncompleteCheckpoint", f"{damage}.safetensors", SAID[damage]
     )
+
+
+def test_a_truncated_encoder(fails, encoders, t5):
+    path = encoders / "short.bin"
+    torch.save(t5, path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    assert_says(fails(load_encoder(path.name)), "UnreadableFile", path.name, "ownload it again")
+
+
+def test_a_folder_with_a_damaged_tokenizer(fails, encoders, t5):
+    folder = encoders / "damaged-tokenizer"
+    folder.mkdir(exist_ok=True)
+    save_file(t5, folder / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text("{}" if name == "config.json" else '{"version"', encoding="utf-8")
+    error = fails(load_encoder("damaged-tokenizer"))
+    assert_says(error, "MissingTokenizer", "cannot be read", "ComfyUI's own T5 tokenizer")
+
+
+def test_a_checkpoint_without_clip(fails, models):
+    """Core hands on None for it."""
+    whole = load_file(in_process.standins() / "checkpoints" / CHECKPOINT)
+    unet = {name: tensor for name, tensor in whole.items() if name.startswith("model.diffusion_model.")}
+    (models / "checkpoints").mkdir(exist_ok=True)
+    save_file(unet, models / "checkpoints" / "unet.safetensors")
+    loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "unet.safetensors"}}
+    assert_says(fails(conditioning(clip=loader)), "MissingCLIP", "the checkpoint holds none", "Load CLIP")
+
+
+def test_a_new_file_is_offered_without_a_restart(client, adapters):
+    save_file(tiny.adapter_tensors(), adapters / "new.safetensors")
+    info = client.object_info()["LLM4GEN_LoadCrossAdapter"]
+    assert "new.safetensors" in info["input"]["required"]["adapter_name"][1]["options"]
 
 
 def test_a_folder_without_a_tokenizer_that_fits(fails, encoders):
@@ -250,4 +273,3 @@ def test_an_empty_folder_says_what_to_put_where(key, advice, empty_server, empty
 def test_sound_files_still_run(client):
     """What every case above is measured against: the same prompt with nothing wrong in it."""
     assert client.run(conditioning())["5"]
-    assert load_file(in_process.standins() / "text_encoders" / ENCODER)

@@ -115,11 +115,8 @@ def test_states_are_scaled_in_their_difference_to_the_empty_prompts(fused):
         return features.rows.spread(features.states)
 
     plain, empty, weighed = states("a red cat"), states(""), states("a (red:1.7) cat")
-    names = [
-        fused.fusion.llm.llm.tokenizer.convert_ids_to_tokens(t)
-        for t, _ in fused.tokenize("a red cat")["llm4gen"][0]
-    ]
-    at = names.index("\u2581red")
+    names = fused.fusion.llm.llm.tokenizer.convert_ids_to_tokens
+    at = [names(token) for token, _ in fused.tokenize("a red cat")["llm4gen"][0]].index("\u2581red")
     torch.testing.assert_close(weighed[at], empty[at] + 1.7 * (plain[at] - empty[at]))
     rest = [position for position in range(256) if position != at]
     assert torch.equal(weighed[rest], plain[rest])

@@ -41,6 +41,7 @@ CONDITIONING = {
     "adapter": ("LLM4GEN_LoadCrossAdapter", 0),
     "strength": 1,
     "long_prompt": "cut at 77 (as published)",
+    "controlnet_context": "clip",
 }
 
 
@@ -118,9 +119,17 @@ def test_unknown_nodes_are_named(workflow, object_info):
 
 
 def test_widgets_that_do_not_fit_the_node_are_refused(workflow, object_info):
-    node_of(workflow, "KSampler")["widgets_values"].pop()
-    with pytest.raises(ValueError, match=r"KSampler.* 6 widget values.* 7: seed, \(after generate\), steps"):
+    node_of(workflow, "KSampler")["widgets_values"].append(1)
+    with pytest.raises(ValueError, match=r"KSampler.* 8 widget values.* 7: seed, \(after generate\), steps"):
         to_prompt(workflow, object_info)
+
+
+def test_a_file_from_before_a_widget_was_added_gets_its_default(workflow, object_info):
+    now = to_prompt(workflow, object_info)
+    for node in workflow["nodes"]:
+        if node["type"] == "LLM4GEN_Conditioning":
+            assert node["widgets_values"].pop() == "clip"
+    assert to_prompt(workflow, object_info) == now
 
 
 def test_a_file_that_is_no_workflow_is_refused(tmp_path):
@@ -162,4 +171,9 @@ def test_a_bypassed_node_hands_its_input_on(workflow, object_info):
 
 def test_widget_names_follow_the_saved_order(object_info):
     assert widget_names(object_info["KSampler"], with_controls=True)[:3] == ["seed", None, "steps"]
-    assert widget_names(object_info["LLM4GEN_Conditioning"]) == ["text", "strength", "long_prompt"]
+    assert widget_names(object_info["LLM4GEN_Conditioning"]) == [
+        "text",
+        "strength",
+        "long_prompt",
+        "controlnet_context",
+    ]
