@@ -45,7 +45,7 @@ class LoadLLMEncoder(io.ComfyNode):
                     tooltip="default: where ComfyUI runs text encoders. cpu: leaves the GPU to the picture.",
                 ),
             ],
-            outputs=[sockets.LLM.Output(tooltip="For LLM4GEN Conditioning.")],
+            outputs=[sockets.LLM.Output(tooltip="For LLM4GEN Conditioning and LLM4GEN CLIP.")],
         )
 
     @classmethod
@@ -85,7 +85,7 @@ class LoadCrossAdapter(io.ComfyNode):
                     tooltip="A file in models/llm4gen: projector.pth, as published, or a .safetensors.",
                 ),
             ],
-            outputs=[sockets.ADAPTER.Output(tooltip="For LLM4GEN Conditioning.")],
+            outputs=[sockets.ADAPTER.Output(tooltip="For LLM4GEN Conditioning and LLM4GEN CLIP.")],
         )
 
     @classmethod

@@ -26,7 +26,7 @@ from typing import Any
 
 import psutil
 import torch
-from bench_report import CALLS, Result, Results, Variant, machine, table, verdict
+from bench_report import CALLS, Result, Results, Variant, accelerator, machine, table, verdict
 from bench_weights import LAYERS, Files, ensure_files
 from host import COMFYUI_DIR, HOST_DIR, Host
 from safetensors.torch import load_file
@@ -130,13 +130,18 @@ def main() -> None:
 
     print("\n" + table(results))
     print("\n" + "\n".join(machine(setting.rounds, setting.threads, max(others))) + "\n")
-    print("Four layers only: not judged." if options.quick else verdict(results, next(iter(prompts))))
+    if options.quick:
+        print("Four layers only: not judged.")
+        return
+    words, met = verdict(results, next(iter(prompts)))
+    print(words)
+    sys.exit(0 if met else 1)
 
 
 def devices() -> list[str]:
     """The CPU, and the accelerator that torch sees, if any."""
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return ["cpu"] + ([accelerator.type] if accelerator else [])
+    found = accelerator()
+    return ["cpu", found] if found else ["cpu"]
 
 
 def ways(files: Files, device: str) -> list[Variant]:
@@ -145,6 +150,7 @@ def ways(files: Files, device: str) -> list[Variant]:
         Variant(PUBLISHED, "fp32 file", files.fp32, None, device),
         Variant("ours, fp32", "fp32 file", files.fp32, "fp32", device),
         Variant("ours, auto", "bf16 file", files.bf16, "auto", device),
+        Variant("ours, auto, fp32 weights", "fp32 file", files.fp32, "auto", device),
     ]
 
 

@@ -116,11 +116,18 @@ def machine(rounds: int, threads: int, others: float) -> list[str]:
             f"Other programs kept {others:.1f} cores busy meanwhile: the times are too long, and the many small "
             "steps of the faster ways suffer most."
         )
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if accelerator is None:
+    device = accelerator()
+    if device is None:
         return [*lines, "No GPU: nothing was measured on one."]
-    name = torch.cuda.get_device_name() if accelerator.type == "cuda" else accelerator.type
-    return [*lines, f"Device: {name}."]
+    return [*lines, f"Device: {torch.cuda.get_device_name() if device == 'cuda' else device}."]
+
+
+def accelerator() -> str | None:
+    """The kind of accelerator that torch sees, if any; torch before 2.6 is asked for CUDA alone."""
+    if not hasattr(torch, "accelerator"):
+        return "cuda" if torch.cuda.is_available() else None
+    found = torch.accelerator.current_accelerator(check_available=True)
+    return found.type if found else None
 
 
 def processor() -> str:
@@ -137,14 +144,15 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def verdict(results: Results, tokens: str) -> str:
-    """Holds the figures on the CPU against what is wanted; of the speeds, those of the prompt `tokens`."""
+def verdict(results: Results, tokens: str) -> tuple[str, bool]:
+    """Holds the figures on the CPU against what is wanted; of the speeds, those of the prompt `tokens`. In words,
+    and whether all is met."""
     checks = []
     for variant, result in results.items():
         if variant.device != "cpu" or variant.dtype is None:
             continue
         if result.ratios:
-            for which, wanted in WANTED[variant.way].items():
+            for which, wanted in WANTED.get(variant.way, {}).items():
                 ratio = median(result.ratios[tokens, which])
                 checks.append(
                     (
@@ -161,4 +169,5 @@ def verdict(results: Results, tokens: str) -> str:
         )
     met = sum(good for good, _ in checks)
     lines = [f"Verdict: {met} of {len(checks)} targets met (speeds with {tokens} and the empty negative)."]
-    return "\n".join(lines + [f"- {'met' if good else 'MISSED'}: {what}" for good, what in checks])
+    lines += [f"- {'met' if good else 'MISSED'}: {what}" for good, what in checks]
+    return "\n".join(lines), met == len(checks)

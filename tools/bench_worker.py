@@ -147,14 +147,16 @@ class Ours:
         if which == FIRST:
             self.llm.read_before.clear()
         # ComfyUI would not run the negative's node again at all; here its adapter half is.
-        known = [(text, self.adapter.recipe) in self.llm.read_before for text in (positive, negative)]
+        prompts = [self.llm.llm.tokenize(text, self.adapter.recipe).ids for text in (positive, negative)]
+        known = [(ids, self.adapter.recipe) in self.llm.read_before for ids in prompts]
         assert known == [False, which == REPEATED]
         return {
-            name: torch.cat(
-                [clip, self.adapter.fuse(clip, self.llm.features(text, self.adapter.recipe)).cpu()], dim=1
-            )[0]
-            for (name, clip), text in zip(self.clip.items(), (positive, negative), strict=True)
+            name: torch.cat([clip, self.fuse(clip, ids)], dim=1)[0]
+            for (name, clip), ids in zip(self.clip.items(), prompts, strict=True)
         }
+
+    def fuse(self, clip: Tensor, ids: tuple[int, ...]) -> Tensor:
+        return self.adapter.fuse(clip, self.llm.features(ids, self.adapter.recipe)).cpu()
 
 
 def clip_states(device: str) -> dict[str, Tensor]:
