@@ -19,7 +19,10 @@ LAYERS = comfy.ops.manual_cast
 
 
 class Hosted:
-    """A model under the host's memory management: moved, streamed and freed as the host sees fit."""
+    """A model under the host's memory management: moved, streamed and freed as the host sees fit.
+
+    patcher: by this name the host finds the model in a node's output, to keep it or to let it go first.
+    """
 
     def __init__(self, model: nn.Module, device: str = "default"):
         self.model = model

@@ -14,13 +14,13 @@ from . import host
 REMEMBERED = 32  # prompts; at most 2 MB each for T5-XL
 
 
-class HostedLLM:
+class HostedLLM(host.Hosted):
     """Remembers the last prompts' states: a new strength, LoRA or clip skip does not run the LLM again."""
 
     def __init__(self, llm: LLM, dtype: str, device: str):
+        super().__init__(llm.encoder, device)
         self.llm = llm
         self.dtype = dtype
-        self.hosted = host.Hosted(llm.encoder, device)
         self.read_before: OrderedDict[tuple[tuple[int, ...], Recipe], Features] = OrderedDict()
 
     def features(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
@@ -34,23 +34,23 @@ class HostedLLM:
         return self.read_before[key]
 
     def read(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
-        device = self.hosted.ready()
+        device = self.ready()
         products = host.product_dtype(self.llm.encoder.dtype, device, self.dtype)
         features = self.llm.read(ids, recipe, device=device, products=products, progress=host.progress)
         return Features(host.as_conditioning(features.states), features.rows)
 
 
-class HostedAdapter:
+class HostedAdapter(host.Hosted):
     """Knows how its LLM wants to be fed."""
 
     def __init__(self, adapter: CrossAdapter, recipe: Recipe):
+        super().__init__(adapter)
         self.adapter = adapter
         self.recipe = recipe
-        self.hosted = host.Hosted(adapter)
 
     def fuse(self, clip: Tensor, features: Features) -> Tensor:
         """CLIP states [b, n, c] and the LLM's → fused LLM tokens [b, l, c] at every position. Rows that are
         equal are fused once."""
-        device = self.hosted.ready()
+        device = self.ready()
         llm = features.states.to(device).expand(len(clip), -1, -1)
         return host.as_conditioning(features.rows.spread(self.adapter(clip.to(device), llm)))
