@@ -68,6 +68,10 @@ class FusedCLIP(CLIP):
     def clone(self, *args, **kwargs) -> FusedCLIP:
         return self.around(self.plain().clone(*args, **kwargs), self.fusion)
 
+    def get_models(self) -> list:
+        """What the host must know to be in use beside CLIP's own patcher."""
+        return [self.fusion.llm.patcher, self.fusion.adapter.patcher]
+
     def tokenize(
         self, text: str, return_word_ids: bool = False, llm_text: str | None = None, **kwargs
     ) -> dict:

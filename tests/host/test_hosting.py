@@ -102,16 +102,25 @@ def test_products_on_a_gpu_are_fp16_where_the_host_trusts_it(
 @pytest.mark.parametrize("model", ["LLM4GEN_LoadLLMEncoder", "LLM4GEN_LoadCrossAdapter"])
 def test_every_layer_with_weights_is_the_hosts(model, started):
     inputs = {"encoder_name": ENCODER} if "Encoder" in model else {"adapter_name": ADAPTER}
-    loaded = in_process.run(started.ours[model], **inputs).hosted.model
+    loaded = in_process.run(started.ours[model], **inputs).model
     weighty = [(name, module) for name, module in loaded.named_modules() if module._parameters]
     assert weighty
     bare = [name for name, module in weighty if not hasattr(module, "comfy_cast_weights")]
     assert bare == []
 
 
+def test_the_host_finds_the_models_in_a_nodes_output(started):
+    """It keeps what a prompt uses, and frees the models of an older one first."""
+    import comfy.model_patcher  # noqa: PLC0415
+
+    adapter = in_process.run(started.ours["LLM4GEN_LoadCrossAdapter"], adapter_name=ADAPTER)
+    for output in (load(started), adapter):
+        assert comfy.model_patcher.is_model_patcher_output(output)
+
+
 def test_the_host_loads_it_for_work_and_takes_it_back(started, management, recipe, truth):
     llm = load(started)
-    patcher = llm.hosted.patcher
+    patcher = llm.patcher
     management.unload_all_models()
     assert patcher not in management.loaded_models()
     states(llm, recipe)
@@ -128,7 +137,7 @@ def test_a_dropped_model_is_not_held(started, management, recipe):
 
     llm = load(started)
     states(llm, recipe)
-    module = weakref.ref(llm.hosted.model)
+    module = weakref.ref(llm.model)
     del llm
     gc.collect()
     assert module() is None
@@ -137,8 +146,8 @@ def test_a_dropped_model_is_not_held(started, management, recipe):
 @pytest.mark.parametrize("budget", [1, 100 << 20, 400 << 20])
 def test_streamed_weights_give_the_same_states(budget, started, hosting, recipe, truth, monkeypatch):
     llm = load(started)
-    patcher = llm.hosted.patcher
-    monkeypatch.setattr(llm.hosted, "ready", lambda: patcher.load_device)
+    patcher = llm.patcher
+    monkeypatch.setattr(llm, "ready", lambda: patcher.load_device)
     patcher.patch_model(patcher.load_device, lowvram_model_memory=budget)
     assert patcher.model.model_lowvram and patcher.loaded_size() < max(budget, 2 << 20) + (1 << 20)
     assert torch.equal(states(llm, recipe), truth)
@@ -186,6 +195,6 @@ def test_device_cpu_never_leaves_the_cpu(started, hosting, management, monkeypat
 @pytest.mark.parametrize("dtype", ["fp32", "auto", "bf16", "fp16"])
 def test_states_on_a_gpu_stay_within_half_a_percent_of_fp32_on_the_cpu(dtype, started, recipe):
     llm = load(started, dtype)
-    assert llm.hosted.patcher.load_device.type == "cuda"
+    assert llm.patcher.load_device.type == "cuda"
     exact = states(load(started, "fp32", device="cpu"), recipe)
     assert relative_error(states(llm, recipe), exact) <= (1e-5 if dtype == "fp32" else 5e-3)
