@@ -364,3 +364,69 @@ def test_each_segment_of_a_lora_schedule_is_the_one_made_by_hand(
     assert identical([states[:, :77] for states, _ in scheduled], [states for states, _ in core])
     sample(model, scheduled, encode(fused, ""))
     assert identical(encode(fused), encode(fuse(clip))), "hooks leave nothing behind"
+
+
+# What core's nodes do to a conditioning
+
+
+def mask_of_the_left_half():
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, :32] = 1.0
+    return mask
+
+
+# What is done by its name: from core's nodes and two conditionings to one.
+TRANSFORMS = {
+    "Combine": lambda core, one, two: core.ConditioningCombine().combine(one, two),
+    "Concat": lambda core, one, two: core.ConditioningConcat().concat(one, two),
+    "Average": lambda core, one, two: core.ConditioningAverage().addWeighted(one, two, 0.3),
+    "SetArea": lambda core, one, two: core.ConditioningCombine().combine(
+        core.ConditioningSetArea().append(one, 64, 64, 0, 0, 0.8)[0], two
+    ),
+    "SetAreaPercentage": lambda core, one, two: core.ConditioningCombine().combine(
+        core.ConditioningSetAreaPercentage().append(one, 0.5, 1.0, 0.5, 0, 1.0)[0], two
+    ),
+    "SetMask": lambda core, one, two: core.ConditioningCombine().combine(
+        core.ConditioningSetMask().append(one, mask_of_the_left_half(), "default", 0.7)[0], two
+    ),
+    "SetMask, mask bounds": lambda core, one, two: core.ConditioningSetMask().append(
+        one, mask_of_the_left_half(), "mask bounds", 1.0
+    ),
+    "SetTimestepRange": lambda core, one, two: core.ConditioningCombine().combine(
+        core.ConditioningSetTimestepRange().set_range(one, 0.0, 0.5)[0],
+        core.ConditioningSetTimestepRange().set_range(two, 0.5, 1.0)[0],
+    ),
+    "ZeroOut": lambda core, one, two: core.ConditioningZeroOut().zero_out(one),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@torch.inference_mode()
+def test_core_nodes_do_to_it_what_they_do_to_clips(name, started, model, clip, fused, encode, sample):
+    def transformed(clip):
+        return TRANSFORMS[name](started.core, encode(clip), encode(clip, "a dog"))[0]
+
+    ours, cores = transformed(fused), transformed(clip)
+    for (states, options), (core_states, core_options) in zip(ours, cores, strict=True):
+        prompts = core_states.shape[1] // 77
+        assert states.shape == (1, prompts * 333, 768)
+        assert torch.equal(states[:, :77], core_states[:, :77])
+        assert torch.equal(states[:, (prompts - 1) * 333 :][:, :77], core_states[:, -77:])
+        assert options.keys() == core_options.keys() | {"cross_attn_controlnet"}
+        assert identical({key: options[key] for key in core_options}, core_options)
+    picture = sample(model, ours, encode(fused, ""))
+    assert not torch.equal(picture, sample(model, encode(fused), encode(fused, "")))
+
+
+@torch.inference_mode()
+def test_core_nodes_act_on_the_llm_half_too(started, fused, encode):
+    one, two = encode(fused), encode(fused, "a dog")
+
+    def llm_half(name):
+        return [states[:, -256:] for states, _ in TRANSFORMS[name](started.core, one, two)[0]]
+
+    first, second = (conditioning[0][0][:, 77:] for conditioning in (one, two))
+    assert identical(llm_half("Combine"), [first, second])
+    assert identical(llm_half("Concat"), [second])
+    assert identical(llm_half("Average"), [first * 0.3 + second * 0.7])
+    assert identical(llm_half("ZeroOut"), [torch.zeros_like(first)])
