@@ -234,6 +234,7 @@ def test_prompts_of_unequal_length_cost_a_second_call_a_step(swapped, encode, sa
 def test_prompts_of_two_lengths_side_by_side(encode, sample):
     """Both act: their predictions are averaged where they lie over one another."""
     long, short, negative = (encode(text, long_prompt=CHUNKS) for text in (LONG, SHORT, ""))
+    assert long[0][0].shape[1] > short[0][0].shape[1] == 333
     both, calls = sample(long + short, negative)
     assert {length for _, length, _ in calls} == {long[0][0].shape[1], 333}
     assert not torch.equal(both, sample(long, negative)[0])
