@@ -81,27 +81,9 @@ def sd15_checkpoint() -> dict[str, Tensor]:
     import torch  # noqa: PLC0415
     from comfy.clip_model import CLIPTextModel  # noqa: PLC0415
     from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: PLC0415
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: PLC0415
 
     meta = torch.device("meta")
     build = {"dtype": torch.float16, "device": meta, "operations": comfy.ops.disable_weight_init}
-    unet = UNetModel(
-        image_size=32,
-        in_channels=4,
-        out_channels=4,
-        model_channels=320,
-        channel_mult=(1, 2),
-        num_res_blocks=[1, 1],
-        # No attention at full resolution, where it would take two thirds of a step's time on a CPU.
-        transformer_depth=[0, 1],
-        transformer_depth_middle=1,
-        transformer_depth_output=[0, 0, 1, 1],
-        use_spatial_transformer=True,
-        use_linear_in_transformer=False,
-        context_dim=CONTEXT_DIM,
-        num_heads=8,
-        **build,
-    )
     clip_config = Path(comfy.sd1_clip.__file__).with_name("sd1_clip_config.json")
     clip = CLIPTextModel(json.loads(clip_config.read_text(encoding="utf-8")), **build)
     vae_config = {
@@ -119,7 +101,7 @@ def sd15_checkpoint() -> dict[str, Tensor]:
     with meta:
         vae = AutoencoderKL(ddconfig=vae_config, embed_dim=4, decoder_ddconfig=vae_config | {"ch": 64})
 
-    shapes = {f"model.diffusion_model.{name}": tensor.shape for name, tensor in unet.state_dict().items()}
+    shapes = {f"model.diffusion_model.{name}": shape for name, shape in unet_shapes().items()}
     for name, tensor in clip.state_dict().items():
         if name.startswith("text_model."):  # published checkpoints hold no text projection
             shapes[f"cond_stage_model.transformer.{name}"] = tensor.shape
@@ -133,6 +115,34 @@ def sd15_checkpoint() -> dict[str, Tensor]:
         return fan_in(shape) ** -0.5
 
     return draw(shapes, std, torch.float16)
+
+
+def unet_shapes(first_blocks: int = 1) -> dict[str, tuple[int, ...]]:
+    """A small UNet that ComfyUI takes for SD1.5's. first_blocks: how many residual blocks the first level has."""
+    import comfy.ops  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: PLC0415
+
+    unet = UNetModel(
+        image_size=32,
+        in_channels=4,
+        out_channels=4,
+        model_channels=320,
+        channel_mult=(1, 2),
+        num_res_blocks=[first_blocks, 1],
+        # No attention at full resolution, where it would take two thirds of a step's time on a CPU.
+        transformer_depth=[*[0] * first_blocks, 1],
+        transformer_depth_middle=1,
+        transformer_depth_output=[*[0] * (first_blocks + 1), 1, 1],
+        use_spatial_transformer=True,
+        use_linear_in_transformer=False,
+        context_dim=CONTEXT_DIM,
+        num_heads=8,
+        dtype=torch.float16,
+        device=torch.device("meta"),
+        operations=comfy.ops.disable_weight_init,
+    )
+    return {name: tensor.shape for name, tensor in unet.state_dict().items()}
 
 
 def rankgen_encoder() -> dict[str, Tensor]:

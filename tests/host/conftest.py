@@ -1,10 +1,14 @@
-"""The real server for the tests that talk to one: started once, with the stand-ins and a folder for bad files."""
+"""What the tests share: the real server, the host in this very process with the stand-ins loaded, a browser."""
 
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
+import in_process
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from paths import COMFYUI, TOOLS
 
@@ -16,6 +20,9 @@ from comfy_server import Server
 from host import Host
 from model_choice import make_standins
 from picture import find_browser, quiet_front_end
+from standins import ADAPTER, CHECKPOINT, ENCODER
+
+# The server
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +65,9 @@ def empty_client(empty_server):
     return Client(empty_server.url)
 
 
+# The browser
+
+
 @pytest.fixture(scope="session")
 def browser():
     """The path of an installed Chromium."""
@@ -66,3 +76,123 @@ def browser():
         missing = pytest.fail if os.environ.get("LLM4GEN_NEED_BROWSER") else pytest.skip
         missing("NO BROWSER: install Chromium to run the front-end tests.")
     return found
+
+
+# The host in this process
+
+
+@pytest.fixture(scope="session")
+def put(tmp_path_factory):
+    """Puts tensors among the host's models: (folder, file name, tensors). The folders are there before anything
+    is loaded, since a CLIP keeps the list of where embeddings lie."""
+    started, models = in_process.start(), tmp_path_factory.mktemp("put")
+    for folder in ("checkpoints", "controlnet", "diffusion_models", "embeddings", "loras"):
+        (models / folder).mkdir()
+    in_process.use_models(started.folders, models)
+    return lambda folder, name, tensors: save_file(tensors, models / folder / name)
+
+
+@pytest.fixture(scope="session")
+def started(put):
+    return in_process.start()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(started):
+    """MODEL, CLIP and VAE."""
+    with torch.inference_mode():
+        return started.core.CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
+
+
+@pytest.fixture(scope="session")
+def model(checkpoint):
+    return checkpoint[0]
+
+
+@pytest.fixture(scope="session")
+def clip(checkpoint):
+    return checkpoint[1]
+
+
+@pytest.fixture(scope="session")
+def llm(started):
+    return in_process.run(started.ours["LLM4GEN_LoadLLMEncoder"], encoder_name=ENCODER, dtype="fp32")
+
+
+@pytest.fixture(scope="session")
+def adapter(started):
+    return in_process.run(started.ours["LLM4GEN_LoadCrossAdapter"], adapter_name=ADAPTER)
+
+
+@pytest.fixture(scope="session")
+def fuse(started, llm, adapter):
+    """LLM4GEN CLIP on a CLIP."""
+
+    def fuse(clip, **settings):
+        node = started.ours["LLM4GEN_ApplyToCLIP"]
+        with torch.inference_mode():
+            return in_process.run(node, clip=clip, llm=llm, adapter=adapter, **settings)
+
+    return fuse
+
+
+@pytest.fixture(scope="session")
+def fused(clip, fuse):
+    return fuse(clip)
+
+
+@pytest.fixture(scope="session")
+def encode(started):
+    """CLIP Text Encode."""
+
+    def encode(clip, text=in_process.SHORT):
+        with torch.inference_mode():
+            return started.core.CLIPTextEncode().encode(clip, text)[0]
+
+    return encode
+
+
+@pytest.fixture(scope="session")
+def condition(started, clip, llm, adapter):
+    """LLM4GEN Conditioning."""
+
+    def condition(text, **changes):
+        inputs = {"clip": clip, "llm": llm, "adapter": adapter, "text": text} | changes
+        with torch.inference_mode():
+            return in_process.run(started.ours["LLM4GEN_Conditioning"], **inputs)
+
+    return condition
+
+
+class Sampled(NamedTuple):
+    """A latent, and the shape of the context in each call of the UNet."""
+
+    samples: torch.Tensor
+    calls: list[tuple[int, ...]]
+
+
+@pytest.fixture(scope="session")
+def sample(started, model):
+    """KSampler: two steps on a picture of 64 by 64 pixels, unless told otherwise."""
+
+    def sample(
+        positive, negative, latent=None, model=model, steps=2, sampler="euler", scheduler="normal", **settings
+    ):
+        calls = []
+
+        def wrapper(apply, arguments):
+            calls.append(tuple(arguments["c"]["c_crossattn"].shape))
+            return apply(arguments["input"], arguments["timestep"], **arguments["c"])
+
+        model = model.clone()
+        model.set_model_unet_function_wrapper(wrapper)
+        latent = {"samples": torch.zeros(1, 4, 8, 8) if latent is None else latent}
+        with torch.inference_mode():
+            (done,) = started.core.common_ksampler(
+                model, 1, steps, 7.5, sampler, scheduler, positive, negative, latent, **settings
+            )
+        assert done["samples"].shape == latent["samples"].shape
+        assert done["samples"].isfinite().all()
+        return Sampled(done["samples"], calls)
+
+    return sample

@@ -11,6 +11,8 @@ import torch
 
 from paths import COMFYUI, STANDINS, TOOLS
 
+SHORT = "a red cat on a mat"
+
 
 @cache
 def start() -> SimpleNamespace:

@@ -5,13 +5,13 @@ import logging
 import in_process
 import pytest
 import torch
+from in_process import SHORT
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
-from standins import ADAPTER, CHECKPOINT, ENCODER
+from safetensors.torch import load_file
+from standins import CHECKPOINT
 
 LORA, INVERSION = "combined.safetensors", "combinedinversion"
 CUT, CHUNKS = "cut at 77 (as published)", "chunks of 77"
-SHORT = "a red cat on a mat"
 LONG = "a red house by the sea, " * 20  # 160 CLIP tokens
 PROMPTS = [
     "",
@@ -50,72 +50,12 @@ def lora_tensors(checkpoint):
     return tensors
 
 
-@pytest.fixture(scope="module")
-def started(tmp_path_factory):
-    """The host, and a LoRA and a textual inversion among its models."""
-    started = in_process.start()
-    models = tmp_path_factory.mktemp("combined")
-    for folder in ("loras", "embeddings"):
-        (models / folder).mkdir()
-    save_file(lora_tensors(in_process.standins() / "checkpoints" / CHECKPOINT), models / "loras" / LORA)
+@pytest.fixture(scope="module", autouse=True)
+def files(put):
+    """A LoRA and a textual inversion among the host's models."""
+    put("loras", LORA, lora_tensors(in_process.standins() / "checkpoints" / CHECKPOINT))
     learned = torch.randn(2, 768, generator=torch.Generator().manual_seed(4))
-    save_file({"emb_params": learned}, models / "embeddings" / f"{INVERSION}.safetensors")
-    in_process.use_models(started.folders, models)
-    return started
-
-
-@pytest.fixture(scope="module")
-def checkpoint(started):
-    with torch.inference_mode():
-        return started.core.CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def model(checkpoint):
-    return checkpoint[0]
-
-
-@pytest.fixture(scope="module")
-def clip(checkpoint):
-    return checkpoint[1]
-
-
-@pytest.fixture(scope="module")
-def llm(started):
-    return in_process.run(started.ours["LLM4GEN_LoadLLMEncoder"], encoder_name=ENCODER, dtype="fp32")
-
-
-@pytest.fixture(scope="module")
-def adapter(started):
-    return in_process.run(started.ours["LLM4GEN_LoadCrossAdapter"], adapter_name=ADAPTER)
-
-
-@pytest.fixture(scope="module")
-def fuse(started, llm, adapter):
-    """LLM4GEN CLIP on a CLIP."""
-
-    def fuse(clip, **settings):
-        node = started.ours["LLM4GEN_ApplyToCLIP"]
-        with torch.inference_mode():
-            return in_process.run(node, clip=clip, llm=llm, adapter=adapter, **settings)
-
-    return fuse
-
-
-@pytest.fixture(scope="module")
-def fused(clip, fuse):
-    return fuse(clip)
-
-
-@pytest.fixture(scope="module")
-def encode(started):
-    """CLIP Text Encode."""
-
-    def encode(clip, text=SHORT):
-        with torch.inference_mode():
-            return started.core.CLIPTextEncode().encode(clip, text)[0]
-
-    return encode
+    put("embeddings", f"{INVERSION}.safetensors", {"emb_params": learned})
 
 
 @pytest.fixture(scope="module")
@@ -125,22 +65,6 @@ def load_lora(started):
             return started.core.LoraLoader().load_lora(model, clip, LORA, strength, strength)
 
     return load
-
-
-@pytest.fixture(scope="module")
-def sample(started):
-    """Two steps on a picture of 64 by 64 pixels."""
-
-    def sample(model, positive, negative):
-        latent = {"samples": torch.zeros(1, 4, 8, 8)}
-        with torch.inference_mode():
-            (done,) = started.core.common_ksampler(
-                model, 1, 2, 7.5, "euler", "normal", positive, negative, latent
-            )
-        assert done["samples"].isfinite().all()
-        return done["samples"]
-
-    return sample
 
 
 @pytest.fixture(scope="module")
@@ -172,12 +96,8 @@ def identical(one, other):
 @pytest.mark.parametrize("text", PROMPTS)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @torch.inference_mode()
-def test_llm4gen_clip_and_an_encode_is_llm4gen_conditioning(
-    text, settings, started, clip, llm, adapter, fuse, encode
-):
-    node = started.ours["LLM4GEN_Conditioning"]
-    in_one = in_process.run(node, clip=clip, llm=llm, adapter=adapter, text=text, **settings)
-    assert identical(encode(fuse(clip, **settings), text), in_one)
+def test_llm4gen_clip_and_an_encode_is_llm4gen_conditioning(text, settings, clip, fuse, encode, condition):
+    assert identical(encode(fuse(clip, **settings), text), condition(text, **settings))
 
 
 @pytest.mark.parametrize("text", PROMPTS)
@@ -194,7 +114,7 @@ def test_a_lora_before_or_after_gives_the_same_picture(
     model, clip, fused, fuse, encode, load_lora, sample, caplog
 ):
     plain = encode(fused)
-    picture = sample(model, plain, encode(fused, ""))
+    picture = sample(plain, encode(fused, "")).samples
     with caplog.at_level(logging.WARNING):
         changed, before = load_lora(model, clip)
         changed_too, after = load_lora(model, fused)
@@ -204,13 +124,15 @@ def test_a_lora_before_or_after_gives_the_same_picture(
     assert identical(encode(before), encode(after))
     assert not torch.equal(encode(after)[0][0][:, :77], plain[0][0][:, :77])
     assert not torch.equal(encode(after)[0][0][:, 77:], plain[0][0][:, 77:])
-    with_lora = sample(changed, encode(before), encode(before, ""))
-    assert torch.equal(sample(changed_too, encode(after), encode(after, "")), with_lora)
+    with_lora = sample(encode(before), encode(before, ""), model=changed).samples
+    same = sample(encode(after), encode(after, ""), model=changed_too).samples
+    assert torch.equal(same, with_lora)
     assert not torch.equal(with_lora, picture)
-    assert not torch.equal(sample(changed, plain, encode(fused, "")), picture), "its UNet part acts"
+    by_unet = sample(plain, encode(fused, ""), model=changed).samples
+    assert not torch.equal(by_unet, picture), "its UNet part acts"
 
     assert identical(encode(fused), plain), "unloaded"
-    assert torch.equal(sample(model, plain, encode(fused, "")), picture), "unloaded"
+    assert torch.equal(sample(plain, encode(fused, "")).samples, picture), "unloaded"
 
 
 # Clip skip and textual inversion
@@ -362,7 +284,7 @@ def test_each_segment_of_a_lora_schedule_is_the_one_made_by_hand(
     assert not torch.equal(first[:, 77:], second[:, 77:])
     core = encode(hooked(clip))
     assert identical([states[:, :77] for states, _ in scheduled], [states for states, _ in core])
-    sample(model, scheduled, encode(fused, ""))
+    sample(scheduled, encode(fused, ""))
     assert identical(encode(fused), encode(fuse(clip))), "hooks leave nothing behind"
 
 
@@ -414,8 +336,8 @@ def test_core_nodes_do_to_it_what_they_do_to_clips(name, started, model, clip, f
         assert torch.equal(states[:, (prompts - 1) * 333 :][:, :77], core_states[:, -77:])
         assert options.keys() == core_options.keys() | {"cross_attn_controlnet"}
         assert identical({key: options[key] for key in core_options}, core_options)
-    picture = sample(model, ours, encode(fused, ""))
-    assert not torch.equal(picture, sample(model, encode(fused), encode(fused, "")))
+    picture = sample(ours, encode(fused, "")).samples
+    assert not torch.equal(picture, sample(encode(fused), encode(fused, "")).samples)
 
 
 @torch.inference_mode()

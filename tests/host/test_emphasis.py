@@ -1,9 +1,7 @@
 """Emphasis weighs the LLM's half as it weighs CLIP's: every letter has one weight, by ComfyUI's own parser."""
 
-import in_process
 import pytest
 import torch
-from standins import ADAPTER, CHECKPOINT, ENCODER
 
 CASES = [
     "a red cat",
@@ -45,16 +43,6 @@ CASES = [
     "(Cat:1.2), (DOG:0.8), Bird",
     "(a, b, c:1.2), d; e. f!",
 ]
-
-
-@pytest.fixture(scope="module")
-def fused():
-    started = in_process.start()
-    with torch.inference_mode():
-        _, clip, _ = started.core.CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
-        llm = in_process.run(started.ours["LLM4GEN_LoadLLMEncoder"], encoder_name=ENCODER, dtype="fp32")
-        adapter = in_process.run(started.ours["LLM4GEN_LoadCrossAdapter"], adapter_name=ADAPTER)
-        return in_process.run(started.ours["LLM4GEN_ApplyToCLIP"], clip=clip, llm=llm, adapter=adapter)
 
 
 def letters(pieces):

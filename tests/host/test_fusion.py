@@ -6,7 +6,7 @@ import in_process
 import pytest
 import torch
 from safetensors.torch import load_file
-from standins import ADAPTER, CHECKPOINT, ENCODER
+from standins import ADAPTER, ENCODER
 from transformers import AutoTokenizer, T5Config, T5EncoderModel
 
 from paths import T5_TOKENIZER
@@ -18,51 +18,6 @@ PROMPTS = [
     "a (blue:1.3) sheep, [brown] vase \\(tall\\)",
 ]
 WORDS = [*PROMPTS[:3], "a blue sheep, [brown] vase (tall)"]
-
-
-@pytest.fixture(scope="module")
-def started():
-    return in_process.start()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(started):
-    with torch.inference_mode():
-        return started.core.CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def clip(checkpoint):
-    return checkpoint[1]
-
-
-@pytest.fixture(scope="module")
-def llm(started):
-    return in_process.run(started.ours["LLM4GEN_LoadLLMEncoder"], encoder_name=ENCODER, dtype="fp32")
-
-
-@pytest.fixture(scope="module")
-def adapter(started):
-    return in_process.run(started.ours["LLM4GEN_LoadCrossAdapter"], adapter_name=ADAPTER)
-
-
-@pytest.fixture
-def encode(started, clip, llm, adapter):
-    def encode(text, **changes):
-        inputs = {"clip": clip, "llm": llm, "adapter": adapter, "text": text} | changes
-        with torch.inference_mode():
-            return in_process.run(started.ours["LLM4GEN_Conditioning"], **inputs)
-
-    return encode
-
-
-@pytest.fixture
-def core_encode(started, clip):
-    def encode(text, clip=clip):
-        with torch.inference_mode():
-            return started.core.CLIPTextEncode().encode(clip, text)[0]
-
-    return encode
 
 
 def t5_states(text):
@@ -113,9 +68,9 @@ def fused_tokens(clip_states, llm_states):
 
 @pytest.mark.parametrize(("text", "words"), list(zip(PROMPTS, WORDS, strict=True)))
 @torch.inference_mode()
-def test_clip_half_is_cores_and_llm_half_is_the_published_module_on_it(text, words, encode, core_encode):
-    ((states, options),) = encode(text)
-    ((core_states, core_options),) = core_encode(text)
+def test_clip_half_is_cores_and_llm_half_is_the_published_module_on_it(text, words, condition, clip, encode):
+    ((states, options),) = condition(text)
+    ((core_states, core_options),) = encode(clip, text)
     assert states.shape == (1, 77 + 256, 768)
     assert torch.equal(states[:, :77], core_states)
     assert options.keys() == core_options.keys() | {"cross_attn_controlnet"}
@@ -130,91 +85,69 @@ def test_clip_half_is_cores_and_llm_half_is_the_published_module_on_it(text, wor
     assert (states[:, 77:] - expected).abs().max() <= 1e-4
 
 
-def test_strength_0_is_core_and_others_scale_the_llm_half(encode, core_encode):
-    whole = encode(PROMPTS[0])[0][0]
-    none = encode(PROMPTS[0], strength=0.0)[0][0]
-    assert torch.equal(none, core_encode(PROMPTS[0])[0][0])
+def test_strength_0_is_core_and_others_scale_the_llm_half(condition, clip, encode):
+    whole = condition(PROMPTS[0])[0][0]
+    none = condition(PROMPTS[0], strength=0.0)[0][0]
+    assert torch.equal(none, encode(clip, PROMPTS[0])[0][0])
     for strength in (0.35, 2.0):
-        part = encode(PROMPTS[0], strength=strength)[0][0]
+        part = condition(PROMPTS[0], strength=strength)[0][0]
         assert torch.equal(part[:, :77], whole[:, :77])
         torch.testing.assert_close(part[:, 77:], strength * whole[:, 77:])
 
 
-def test_llm_text_replaces_what_the_llm_reads_and_nothing_else(encode):
-    same, other = encode("a cat")[0][0], encode("a cat", llm_text="a dog on a sofa")[0][0]
-    assert torch.equal(encode("a cat", llm_text="a cat")[0][0], same)
+def test_llm_text_replaces_what_the_llm_reads_and_nothing_else(condition):
+    same, other = condition("a cat")[0][0], condition("a cat", llm_text="a dog on a sofa")[0][0]
+    assert torch.equal(condition("a cat", llm_text="a cat")[0][0], same)
     assert torch.equal(other[:, :77], same[:, :77])
     assert not torch.equal(other[:, 77:], same[:, 77:])
-    assert not torch.equal(encode("a cat", llm_text="")[0][0], same)
+    assert not torch.equal(condition("a cat", llm_text="")[0][0], same)
 
 
 LONG = "a red house by the sea, " * 20  # 160 CLIP tokens
 
 
-def test_a_long_prompt_is_cut_or_kept_as_chosen(encode, core_encode):
-    cut = encode(LONG)[0][0]
+def test_a_long_prompt_is_cut_or_kept_as_chosen(condition, clip, encode):
+    cut = condition(LONG)[0][0]
     assert cut.shape[1] == 77 + 256
-    assert torch.equal(cut[:, :77], core_encode(LONG)[0][0][:, :77])
-    kept = encode(LONG, long_prompt="chunks of 77")[0][0]
-    core = core_encode(LONG)[0][0]
+    assert torch.equal(cut[:, :77], encode(clip, LONG)[0][0][:, :77])
+    kept = condition(LONG, long_prompt="chunks of 77")[0][0]
+    core = encode(clip, LONG)[0][0]
     assert core.shape[1] > 77
     assert torch.equal(kept[:, : core.shape[1]], core) and kept.shape[1] == core.shape[1] + 256
 
 
-def test_what_is_cut_off_is_logged_by_half(encode, caplog):
+def test_what_is_cut_off_is_logged_by_half(condition, caplog):
     with caplog.at_level(logging.WARNING):
-        encode("word " * 70)
+        condition("word " * 70)
     assert caplog.messages == []
     with caplog.at_level(logging.WARNING):
-        encode("word " * 300)
-        encode("word " * 300)  # remembered, and told all the same
+        condition("word " * 300)
+        condition("word " * 300)  # remembered, and told all the same
     clip_half, llm_half = caplog.messages[:2]
     assert caplog.messages[2:] == [clip_half, llm_half]
     assert "CLIP" in clip_half and "225 tokens" in clip_half
     assert "LLM" in llm_half and "45 tokens" in llm_half
 
 
-@pytest.fixture
-def count_unet_calls(started, checkpoint, encode):
-    def count(positive, negative, steps=3):
-        calls = []
-
-        def wrapper(apply, arguments):
-            calls.append(arguments["c"]["c_crossattn"].shape)
-            return apply(arguments["input"], arguments["timestep"], **arguments["c"])
-
-        model = checkpoint[0].clone()
-        model.set_model_unet_function_wrapper(wrapper)
-        latent = {"samples": torch.zeros(1, 4, 8, 8)}
-        with torch.inference_mode():
-            (sampled,) = started.core.common_ksampler(
-                model, 1, steps, 7.5, "euler", "normal", positive, negative, latent
-            )
-        assert sampled["samples"].isfinite().all()
-        return calls
-
-    return count
-
-
 @pytest.mark.parametrize("negative", ["", LONG, "ugly"])
-def test_the_pair_is_sampled_with_one_unet_call_a_step(negative, encode, count_unet_calls):
-    assert count_unet_calls(encode(PROMPTS[0]), encode(negative)) == [(2, 333, 768)] * 3
+def test_the_pair_is_sampled_with_one_unet_call_a_step(negative, condition, sample):
+    assert sample(condition(PROMPTS[0]), condition(negative)).calls == [(2, 333, 768)] * 2
 
 
-def test_a_pair_of_unequal_length_takes_two(encode, core_encode, count_unet_calls):
-    assert len(count_unet_calls(encode(PROMPTS[0]), core_encode(""))) == 6
+def test_a_pair_of_unequal_length_takes_two(condition, clip, encode, sample):
+    assert len(sample(condition(PROMPTS[0]), encode(clip, "")).calls) == 4
 
 
-def test_the_llm_is_not_run_again_for_what_it_has_read(llm, encode, monkeypatch):
+def test_the_llm_is_not_run_again_for_what_it_has_read(llm, condition, monkeypatch):
     runs = []
     read = type(llm.llm).read
     monkeypatch.setattr(type(llm.llm), "read", lambda *a, **k: runs.append(1) or read(*a, **k))
-    first = encode("a fox in the snow")[0][0]
-    again = encode("a (fox:1.0) in the snow")[0][0]
-    encode("a fox in the snow", strength=0.5)
+    first = condition("a fox in the snow")[0][0]
+    again = condition("a (fox:1.0) in the snow")[0][0]
+    condition("a fox in the snow", strength=0.5)
     assert len(runs) == 1
     assert torch.equal(first, again)
-    encode("a fox in the sand")
+    condition("a fox in the sand")
     assert len(runs) == 2
 
 

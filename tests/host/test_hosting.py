@@ -9,11 +9,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def started():
-    return in_process.start()
-
-
-@pytest.fixture(scope="module")
 def management(started):
     import comfy.model_management  # noqa: PLC0415
 

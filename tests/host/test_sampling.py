@@ -1,14 +1,12 @@
 """LLM4GEN in core's samplers, with and without ControlNets: what is read, how often, and that it ends well."""
 
-import in_process
 import pytest
 import torch
-from safetensors.torch import save_file
-from standins import ADAPTER, CHECKPOINT, CONTEXT_DIM, ENCODER, draw, fan_in
+from in_process import SHORT
+from standins import CONTEXT_DIM, draw, fan_in
 
 CONTROLNET = "sampled_controlnet.safetensors"
 CHUNKS = "chunks of 77"
-SHORT = "a red cat on a mat"
 LONG = "a red house by the sea, " * 20  # 160 CLIP tokens
 CLIP_TOKENS, ALL_TOKENS = (2, 77, CONTEXT_DIM), (2, 333, CONTEXT_DIM)  # of a positive and a negative together
 
@@ -39,67 +37,10 @@ def controlnet_tensors():
 
 
 @pytest.fixture(scope="module")
-def started(tmp_path_factory):
-    """The host, and a ControlNet among its models."""
-    started = in_process.start()
-    models = tmp_path_factory.mktemp("sampled")
-    (models / "controlnet").mkdir()
-    save_file(controlnet_tensors(), models / "controlnet" / CONTROLNET)
-    in_process.use_models(started.folders, models)
-    return started
-
-
-@pytest.fixture(scope="module")
-def checkpoint(started):
-    with torch.inference_mode():
-        return started.core.CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def controlnet(started):
+def controlnet(started, put):
+    put("controlnet", CONTROLNET, controlnet_tensors())
     with torch.inference_mode():
         return started.core.ControlNetLoader().load_controlnet(CONTROLNET)[0]
-
-
-@pytest.fixture(scope="module")
-def encode(started, checkpoint):
-    """LLM4GEN CLIP and CLIP Text Encode."""
-    with torch.inference_mode():
-        llm = in_process.run(started.ours["LLM4GEN_LoadLLMEncoder"], encoder_name=ENCODER, dtype="fp32")
-        adapter = in_process.run(started.ours["LLM4GEN_LoadCrossAdapter"], adapter_name=ADAPTER)
-
-    def encode(text, **settings):
-        node = started.ours["LLM4GEN_ApplyToCLIP"]
-        with torch.inference_mode():
-            fused = in_process.run(node, clip=checkpoint[1], llm=llm, adapter=adapter, **settings)
-            return started.core.CLIPTextEncode().encode(fused, text)[0]
-
-    return encode
-
-
-@pytest.fixture
-def sample(started, checkpoint):
-    """The sampled latent and the shape of the context in each call of the UNet."""
-
-    def sample(positive, negative, latent=None, steps=2, sampler="euler", scheduler="normal", **settings):
-        calls = []
-
-        def wrapper(apply, arguments):
-            calls.append(tuple(arguments["c"]["c_crossattn"].shape))
-            return apply(arguments["input"], arguments["timestep"], **arguments["c"])
-
-        model = checkpoint[0].clone()
-        model.set_model_unet_function_wrapper(wrapper)
-        latent = {"samples": torch.zeros(1, 4, 8, 8) if latent is None else latent}
-        with torch.inference_mode():
-            (done,) = started.core.common_ksampler(
-                model, 1, steps, 7.5, sampler, scheduler, positive, negative, latent, **settings
-            )
-        assert done["samples"].shape == latent["samples"].shape
-        assert done["samples"].isfinite().all()
-        return done["samples"], calls
-
-    return sample
 
 
 # ControlNet
@@ -128,9 +69,9 @@ def control(started, controlnet):
 
 @pytest.mark.parametrize(("context", "tokens"), [("clip", CLIP_TOKENS), ("fused", ALL_TOKENS)])
 @pytest.mark.parametrize("spans", [[(0.0, 1.0)], [(0.0, 1.0), (0.0, 1.0)]], ids=["one net", "two nets"])
-def test_a_controlnet_reads_clips_tokens_or_all_as_chosen(context, tokens, spans, encode, control, sample):
+def test_a_controlnet_reads_clips_tokens_or_all_as_chosen(context, tokens, spans, condition, control, sample):
     apply, seen = control
-    pair = [encode(text, controlnet_context=context) for text in (SHORT, "")]
+    pair = [condition(text, controlnet_context=context) for text in (SHORT, "")]
     without, calls = sample(*pair)
     assert (calls, seen) == ([ALL_TOKENS] * 2, [])
     controlled, calls = sample(*apply(*pair, *spans))
@@ -140,24 +81,24 @@ def test_a_controlnet_reads_clips_tokens_or_all_as_chosen(context, tokens, spans
 
 
 def test_a_controlnet_reads_what_it_would_without_the_llm(
-    started, checkpoint, encode, controlnet, control, sample
+    clip, encode, condition, controlnet, control, sample
 ):
     apply, _ = control
     read = []
     watch = controlnet.control_model.register_forward_pre_hook(
         lambda module, args, kwargs: read.append(kwargs["context"]), with_kwargs=True
     )
-    sample(*apply(encode(SHORT), encode(""), (0.0, 1.0)), steps=1)
-    core = [started.core.CLIPTextEncode().encode(checkpoint[1], text)[0] for text in (SHORT, "")]
+    sample(*apply(condition(SHORT), condition(""), (0.0, 1.0)), steps=1)
+    core = encode(clip), encode(clip, "")
     sample(*apply(*core, (0.0, 1.0)), steps=1)
     watch.remove()
     ours, cores = read
     assert torch.equal(ours, cores)
 
 
-def test_a_controlnet_acts_between_start_and_end(encode, control, sample):
+def test_a_controlnet_acts_between_start_and_end(condition, control, sample):
     apply, seen = control
-    pair = encode(SHORT), encode("")
+    pair = condition(SHORT), condition("")
     early, calls = sample(*apply(*pair, (0.0, 0.4)), steps=4)
     assert calls == [ALL_TOKENS] * 4
     assert 0 < len(seen) < 4 and set(seen) == {CLIP_TOKENS}
@@ -180,19 +121,19 @@ def outcomes(names, sample, pair, option):
     return found
 
 
-def test_every_sampler_ends_well_with_one_unet_call_for_the_pair(started, encode, sample):
+def test_every_sampler_ends_well_with_one_unet_call_for_the_pair(started, condition, sample):
     from comfy.samplers import KSampler  # noqa: PLC0415
 
     names = KSampler.SAMPLERS
-    found = outcomes(names, sample, (encode(SHORT), encode("")), "sampler")
+    found = outcomes(names, sample, (condition(SHORT), condition("")), "sampler")
     assert len(names) > 40 and found == dict.fromkeys(names, True)
 
 
-def test_every_scheduler_ends_well_with_one_unet_call_for_the_pair(started, encode, sample):
+def test_every_scheduler_ends_well_with_one_unet_call_for_the_pair(started, condition, sample):
     from comfy.samplers import KSampler  # noqa: PLC0415
 
     names = KSampler.SCHEDULERS
-    found = outcomes(names, sample, (encode(SHORT), encode("")), "scheduler")
+    found = outcomes(names, sample, (condition(SHORT), condition("")), "scheduler")
     assert len(names) >= 9 and found == dict.fromkeys(names, True)
 
 
@@ -203,37 +144,39 @@ def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(6))
 
 
-def test_half_denoised_it_keeps_something_of_the_picture(encode, sample):
+def test_half_denoised_it_keeps_something_of_the_picture(condition, sample):
     picture = noise(1, 4, 8, 8)
-    redrawn, calls = sample(encode(SHORT), encode(""), picture, steps=4, denoise=0.5)
+    redrawn, calls = sample(condition(SHORT), condition(""), picture, steps=4, denoise=0.5)
     assert calls == [ALL_TOKENS] * 4
-    assert not torch.equal(redrawn, sample(encode("a dog"), encode(""), picture, steps=4, denoise=0.5)[0])
-    assert not torch.equal(redrawn, sample(encode(SHORT), encode(""), steps=4, denoise=0.5)[0])
+    assert not torch.equal(
+        redrawn, sample(condition("a dog"), condition(""), picture, steps=4, denoise=0.5)[0]
+    )
+    assert not torch.equal(redrawn, sample(condition(SHORT), condition(""), steps=4, denoise=0.5)[0])
 
 
-def test_a_batch_of_four_is_sampled_together_and_each_differs(encode, sample):
-    pictures, calls = sample(encode(SHORT), encode(""), torch.zeros(4, 4, 8, 8))
+def test_a_batch_of_four_is_sampled_together_and_each_differs(condition, sample):
+    pictures, calls = sample(condition(SHORT), condition(""), torch.zeros(4, 4, 8, 8))
     assert calls == [(8, 333, CONTEXT_DIM)] * 2
     assert len({tuple(picture.flatten().tolist()) for picture in pictures}) == 4
 
 
-def test_a_picture_of_768_by_512(encode, sample):
-    _, calls = sample(encode(SHORT), encode(""), torch.zeros(1, 4, 64, 96), steps=1)
+def test_a_picture_of_768_by_512(condition, sample):
+    _, calls = sample(condition(SHORT), condition(""), torch.zeros(1, 4, 64, 96), steps=1)
     assert calls == [ALL_TOKENS]
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_prompts_of_unequal_length_cost_a_second_call_a_step(swapped, encode, sample):
-    pair = [encode(text, long_prompt=CHUNKS) for text in (LONG, "")]
+def test_prompts_of_unequal_length_cost_a_second_call_a_step(swapped, condition, sample):
+    pair = [condition(text, long_prompt=CHUNKS) for text in (LONG, "")]
     lengths = {conditioning[0][0].shape[1] for conditioning in pair}
     _, calls = sample(*(reversed(pair) if swapped else pair))
     assert len(lengths) == 2 and len(calls) == 4
     assert set(calls) == {(1, length, CONTEXT_DIM) for length in lengths}
 
 
-def test_prompts_of_two_lengths_side_by_side(encode, sample):
+def test_prompts_of_two_lengths_side_by_side(condition, sample):
     """Both act: their predictions are averaged where they lie over one another."""
-    long, short, negative = (encode(text, long_prompt=CHUNKS) for text in (LONG, SHORT, ""))
+    long, short, negative = (condition(text, long_prompt=CHUNKS) for text in (LONG, SHORT, ""))
     assert long[0][0].shape[1] > short[0][0].shape[1] == 333
     both, calls = sample(long + short, negative)
     assert {length for _, length, _ in calls} == {long[0][0].shape[1], 333}

@@ -32,10 +32,9 @@ def unet(tmp_path_factory):
 
 
 @torch.inference_mode()
-def test_one_step_on_a_fused_context_equals_diffusers(unet):
+def test_one_step_on_a_fused_context_equals_diffusers(unet, started):
     oracle, path = unet
     assert sum(weight.numel() for weight in oracle.parameters()) == 859_520_964
-    started = in_process.start()
     in_process.use_models(started.folders, path.parent.parent)
     (patcher,) = started.core.UNETLoader().load_unet(path.name, "default")
     assert type(patcher.model.model_config).__name__ == "SD15"
