@@ -8,7 +8,7 @@ from typing import NamedTuple
 import in_process
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from paths import COMFYUI, TOOLS
 
@@ -86,15 +86,45 @@ def put(tmp_path_factory):
     """Puts tensors among the host's models: (folder, file name, tensors). The folders are there before anything
     is loaded, since a CLIP keeps the list of where embeddings lie."""
     started, models = in_process.start(), tmp_path_factory.mktemp("put")
-    for folder in ("checkpoints", "controlnet", "diffusion_models", "embeddings", "loras"):
+    for folder in ("checkpoints", "controlnet", "diffusion_models", "embeddings", "gligen", "loras"):
         (models / folder).mkdir()
     in_process.use_models(started.folders, models)
     return lambda folder, name, tensors: save_file(tensors, models / folder / name)
 
 
 @pytest.fixture(scope="session")
+def standin():
+    """The stand-in checkpoint's tensors, to make others from."""
+    return load_file(in_process.standins() / "checkpoints" / CHECKPOINT)
+
+
+@pytest.fixture(scope="session")
 def started(put):
     return in_process.start()
+
+
+@pytest.fixture(scope="session")
+def load_checkpoint(started, put):
+    """Load Checkpoint on new tensors: MODEL, CLIP and VAE."""
+
+    def load(name, tensors):
+        put("checkpoints", name, tensors)
+        with torch.inference_mode():
+            return started.core.CheckpointLoaderSimple().load_checkpoint(name)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def load_unet(started, put):
+    """Load Diffusion Model on new tensors."""
+
+    def load(name, tensors):
+        put("diffusion_models", name, tensors)
+        with torch.inference_mode():
+            return started.core.UNETLoader().load_unet(name, "default")[0]
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,11 @@
 
 import logging
 
-import in_process
+import extra_standins
 import pytest
 import torch
 from in_process import SHORT
-from safetensors import safe_open
 from safetensors.torch import load_file
-from standins import CHECKPOINT
 
 LORA, INVERSION = "combined.safetensors", "combinedinversion"
 CUT, CHUNKS = "cut at 77 (as published)", "chunks of 77"
@@ -30,30 +28,10 @@ SETTINGS = [
 ]
 
 
-def lora_tensors(checkpoint):
-    """A random LoRA on CLIP's and the UNet's attention, under the names that trainers write."""
-    random = torch.Generator().manual_seed(3)
-    with safe_open(checkpoint, "pt") as file:
-        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
-    tensors = {}
-    for name, shape in shapes.items():
-        part, place = next(
-            (p for p in (("lora_unet_", "model.diffusion_model."), ("lora_te_", "cond_stage_model.transformer."))
-             if name.startswith(p[1])), (None, ""),
-        )  # fmt: skip
-        if part is None or not name.endswith(("attn2.to_k.weight", "q_proj.weight", "mlp.fc1.weight")):
-            continue
-        key = part + name.removeprefix(place).removesuffix(".weight").replace(".", "_")
-        tensors[f"{key}.lora_up.weight"] = torch.randn(shape[0], 4, generator=random) * 0.1
-        tensors[f"{key}.lora_down.weight"] = torch.randn(4, shape[1], generator=random) * 0.1
-        tensors[f"{key}.alpha"] = torch.tensor(4.0)
-    return tensors
-
-
 @pytest.fixture(scope="module", autouse=True)
-def files(put):
+def files(put, standin):
     """A LoRA and a textual inversion among the host's models."""
-    put("loras", LORA, lora_tensors(in_process.standins() / "checkpoints" / CHECKPOINT))
+    put("loras", LORA, extra_standins.lora(standin))
     learned = torch.randn(2, 768, generator=torch.Generator().manual_seed(4))
     put("embeddings", f"{INVERSION}.safetensors", {"emb_params": learned})
 

@@ -1,9 +1,10 @@
 """LLM4GEN in core's samplers, with and without ControlNets: what is read, how often, and that it ends well."""
 
+import extra_standins
 import pytest
 import torch
 from in_process import SHORT
-from standins import CONTEXT_DIM, draw, fan_in
+from standins import CONTEXT_DIM
 
 CONTROLNET = "sampled_controlnet.safetensors"
 CHUNKS = "chunks of 77"
@@ -11,34 +12,9 @@ LONG = "a red house by the sea, " * 20  # 160 CLIP tokens
 CLIP_TOKENS, ALL_TOKENS = (2, 77, CONTEXT_DIM), (2, 333, CONTEXT_DIM)  # of a positive and a negative together
 
 
-def controlnet_tensors():
-    """A random SD1.5 ControlNet that fits the stand-in's UNet."""
-    import comfy.ops  # noqa: PLC0415
-    from comfy.cldm.cldm import ControlNet  # noqa: PLC0415
-
-    net = ControlNet(
-        image_size=32,
-        in_channels=4,
-        hint_channels=3,
-        model_channels=320,
-        channel_mult=(1, 2),
-        num_res_blocks=[1, 1],
-        transformer_depth=[0, 1],
-        transformer_depth_middle=1,
-        use_spatial_transformer=True,
-        context_dim=CONTEXT_DIM,
-        num_heads=8,
-        dtype=torch.float16,
-        device=torch.device("meta"),
-        operations=comfy.ops.disable_weight_init,
-    )
-    shapes = {f"control_model.{name}": tensor.shape for name, tensor in net.state_dict().items()}
-    return draw(shapes, lambda _, shape: fan_in(shape) ** -0.5, torch.float16)
-
-
 @pytest.fixture(scope="module")
 def controlnet(started, put):
-    put("controlnet", CONTROLNET, controlnet_tensors())
+    put("controlnet", CONTROLNET, extra_standins.controlnet())
     with torch.inference_mode():
         return started.core.ControlNetLoader().load_controlnet(CONTROLNET)[0]
 
