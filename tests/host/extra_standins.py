@@ -96,17 +96,13 @@ def gligen():
     """GLIGEN's layers for the stand-in's four transformers, all 640 wide, with their gates open."""
     from comfy.gligen import GatedSelfAttentionDense, PositionNet  # noqa: PLC0415
 
-    torch.manual_seed(0)
-    tensors = {
-        f"position_net.{name}": value
-        for name, value in PositionNet(CONTEXT_DIM, CONTEXT_DIM).state_dict().items()
-    }
+    parts = {"position_net": PositionNet(CONTEXT_DIM, CONTEXT_DIM)}
     for place in ("input_blocks.3.1", "middle_block.1", "output_blocks.0.1", "output_blocks.1.1"):
-        fuser = GatedSelfAttentionDense(640, CONTEXT_DIM, 8, 80).state_dict()
-        for name, value in fuser.items():
-            opened = value.new_tensor(1.0) if name.startswith("alpha") else value
-            tensors[f"{place}.transformer_blocks.0.fuser.{name}"] = opened
-    return tensors
+        fuser = GatedSelfAttentionDense(640, CONTEXT_DIM, 8, 80)
+        parts[f"{place}.transformer_blocks.0.fuser"] = fuser
+    shapes = {f"{place}.{n}": t.shape for place, part in parts.items() for n, t in part.state_dict().items()}
+    gates = {name: torch.tensor(1.0) for name, shape in shapes.items() if not shape}
+    return gates | random({name: shape for name, shape in shapes.items() if shape})
 
 
 def random(shapes):
