@@ -32,6 +32,7 @@ ADAPTER_NAMES = {
     "FFN.0": "mlp.0",
     "FFN.2": "mlp.2",
 }
+ADAPTER_MARK = "llm_proj.weight"
 T5_BLOCK_NAMES = {
     "layer.0.layer_norm": "attention_norm",
     "layer.0.SelfAttention.q": "attention.query",
@@ -59,14 +60,25 @@ def load_cross_adapter(
     Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint, WrongRecipe.
     """
     weights = open_weights(path)
-    prefix = find_prefix(weights, "llm_proj.weight")
+    config, recipe, names = recognise_adapter(weights)
+    build = partial(CrossAdapter, config, device="meta", dtype=torch.float32)
+    dtypes = dict.fromkeys(names.values(), torch.float32)
+    return fill(build, operations, weights, names, dtypes, progress=progress), recipe
+
+
+def recognise_adapter(weights: Weights) -> tuple[CrossAdapterConfig, Recipe, dict[str, str]]:
+    """A Cross-Adapter's sizes, its recipe, and the file's names → ours.
+
+    Raises: UnknownCheckpoint, IncompleteCheckpoint, WrongRecipe.
+    """
+    prefix = find_prefix(weights, ADAPTER_MARK)
     if prefix is None:
         raise UnknownCheckpoint(
-            f"{weights.name} holds no Cross-Adapter: no llm_proj.weight among its "
+            f"{weights.name} holds no Cross-Adapter: no {ADAPTER_MARK} among its "
             f"{describe(list(weights.tensors))}. Put LLM4GEN's projector.pth in models/llm4gen."
         )
     recipe = recipe_from_metadata(weights.metadata)
-    clip_dim, llm_dim = measure(weights, f"{prefix}llm_proj.weight")
+    clip_dim, llm_dim = measure(weights, prefix + ADAPTER_MARK)
     mlp_dim, _ = measure(weights, f"{prefix}FFN.0.weight")
     if clip_dim % recipe.heads:
         raise WrongRecipe(
@@ -78,10 +90,7 @@ def load_cross_adapter(
         for theirs, ours in ADAPTER_NAMES.items()
         for part in ("weight", "bias")
     }
-    config = CrossAdapterConfig(clip_dim, llm_dim, mlp_dim, recipe.heads)
-    build = partial(CrossAdapter, config, device="meta", dtype=torch.float32)
-    dtypes = dict.fromkeys(names.values(), torch.float32)
-    return fill(build, operations, weights, names, dtypes, progress=progress), recipe
+    return CrossAdapterConfig(clip_dim, llm_dim, mlp_dim, recipe.heads), recipe, names
 
 
 def load_t5_encoder(
@@ -93,6 +102,22 @@ def load_t5_encoder(
     Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint.
     """
     weights = open_weights(path)
+    config, names = recognise_t5(weights)
+    query = next(theirs for theirs in names if theirs.endswith(T5_MARK))
+    own = own_dtype(weights, query) if dtype is None else dtype
+    dtypes = {
+        ours: torch.float32 if "norm" in ours or ours == "position_bias.weight" else own
+        for ours in names.values()
+    }
+    build = partial(T5Encoder, config, device="meta", dtype=own)
+    return fill(build, operations, weights, names, dtypes, T5_UNUSED, progress)
+
+
+def recognise_t5(weights: Weights) -> tuple[T5Config, dict[str, str]]:
+    """A T5 encoder's sizes, and the file's names → ours.
+
+    Raises: UnreadableFile for a damaged config.json beside it, UnknownCheckpoint, IncompleteCheckpoint.
+    """
     prefix = find_prefix(weights, T5_MARK)
     if prefix is None:
         raise UnknownCheckpoint(
@@ -104,16 +129,9 @@ def load_t5_encoder(
             f"{weights.name} is the first T5, without gates in its feed-forward (one wi instead of wi_0 and "
             "wi_1). RankGen, T5 v1.1 and flan-T5 can be loaded."
         )
-    check_config(path / "config.json")
+    check_config(weights.path / "config.json")
     names = t5_names(weights, prefix)
-    config = measure_t5(weights, {ours: theirs for theirs, ours in names.items()})
-    own = own_dtype(weights, prefix + T5_MARK) if dtype is None else dtype
-    dtypes = {
-        ours: torch.float32 if "norm" in ours or ours == "position_bias.weight" else own
-        for ours in names.values()
-    }
-    build = partial(T5Encoder, config, device="meta", dtype=own)
-    return fill(build, operations, weights, names, dtypes, T5_UNUSED, progress)
+    return measure_t5(weights, {ours: theirs for theirs, ours in names.items()}), names
 
 
 def t5_names(weights: Weights, prefix: str) -> dict[str, str]:

@@ -11,17 +11,11 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .errors import MissingTokenizer, WrongRecipe
+from .formats import TOKENIZER_FILE, has_tokenizer
 from .progress import Progress, silent
 from .recipe import Recipe
 from .rows import PAD, Rows, distinct_rows, real_rows
 from .t5 import T5Encoder
-
-TOKENIZER_FILE = "tokenizer.json"
-
-
-def has_tokenizer(folder: Path) -> bool:
-    """Whether a folder holds a tokenizer that can be read with what the host brings (`spiece.model` cannot)."""
-    return (folder / TOKENIZER_FILE).is_file()
 
 
 def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 
 from .errors import WrongRecipe
 
@@ -55,6 +55,11 @@ class Recipe:
     def prompt(self, text: str) -> str:
         """The LLM's prompt for a user's words."""
         return self.template.replace("{text}", text)
+
+
+def recipe_metadata(recipe: Recipe) -> dict[str, str]:
+    """What `recipe_from_metadata` reads back."""
+    return {METADATA_KEY: json.dumps(asdict(recipe))}
 
 
 def recipe_from_metadata(metadata: Mapping[str, str]) -> Recipe:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ FOLDER_NAMES = (
     "pytorch_model.bin.index.json",
 )
 CAST_BATCH = 256 << 20
+PIECE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ def open_weights(path: Path) -> Weights:
     if path.stat().st_size == 0:
         raise UnreadableFile(f"{path.name} is empty (0 bytes). Download it again.")
     return open_pickle(path) if path.suffix.lower() in PICKLES else open_safetensors(path)
+
+
+def files_of(path: Path) -> list[Path]:
+    """The files that `open_weights` reads: one, or a folder's shards. Raises: UnreadableFile."""
+    path = weights_in(path) if path.is_dir() else path
+    return shards_of(path) if path.name.endswith(".index.json") else [path]
 
 
 def weights_in(folder: Path) -> Path:
@@ -127,7 +134,14 @@ def open_pickle(path: Path) -> Weights:
 
 
 def open_shards(index: Path) -> Weights:
-    """Several files under one `*.index.json`. Shards are looked for beside it and nowhere else."""
+    """Several files under one `*.index.json`."""
+    shards = [open_weights(file) for file in shards_of(index)]
+    tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
+    return Weights(index, tensors, mapped=all(shard.mapped for shard in shards))
+
+
+def shards_of(index: Path) -> list[Path]:
+    """The shards that an index names, looked for beside it and nowhere else. Raises: UnreadableFile."""
     try:
         placed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted({Path(name).name for name in placed.values()})
@@ -143,9 +157,7 @@ def open_shards(index: Path) -> Weights:
             f"{index.parent.name} lacks {len(absent)} of {len(files)} shards: {', '.join(absent)}. "
             "Download them into the same folder."
         )
-    shards = [open_weights(index.parent / name) for name in files]
-    tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
-    return Weights(index, tensors, mapped=all(shard.mapped for shard in shards))
+    return [index.parent / name for name in files]
 
 
 def cast_weights(weights: Weights, wanted: dict[str, torch.dtype]) -> Iterator[tuple[str, Tensor]]:
@@ -164,3 +176,21 @@ def cast_weights(weights: Weights, wanted: dict[str, torch.dtype]) -> Iterator[t
             name = names.pop(0)
             read += tensors[name].nbytes
             yield name, tensors[name].to(wanted[name], copy=True)
+
+
+def in_pieces(weights: Weights, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
+    """Reads tensors some rows at a time, one tensor after the other: (name, rows).
+
+    The file is mapped anew for each batch, as in `cast_weights`, also in the middle of a tensor: the memory
+    held is that of one batch, whatever the size of the file and of its tensors.
+    """
+    tensors, read = weights.tensors, 0
+    for name in names:
+        rows, size = len(tensors[name]), tensors[name].nbytes
+        step = max(1, rows * PIECE // size)
+        for start in range(0, rows, step):
+            if weights.mapped and read >= CAST_BATCH:
+                tensors, read = open_weights(weights.path).tensors, 0
+            piece = tensors[name][start : start + step]
+            read += piece.nbytes
+            yield name, piece

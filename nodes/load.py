@@ -5,7 +5,8 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..models.checkpoint import load_cross_adapter, load_t5_encoder
-from ..models.llm import LLM, has_tokenizer, load_tokenizer
+from ..models.formats import has_tokenizer
+from ..models.llm import LLM, load_tokenizer
 from . import folders, host, sockets
 from .hosted import HostedAdapter, HostedLLM
 
