@@ -12,7 +12,7 @@ from torch import nn
 
 from .cross_adapter import CrossAdapter, CrossAdapterConfig
 from .errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile, WrongRecipe
-from .filling import describe, fill, find_prefix, measure
+from .filling import check_names, describe, fill, find_prefix, measure
 from .progress import Progress, silent
 from .recipe import Recipe, recipe_from_metadata
 from .t5 import T5Config, T5Encoder
@@ -94,10 +94,16 @@ def recognise_adapter(weights: Weights) -> tuple[CrossAdapterConfig, Recipe, dic
 
 
 def load_t5_encoder(
-    path: Path, *, dtype: torch.dtype | None = None, operations=nn, progress: Progress = silent
+    path: Path,
+    *,
+    depth: int | None = None,
+    dtype: torch.dtype | None = None,
+    operations=nn,
+    progress: Progress = silent,
 ) -> T5Encoder:
     """Loads the encoder of RankGen, T5 v1.1 or flan-T5, of any size, from a file or a folder.
 
+    depth: blocks to load, from the first; None: all.
     dtype: of the weights in memory; None keeps the file's, memory-mapped. Norms and position bias: fp32.
     Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint.
     """
@@ -105,16 +111,18 @@ def load_t5_encoder(
     config, names = recognise_t5(weights)
     query = next(theirs for theirs in names if theirs.endswith(T5_MARK))
     own = own_dtype(weights, query) if dtype is None else dtype
+    build = partial(T5Encoder, config, depth=depth, device="meta", dtype=own)
+    wanted = build(operations=nn).state_dict()
+    names = {theirs: ours for theirs, ours in names.items() if ours in wanted}
     dtypes = {
         ours: torch.float32 if "norm" in ours or ours == "position_bias.weight" else own
         for ours in names.values()
     }
-    build = partial(T5Encoder, config, device="meta", dtype=own)
-    return fill(build, operations, weights, names, dtypes, T5_UNUSED, progress)
+    return fill(build, operations, weights.only(names), names, dtypes, progress)
 
 
 def recognise_t5(weights: Weights) -> tuple[T5Config, dict[str, str]]:
-    """A T5 encoder's sizes, and the file's names → ours.
+    """A T5 encoder's sizes, and the file's names → ours; all are there and of the right shape.
 
     Raises: UnreadableFile for a damaged config.json beside it, UnknownCheckpoint, IncompleteCheckpoint.
     """
@@ -131,7 +139,9 @@ def recognise_t5(weights: Weights) -> tuple[T5Config, dict[str, str]]:
         )
     check_config(weights.path / "config.json")
     names = t5_names(weights, prefix)
-    return measure_t5(weights, {ours: theirs for theirs, ours in names.items()}), names
+    config = measure_t5(weights, {ours: theirs for theirs, ours in names.items()})
+    check_names(T5Encoder(config, device="meta"), weights, names, T5_UNUSED)
+    return config, names
 
 
 def t5_names(weights: Weights, prefix: str) -> dict[str, str]:

@@ -41,7 +41,6 @@ def fill(
     weights: Weights,
     names: dict[str, str],
     dtypes: dict[str, torch.dtype],
-    unused: re.Pattern = NOTHING,
     progress: Progress = silent,
 ) -> Model:
     """Builds a model with the given layers and assigns a file's tensors to it.
@@ -50,12 +49,11 @@ def fill(
     names: the file's names → the model's.
     dtypes: of the model's tensors in memory. Tensors that have theirs already stay memory-mapped; others are
             converted a batch at a time.
-    unused: file names that may stay behind.
     progress: told of each tensor.
     Raises: IncompleteCheckpoint, naming tensors as the file does.
     """
     # Of plain layers first: with Dynamic VRAM the host's have no shapes before they are filled.
-    check_names(build(operations=nn), weights, names, unused)
+    check_names(build(operations=nn), weights, names)
     tensors = weights.tensors
     kept = [theirs for theirs, ours in names.items() if tensors[theirs].dtype == dtypes[ours]]
     cast = {theirs: dtypes[ours] for theirs, ours in names.items() if theirs not in kept}
@@ -76,9 +74,11 @@ def fill(
     return model.eval().requires_grad_(False)
 
 
-def check_names(blueprint: nn.Module, weights: Weights, names: dict[str, str], unused: re.Pattern) -> None:
+def check_names(
+    blueprint: nn.Module, weights: Weights, names: dict[str, str], unused: re.Pattern = NOTHING
+) -> None:
     """Holds the file's tensors against the model's: none missing, none surplus, all dense floating-point numbers
-    of the right shape."""
+    of the right shape. unused: names in the file that may stay behind."""
     shapes = {name: tensor.shape for name, tensor in blueprint.state_dict().items()}
     assert set(names.values()) == shapes.keys()
     found = weights.tensors

@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .errors import MissingTokenizer, WrongRecipe
 from .formats import TOKENIZER_FILE, has_tokenizer
 from .progress import Progress, silent
 from .recipe import Recipe
-from .rows import PAD, Rows, distinct_rows, real_rows
-from .t5 import T5Encoder
+from .rows import PAD, Rows
+from .source import Source
 
 
 def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     """Reads a tokenizer from a folder, without network and without code from the folder.
 
-    vocabulary: rows of the encoder's embedding. T5 rounds it up (32100 pieces, 32128 rows).
+    vocabulary: rows of the encoder's embedding. Many round it up (T5: 32100 pieces, 32128 rows).
     Raises: MissingTokenizer if the folder holds none, a damaged one, or one whose ids the encoder lacks or
     that leaves much of the encoder's vocabulary unused.
     """
@@ -37,7 +37,7 @@ def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
             f"The tokenizer in {folder} cannot be read ({type(error).__name__}: {error}). Get its files again, or "
             "remove them to use ComfyUI's own T5 tokenizer."
         ) from error
-    if not len(tokenizer) <= vocabulary <= len(tokenizer) + 128:
+    if not len(tokenizer) <= vocabulary <= 1.01 * len(tokenizer):
         raise MissingTokenizer(
             f"The tokenizer in {folder} has {len(tokenizer)} pieces, the encoder {vocabulary} embeddings: they "
             "do not belong together. Put the encoder in a folder of its own with its config.json and its own "
@@ -78,10 +78,10 @@ class Features:
 
 
 class LLM:
-    """A T5 encoder with its tokenizer. Moving the encoder between devices is the caller's business."""
+    """A recognised LLM with its tokenizer. Its encoder is the caller's to load, to keep and to move."""
 
-    def __init__(self, encoder: T5Encoder, tokenizer: PreTrainedTokenizerBase):
-        self.encoder = encoder
+    def __init__(self, source: Source, tokenizer: PreTrainedTokenizerBase):
+        self.source = source
         self.tokenizer = tokenizer
 
     def tokenize(self, text: str, recipe: Recipe, weights: Sequence[float] = ()) -> Tokens:
@@ -104,16 +104,9 @@ class LLM:
         words = len(ids) - (ids[-1] == self.tokenizer.eos_token_id)  # losing the end mark is losing no words
         return Tokens(tuple(ids[kept]), tuple(each[kept]), max(0, words - recipe.tokens))
 
-    def rows(self, real: int, recipe: Recipe) -> Rows:
-        """The rows that must be computed for what the recipe keeps, given the number of tokens."""
-        if recipe.padding == "drop":
-            return real_rows(real)
-        config = self.encoder.config
-        return distinct_rows(real, recipe.tokens, config.buckets, config.max_distance)
-
     def depth(self, recipe: Recipe) -> int:
-        """How many blocks lead to the recipe's layer. Raises: WrongRecipe if the encoder has too few."""
-        layers = self.encoder.config.layers
+        """How many layers lead to the recipe's hidden state. Raises: WrongRecipe if the encoder has too few."""
+        layers = self.source.config.layers
         if not -layers - 1 <= recipe.layer <= layers:
             raise WrongRecipe(
                 f"The adapter wants hidden state {recipe.layer} of its LLM; this encoder has {layers} layers. "
@@ -123,6 +116,7 @@ class LLM:
 
     def read(
         self,
+        encoder: nn.Module,
         ids: Sequence[int],
         recipe: Recipe,
         *,
@@ -130,12 +124,8 @@ class LLM:
         products: torch.dtype,
         progress: Progress = silent,
     ) -> Features:
-        """Runs the encoder, which is on `device`, up to the recipe's layer: states [r, width], fp32, there.
-
-        Raises: WrongRecipe.
-        """
-        rows, depth = self.rows(len(ids), recipe), self.depth(recipe)
-        states = self.encoder(
-            torch.tensor(ids, device=device), rows, depth=depth, products=products, on_layer=progress(depth)
-        )
+        """Runs the encoder, which is on `device` and ends at the recipe's layer: states [r, width], fp32, there."""
+        rows = self.source.config.rows(len(ids), recipe.tokens, recipe.padding)
+        on_layer = progress(self.depth(recipe))
+        states = encoder(torch.tensor(ids, device=device), rows, products=products, on_layer=on_layer)
         return Features(states, rows)

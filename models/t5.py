@@ -21,7 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from .rows import Rows, relative_position_bucket
+from .rows import Rows, distinct_rows, real_rows, relative_position_bucket
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,12 @@ class T5Config:
     buckets: int = 32
     max_distance: int = 128
     norm_eps: float = 1e-6
+
+    def rows(self, real: int, length: int, padding: str) -> Rows:
+        """The rows that must be computed for a prompt of `real` tokens, padded to `length` or not."""
+        if padding == "drop":
+            return real_rows(real)
+        return distinct_rows(real, length, self.buckets, self.max_distance)
 
 
 def project(x: Tensor, products: torch.dtype, *layers: nn.Module) -> list[Tensor]:
@@ -117,11 +123,14 @@ class Block(nn.Module):
 class T5Encoder(nn.Module):
     """T5 v1.1's encoder over a plan of rows (`rows.py`), one prompt at a time.
 
+    depth: blocks to build, from the first; None: all. The final norm follows on the last block alone.
     Linear layers and the embedding take `dtype`; norms and the position bias are kept in fp32.
     """
 
-    def __init__(self, config: T5Config, *, operations=nn, device=None, dtype=None):
+    def __init__(self, config: T5Config, *, depth: int | None = None, operations=nn, device=None, dtype=None):
         super().__init__()
+        depth = config.layers if depth is None else depth
+        assert 0 <= depth <= config.layers
         self.config = config
         linear = partial(operations.Linear, bias=False, device=device, dtype=dtype)
         norm = partial(
@@ -131,41 +140,36 @@ class T5Encoder(nn.Module):
         self.position_bias = operations.Embedding(
             config.buckets, config.heads, device=device, dtype=torch.float32
         )
-        self.blocks = nn.ModuleList(Block(config, linear=linear, norm=norm) for _ in range(config.layers))
-        self.final_norm = norm()
+        self.blocks = nn.ModuleList(Block(config, linear=linear, norm=norm) for _ in range(depth))
+        self.final_norm = norm() if depth == config.layers else nn.Identity()
 
     def forward(
         self,
         ids: Tensor,
         rows: Rows,
         *,
-        depth: int | None = None,
         products: torch.dtype = torch.float32,
         on_layer: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Token ids [n] → hidden states [r, width] in fp32, one for each row of the plan.
 
-        depth: blocks to run; the final norm follows on the last block alone. None runs all.
         products: dtype of the products with the weights (fp32, bf16 or fp16).
         on_layer: called after each block.
 
         `rows.spread` brings the result to every position.
         """
-        last = self.config.layers
-        depth = last if depth is None else depth
-        assert ids.shape == (rows.real,) and 0 <= depth <= last
-
+        assert ids.shape == (rows.real,)
         x = self.embedding(rows.fill(ids)).float()  # r -> r w
         bias = self.bias(rows, x.device)
-        for block in self.blocks[:depth]:
+        for block in self.blocks:
             x = block(x, rows.real, bias, products)
             on_layer()
-        return self.final_norm(x) if depth == last else x
+        return self.final_norm(x)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the matrices in memory."""
-        return self.blocks[0].attention.query.weight.dtype
+        """Of the weights in memory, before any rounding to 8 bits."""
+        return self.embedding.weight.dtype
 
     def bias(self, rows: Rows, device: torch.device) -> Tensor:
         """Relative-position bias of each row towards the real tokens: [heads, r, real]."""

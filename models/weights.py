@@ -41,6 +41,10 @@ class Weights:
         """For messages."""
         return self.path.name
 
+    def only(self, names: Iterable[str]) -> Weights:
+        """Without the tensors that are not wanted."""
+        return replace(self, tensors={name: self.tensors[name] for name in names})
+
 
 def open_weights(path: Path) -> Weights:
     """Maps a weights file, or the one in a folder, into memory.

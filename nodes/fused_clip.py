@@ -70,7 +70,8 @@ class FusedCLIP(CLIP):
 
     def get_models(self) -> list:
         """What the host must know to be in use beside CLIP's own patcher."""
-        return [self.fusion.llm.patcher, self.fusion.adapter.patcher]
+        patchers = self.fusion.llm.patcher, self.fusion.adapter.patcher
+        return [patcher for patcher in patchers if patcher is not None]
 
     def tokenize(
         self, text: str, return_word_ids: bool = False, llm_text: str | None = None, **kwargs
@@ -146,7 +147,7 @@ class FusedCLIP(CLIP):
                 f"This CLIP ({' + '.join(parts)}) gives states {width} wide; the adapter is made for SD1.5's "
                 f"CLIP ({SD15}), {wanted.clip_dim} wide. Connect the CLIP of an SD1.5 checkpoint."
             )
-        found = self.fusion.llm.llm.encoder.config.width
+        found = self.fusion.llm.llm.source.config.width
         if found != wanted.llm_dim:
             raise WidthMismatch(
                 f"The LLM's states are {found} wide; the adapter was trained on {wanted.llm_dim}. "

@@ -2,42 +2,59 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from torch import Tensor
 
 from ..models.cross_adapter import CrossAdapter
+from ..models.feature_cache import FeatureCache
 from ..models.llm import LLM, Features
 from ..models.recipe import Recipe
 from . import host
 
-REMEMBERED = 32  # prompts; at most 2 MB each for T5-XL
+# One for all LLMs of the server: what was read is not read again when a graph's loader runs anew.
+READ = FeatureCache()
 
 
-class HostedLLM(host.Hosted):
-    """Remembers the last prompts' states: a new strength, LoRA or clip skip does not run the LLM again."""
+class HostedLLM:
+    """An LLM whose weights are loaded when there is something to read that it has not read before."""
 
     def __init__(self, llm: LLM, dtype: str, device: str):
-        super().__init__(llm.encoder, device)
         self.llm = llm
         self.dtype = dtype
-        self.read_before: OrderedDict[tuple[tuple[int, ...], Recipe], Features] = OrderedDict()
+        self.device = device
+        self.loaded: tuple[int, host.Hosted] | None = None
+
+    @property
+    def patcher(self):
+        """By this name the host finds the model in a node's output, once it is loaded."""
+        return self.loaded[1].patcher if self.loaded else None
 
     def features(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
         """The LLM's states of a tokenized prompt, fp32, where conditioning lies."""
-        key = (ids, recipe)
-        if key not in self.read_before:
-            self.read_before[key] = self.read(ids, recipe)
-        self.read_before.move_to_end(key)
-        while len(self.read_before) > REMEMBERED:
-            self.read_before.popitem(last=False)
-        return self.read_before[key]
+        asked = (recipe.tokens, recipe.padding, self.llm.depth(recipe))
+        key = (self.llm.source.identity, self.dtype, self.device, asked, ids)
+        features = READ.get(key)
+        if features is None:
+            features = self.read(ids, recipe)
+            READ.put(key, features)
+        return features
 
     def read(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
-        device = self.ready()
-        products = host.product_dtype(self.llm.encoder.dtype, device, self.dtype)
-        features = self.llm.read(ids, recipe, device=device, products=products, progress=host.progress)
+        hosted = self.load(self.llm.depth(recipe))
+        device = hosted.ready()
+        products = host.product_dtype(hosted.model.dtype, device, self.dtype)
+        features = self.llm.read(
+            hosted.model, ids, recipe, device=device, products=products, progress=host.progress
+        )
         return Features(host.as_conditioning(features.states), features.rows)
+
+    def load(self, depth: int) -> host.Hosted:
+        """The LLM up to a layer; what was loaded to another is let go first."""
+        if self.loaded is None or self.loaded[0] != depth:
+            self.loaded = None
+            dtype = host.DTYPES[self.dtype]
+            model = self.llm.source.load(depth, dtype=dtype, operations=host.LAYERS, progress=host.progress)
+            self.loaded = depth, host.Hosted(model, self.device)
+        return self.loaded[1]
 
 
 class HostedAdapter(host.Hosted):

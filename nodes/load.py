@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..models.checkpoint import load_cross_adapter, load_t5_encoder
+from ..models.checkpoint import load_cross_adapter
 from ..models.formats import has_tokenizer
 from ..models.llm import LLM, load_tokenizer
+from ..models.source import open_source
 from . import folders, host, sockets
 from .hosted import HostedAdapter, HostedLLM
 
@@ -60,12 +61,10 @@ class LoadLLMEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, encoder_name, dtype="auto", device="default") -> io.NodeOutput:
         path = folders.resolve(folders.ENCODERS, encoder_name)
-        encoder = load_t5_encoder(
-            path, dtype=host.DTYPES[dtype], operations=host.LAYERS, progress=host.progress
-        )
+        source = open_source(path)
         own = folders.tokenizer_folder(path)
-        place = own if own and has_tokenizer(own) else folders.host_t5_tokenizer()
-        llm = LLM(encoder, load_tokenizer(place, encoder.config.vocabulary))
+        place = folders.host_t5_tokenizer() if source.is_t5 and not (own and has_tokenizer(own)) else own
+        llm = LLM(source, load_tokenizer(place, source.config.vocabulary))
         return io.NodeOutput(HostedLLM(llm, dtype, device))
 
 

@@ -10,6 +10,7 @@ from llm4gen.models.checkpoint import load_cross_adapter, load_t5_encoder
 from llm4gen.models.llm import LLM, load_tokenizer
 from llm4gen.models.recipe import Recipe
 from llm4gen.models.rows import all_rows, distinct_rows
+from llm4gen.models.source import open_source
 
 from paths import GOLDEN, T5_TOKENIZER
 
@@ -39,7 +40,7 @@ def test_fused_tokens_equal_the_published_module(tmp_path):
 def test_hidden_states_equal_the_published_text_path(index, plan, tmp_path):
     path, golden = golden_weights("rankgen.safetensors", tmp_path)
     encoder = load_t5_encoder(path, dtype=torch.float32)
-    llm = LLM(encoder, load_tokenizer(T5_TOKENIZER, encoder.config.vocabulary))
+    llm = LLM(open_source(path), load_tokenizer(T5_TOKENIZER, encoder.config.vocabulary))
 
     ids = torch.tensor(llm.tokenize(golden_prompts()[index], Recipe()).ids)
     padded = torch.nn.functional.pad(ids, (0, 256 - len(ids)))

@@ -5,10 +5,10 @@ import tiny
 import torch
 from safetensors.torch import save_file
 
-from llm4gen.models.checkpoint import load_t5_encoder
 from llm4gen.models.errors import MissingTokenizer, WrongRecipe
 from llm4gen.models.llm import LLM, load_tokenizer
 from llm4gen.models.recipe import Recipe
+from llm4gen.models.source import open_source
 
 from paths import T5_TOKENIZER
 
@@ -17,12 +17,13 @@ from paths import T5_TOKENIZER
 def llm(tmp_path_factory):
     path = tmp_path_factory.mktemp("llm") / "t5.safetensors"
     save_file(tiny.rankgen_tensors(tiny.t5_encoder()), path)
-    return LLM(load_t5_encoder(path), load_tokenizer(T5_TOKENIZER, tiny.VOCABULARY))
+    return LLM(open_source(path), load_tokenizer(T5_TOKENIZER, tiny.VOCABULARY))
 
 
 def read(llm, text, recipe):
     tokens = llm.tokenize(text, recipe)
-    return llm.read(tokens.ids, recipe, device=torch.device("cpu"), products=torch.float32)
+    encoder = llm.source.load(llm.depth(recipe))
+    return llm.read(encoder, tokens.ids, recipe, device=torch.device("cpu"), products=torch.float32)
 
 
 TEXTS = [

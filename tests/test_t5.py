@@ -29,10 +29,15 @@ def oracle():
 
 
 @pytest.fixture(scope="module")
-def encoder(oracle, tmp_path_factory):
+def file(oracle, tmp_path_factory):
     path = tmp_path_factory.mktemp("t5") / "rankgen.safetensors"
     save_file(tiny.rankgen_tensors(oracle), path)
-    return load_t5_encoder(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def encoder(file):
+    return load_t5_encoder(file)
 
 
 def test_both_paths_equal_transformers_for_every_length(oracle, encoder):
@@ -43,9 +48,11 @@ def test_both_paths_equal_transformers_for_every_length(oracle, encoder):
 
 
 @pytest.mark.parametrize("depth", range(4))
-def test_every_depth_is_transformers_hidden_state(depth, oracle, encoder):
+def test_every_depth_is_transformers_hidden_state_and_no_deeper_block_is_loaded(depth, oracle, file):
     ids, rows = prompt(20), distinct_rows(20, LENGTH)
-    states = rows.spread(encoder(ids, rows, depth=depth))
+    encoder = load_t5_encoder(file, depth=depth)
+    states = rows.spread(encoder(ids, rows))
+    assert len(encoder.blocks) == depth
     torch.testing.assert_close(states, padded_states(oracle, ids)[depth], atol=2e-5, rtol=0)
 
 

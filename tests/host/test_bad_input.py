@@ -195,9 +195,11 @@ def test_missing_surplus_and_nan_weights(load, damage, fails, adapters, encoders
     name = "CrossFusionModule.0.FFN.0.bias" if of_adapter else "t5_encoder.encoder.final_layer_norm.weight"
     DAMAGES[damage](tensors, name)
     save_file(tensors, (adapters if of_adapter else encoders) / f"{damage}.safetensors")
-    assert_says(
-        fails(load(f"{damage}.safetensors")), "IncompleteCheckpoint", f"{damage}.safetensors", SAID[damage]
-    )
+    prompt = load(f"{damage}.safetensors")
+    if damage == "nan" and not of_adapter:  # values are read when there is something to encode
+        save_file(tiny.adapter_tensors(clip=768, llm=32), adapters / "fitting.safetensors")
+        prompt = conditioning("fitting.safetensors", f"{damage}.safetensors")
+    assert_says(fails(prompt), "IncompleteCheckpoint", f"{damage}.safetensors", SAID[damage])
 
 
 def test_a_truncated_encoder(fails, encoders, t5):

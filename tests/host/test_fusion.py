@@ -151,11 +151,13 @@ def test_the_llm_is_not_run_again_for_what_it_has_read(llm, condition, monkeypat
     assert len(runs) == 2
 
 
-def test_memory_of_what_was_read_is_bounded(llm, adapter, monkeypatch):
-    from llm4gen.nodes import hosted  # noqa: PLC0415
-
-    monkeypatch.setattr(hosted, "REMEMBERED", 2)
-    one, two, three = (llm.llm.tokenize(text, adapter.recipe).ids for text in ("one", "two", "three"))
-    for ids in (one, two, three, two):
-        llm.features(ids, adapter.recipe)
-    assert [ids for ids, _ in llm.read_before] == [three, two]
+def test_another_loader_of_the_same_file_reads_nothing_anew_and_loads_nothing(started, llm, adapter):
+    """As when a graph's loader runs again: with every text known, the weights stay on disk."""
+    ids = llm.llm.tokenize("a fox in the snow", adapter.recipe).ids
+    known = llm.features(ids, adapter.recipe)
+    node = started.ours["LLM4GEN_LoadLLMEncoder"]
+    again = in_process.run(node, encoder_name=ENCODER, dtype="fp32")
+    assert again.features(ids, adapter.recipe) is known
+    assert again.loaded is None and again.patcher is None
+    other = in_process.run(node, encoder_name=ENCODER, dtype="bf16")
+    assert not torch.equal(other.features(ids, adapter.recipe).states, known.states)
