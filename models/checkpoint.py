@@ -118,6 +118,7 @@ def load_t5_encoder(
         ours: torch.float32 if "norm" in ours or ours == "position_bias.weight" else own
         for ours in names.values()
     }
+    dtypes["embedding.weight"] = looked_up(own)
     return fill(build, operations, weights.only(names), names, dtypes, progress)
 
 
@@ -202,8 +203,13 @@ def check_config(path: Path) -> None:
 
 
 def own_dtype(weights: Weights, name: str) -> torch.dtype:
-    """The dtype of the file's matrices; one that products are not made in becomes the next wider."""
+    """The dtype of the file's matrices; one that the host does not cast from becomes the next wider."""
     dtype = weights.tensors[name].dtype
-    if dtype in (torch.float32, torch.bfloat16, torch.float16):
+    if dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn):
         return dtype
     return torch.float32 if dtype.itemsize > 2 else torch.bfloat16
+
+
+def looked_up(own: torch.dtype) -> torch.dtype:
+    """An embedding's dtype where matrices have `own`: what 8 bits lose there, no layer after it makes good."""
+    return torch.bfloat16 if own.itemsize == 1 else own

@@ -124,6 +124,12 @@ class Decoder(nn.Module):
         return states[0].float()
 
     @property
+    def embedding(self) -> str:
+        """The name of the words' embedding among the weights."""
+        weight = self.model.get_input_embeddings().weight
+        return next(name for name, tensor in self.named_parameters() if tensor is weight)
+
+    @property
     def dtype(self) -> torch.dtype:
         """Of the weights in memory, before any rounding to 8 bits."""
         return self.model.get_input_embeddings().weight.dtype

@@ -110,8 +110,11 @@ def is_plain(tensor: Tensor) -> bool:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all values are finite, by the extremes alone: much faster than a test of each."""
-    return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor))
+    """Whether all values are finite, by the extremes alone: much faster than a test of each. 8-bit numbers have
+    no infinity: what does not fit becomes the largest of them."""
+    if tensor.dtype.itemsize > 1:
+        return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor))
+    return bool(tensor.bfloat16().abs().amax() < torch.finfo(tensor.dtype).max)
 
 
 def describe(names: list[str], most: int = 4) -> str:

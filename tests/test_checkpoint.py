@@ -106,25 +106,39 @@ def test_shards_are_not_looked_for_outside_the_folder(tmp_path):
         load_t5_encoder(folder)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, None])
 def test_weights_take_the_chosen_dtype_and_norms_stay_fp32(dtype, oracle, tmp_path):
     tensors = {name: tensor.bfloat16() for name, tensor in tiny.rankgen_tensors(oracle).items()}
     save_file(tensors, tmp_path / "t5.safetensors")
     encoder = load_t5_encoder(tmp_path / "t5.safetensors", dtype=dtype)
-    assert (
-        encoder.blocks[0].attention.query.weight.dtype
-        == encoder.embedding.weight.dtype
-        == (dtype or torch.bfloat16)
-    )
+    matrices = dtype or torch.bfloat16
+    assert encoder.blocks[0].attention.query.weight.dtype == matrices
+    assert encoder.embedding.weight.dtype == (torch.bfloat16 if matrices.itemsize == 1 else matrices)
     assert encoder.final_norm.weight.dtype == encoder.position_bias.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("stored", [torch.float64, torch.float8_e4m3fn])
-def test_dtypes_without_products_become_ones_that_have_them(stored, oracle, tmp_path):
+@pytest.mark.parametrize(
+    ("stored", "kept"),
+    [
+        (torch.float64, torch.float32),
+        (torch.float8_e5m2, torch.bfloat16),
+        (torch.float8_e4m3fn, torch.float8_e4m3fn),
+    ],
+)
+def test_a_files_dtype_is_kept_if_the_host_casts_from_it(stored, kept, oracle, tmp_path):
     save_file({n: t.to(stored) for n, t in tiny.rankgen_tensors(oracle).items()}, tmp_path / "t5.safetensors")
     encoder = load_t5_encoder(tmp_path / "t5.safetensors")
-    wanted = torch.float32 if stored is torch.float64 else torch.bfloat16
-    assert encoder.blocks[0].mlp.up.weight.dtype == wanted
+    assert encoder.blocks[0].mlp.up.weight.dtype == kept
+    assert encoder.embedding.weight.dtype.itemsize > 1
+
+
+def test_what_8_bits_cannot_hold_is_refused(oracle, tmp_path):
+    tensors = tiny.rankgen_tensors(oracle)
+    tensors["t5_encoder.encoder.block.0.layer.1.DenseReluDense.wo.weight"][0, 0] = 1e4
+    save_file(tensors, tmp_path / "t5.safetensors")
+    load_t5_encoder(tmp_path / "t5.safetensors", dtype=torch.float16)
+    with pytest.raises(IncompleteCheckpoint, match="do not fit the chosen dtype"):
+        load_t5_encoder(tmp_path / "t5.safetensors", dtype=torch.float8_e4m3fn)
 
 
 def spoil(tensors, damage):

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from tiny import relative_error
 
 from llm4gen.models.decoder_checkpoint import load_decoder
 from llm4gen.models.errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile
@@ -59,10 +60,6 @@ def hidden_states(oracle, ids=IDS, length=LENGTH):
     return [states[0] for states in out.hidden_states]
 
 
-def off(value, truth):
-    return ((value - truth).norm() / truth.norm()).item()
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_familys_every_layer_is_transformers_own(family, tmp_path):
     truth = hidden_states(make(family, tmp_path))
@@ -72,7 +69,7 @@ def test_every_familys_every_layer_is_transformers_own(family, tmp_path):
         reader = source.load(depth)
         for padding, rows in (("keep", all_rows(len(IDS), LENGTH)), ("drop", real_rows(len(IDS)))):
             assert torch.equal(source.config.rows(len(IDS), LENGTH, padding).positions, rows.positions)
-            assert off(reader(IDS, rows), expected[: len(rows.positions)]) <= 1e-5
+            assert relative_error(reader(IDS, rows), expected[: len(rows.positions)]) <= 1e-5
 
 
 def test_layers_beyond_the_wanted_one_are_not_there(tmp_path):
@@ -92,7 +89,7 @@ def test_products_of_16_bits_stay_close_and_the_stream_is_fp32(dtype, most, tmp_
     assert reader.dtype == dtype and reader.model.norm.weight.dtype == torch.float32
     states = reader(IDS, real_rows(len(IDS)), products=dtype)
     assert states.dtype == torch.float32
-    assert 0 < off(states, truth) <= most
+    assert 0 < relative_error(states, truth) <= most
 
 
 def test_the_models_name_in_front_of_its_tensors_may_be_missing(tmp_path):
@@ -100,7 +97,7 @@ def test_the_models_name_in_front_of_its_tensors_may_be_missing(tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     bare = {k.removeprefix("model."): v for k, v in tensors.items() if k != "lm_head.weight"}
     save_file(bare, tmp_path / "model.safetensors")
-    assert off(load_decoder(tmp_path)(IDS, all_rows(len(IDS), LENGTH)), truth) <= 1e-5
+    assert relative_error(load_decoder(tmp_path)(IDS, all_rows(len(IDS), LENGTH)), truth) <= 1e-5
 
 
 def test_what_is_missing_or_surplus_is_named_before_anything_is_loaded(tmp_path):

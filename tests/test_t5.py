@@ -88,6 +88,7 @@ def deep(tmp_path_factory):
 @pytest.mark.parametrize(
     ("stored", "products", "bound"),
     [
+        (torch.float8_e4m3fn, torch.bfloat16, 2e-1),
         (torch.bfloat16, torch.bfloat16, 2e-2),
         (torch.bfloat16, torch.float16, 5e-3),
         (torch.float16, torch.float16, 5e-3),
