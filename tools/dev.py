@@ -11,16 +11,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from comfy_server import Server
 from host import HOST_DIR, ROOT, Host, HostError, end_cleanly_when_terminated, given_host
-from install import setup
+from install import NEWEST, OLDEST, setup
 from model_choice import make_standins, with_present_models
 from workflow import TEXT_TO_IMAGE, read_workflow
 
 TOOLS = ROOT / "tools"
 STOP_SECONDS = 30  # that a child gets to stop its server before it is killed
+PASSED, FAILED, NOTHING_CHOSEN = 0, 1, 5  # pytest's exit codes
+# A cache of its own: what fails or passes there must not change what --lf means on the newest.
+ON_OLDEST = ("-m", "floor", "-o", f"cache_dir={HOST_DIR / 'pytest-floor'}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +61,19 @@ def run_test(host: Host, models: list[Path], options: argparse.Namespace, extra:
             raise HostError(
                 f"{host.python} lacks {module}: the tests need {TOOLS / 'requirements-dev.txt'} in it."
             )
-    return run_child(host, [host.python, "-m", "pytest", *extra])
+    command = [host.python, "-m", "pytest", *extra]
+    if options.comfyui:
+        print(f"test: on this ComfyUI alone, not on {OLDEST.version} as well: {host.comfyui}", flush=True)
+        return run_child(host, command)
+    print(f"test: on ComfyUI {NEWEST.version}", flush=True)
+    newest = run_child(host, command)
+    if newest not in (PASSED, FAILED):
+        return newest
+    print(f"test: marked floor, on ComfyUI {OLDEST.version}", flush=True)
+    oldest = run_child(replace(host, comfyui=OLDEST.folder), [*command, *ON_OLDEST])
+    if extra and oldest == NOTHING_CHOSEN:
+        oldest = PASSED
+    return newest or oldest
 
 
 def run_bench(host: Host, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
@@ -111,7 +127,7 @@ def _host(options: argparse.Namespace) -> Host:
             raise HostError(
                 "--python is the Python of an installation of yours: name its folder with --comfyui."
             )
-        return setup()
+        return setup(OLDEST) if options.command in ("setup", "test") else setup()
     python = shutil.which(options.python.expanduser()) if options.python else sys.executable
     if python is None:
         raise HostError(f"{options.python} is no program: --python wants the Python that runs your ComfyUI.")
@@ -141,12 +157,17 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, parents=[common], help=text, description=text, allow_abbrev=False)
 
-    add("setup", "install ComfyUI and what the tests need into .host/")
+    add("setup", "install ComfyUI, newest and oldest, and what the tests need into .host/")
     add("demo", "run the example workflow through ComfyUI, to a picture")
     serve = add("serve", "run ComfyUI with the pack in it until Ctrl-C")
     serve.add_argument("--port", type=int, help="(default: a free one)")
     serve.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1)")
-    add("test", "run the test suite; further arguments go to pytest")
+    add(
+        "test",
+        f"run the test suite on ComfyUI {NEWEST.version}, then what is marked floor on {OLDEST.version}; both "
+        "must pass. Further arguments go to pytest both times, and may choose nothing for the second. With "
+        "--comfyui: all of it, on that ComfyUI alone",
+    )
     add("bench", "measure against the published way; further arguments go to tools/bench.py")
     options, extra = parser.parse_known_args(arguments)
     if extra and options.command not in ("test", "bench"):

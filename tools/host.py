@@ -51,7 +51,7 @@ class Host:
     @property
     def owned(self) -> bool:
         """Whether `setup` made it; an installation of the user's is left as it is."""
-        return self.comfyui == COMFYUI_DIR
+        return self.comfyui.parent == HOST_DIR
 
     @property
     def main(self) -> Path:

