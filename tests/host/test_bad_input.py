@@ -105,6 +105,7 @@ def encoders(models):
     return folder
 
 
+@pytest.mark.floor
 def test_a_file_that_is_no_adapter(fails, adapters, t5):
     save_file(t5, adapters / "t5.safetensors")
     assert_says(
@@ -121,6 +122,7 @@ def test_a_file_that_is_no_encoder(fails, encoders):
     )  # fmt: skip
 
 
+@pytest.mark.floor
 def test_an_adapter_for_another_llm_width(fails, adapters):
     save_file(tiny.adapter_tensors(clip=768, llm=1024), adapters / "narrow.safetensors")
     error = fails(conditioning(adapter="narrow.safetensors"))
@@ -164,6 +166,7 @@ def test_a_truncated_or_empty_file(suffix, size, fails, adapters):
     assert_says(fails(load_adapter(path.name)), "UnreadableFile", path.name, "ownload it again")
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize("load", [load_adapter, load_encoder])
 def test_a_pickle_with_code_in_it(load, fails, adapters, encoders, tmp_path):
     mark = tmp_path / "mark"
@@ -245,6 +248,7 @@ def test_a_folder_without_a_tokenizer_that_fits(fails, encoders):
     )
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize(
     "name", ["../secret.pth", "..\\secret.pth", "sub/../../secret.pth", "{absolute}", "", "\0"]
 )
@@ -272,6 +276,7 @@ def test_an_empty_folder_says_what_to_put_where(key, advice, empty_server, empty
         assert_says(caught.value, "MissingFile", advice, f"models/{key}")
 
 
+@pytest.mark.floor
 def test_sound_files_still_run(client):
     """What every case above is measured against: the same prompt with nothing wrong in it."""
     assert client.run(conditioning())["5"]

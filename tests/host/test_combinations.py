@@ -71,6 +71,7 @@ def identical(one, other):
 # One path to the conditioning
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize("text", PROMPTS)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @torch.inference_mode()
@@ -78,6 +79,7 @@ def test_llm4gen_clip_and_an_encode_is_llm4gen_conditioning(text, settings, clip
     assert identical(encode(fuse(clip, **settings), text), condition(text, **settings))
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize("text", PROMPTS)
 def test_strength_0_is_core(text, clip, fuse, encode):
     assert identical(encode(fuse(clip, strength=0.0, long_prompt=CHUNKS), text), encode(clip, text))
@@ -88,6 +90,7 @@ def test_strength_0_is_core(text, clip, fuse, encode):
 # LoRA
 
 
+@pytest.mark.floor
 def test_a_lora_before_or_after_gives_the_same_picture(
     model, clip, fused, fuse, encode, load_lora, sample, caplog
 ):

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+pytestmark = pytest.mark.floor
+
 CASES = [
     "a red cat",
     "a (red) cat",

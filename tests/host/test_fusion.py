@@ -66,6 +66,7 @@ def fused_tokens(clip_states, llm_states):
     return x + linear("FFN.2", inner * torch.sigmoid(1.702 * inner))
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize(("text", "words"), list(zip(PROMPTS, WORDS, strict=True)))
 @torch.inference_mode()
 def test_clip_half_is_cores_and_llm_half_is_the_published_module_on_it(text, words, condition, clip, encode):
@@ -129,6 +130,7 @@ def test_what_is_cut_off_is_logged_by_half(condition, caplog):
     assert "LLM" in llm_half and "45 tokens" in llm_half
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize("negative", ["", LONG, "ugly"])
 def test_the_pair_is_sampled_with_one_unet_call_a_step(negative, condition, sample):
     assert sample(condition(PROMPTS[0]), condition(negative)).calls == [(2, 333, 768)] * 2

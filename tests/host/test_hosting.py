@@ -56,6 +56,7 @@ def relative_error(value, truth):
     return ((value - truth).norm() / truth.norm()).item()
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize("dtype", ["auto", "fp32", "bf16", "fp16"])
 def test_every_dtype_stays_close_to_fp32(dtype, started, recipe, truth):
     value = states(load(started, dtype), recipe)
@@ -100,6 +101,7 @@ def test_products_on_a_gpu_are_fp16_where_the_host_trusts_it(
     assert hosting.product_dtype(torch.float16, torch.device("cuda"), "fp32") == torch.float32
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize("model", ["LLM4GEN_LoadLLMEncoder", "LLM4GEN_LoadCrossAdapter"])
 def test_every_layer_with_weights_is_the_hosts(model, started):
     inputs = {"encoder_name": ENCODER} if "Encoder" in model else {"adapter_name": ADAPTER}
@@ -122,6 +124,7 @@ def test_the_host_finds_the_models_in_a_nodes_output(started):
         assert comfy.model_patcher.is_model_patcher_output(output)
 
 
+@pytest.mark.floor
 def test_the_host_loads_it_for_work_and_takes_it_back(started, management, recipe, truth):
     llm = load(started)
     patcher = llm.load(LAYERS).patcher
@@ -135,6 +138,7 @@ def test_the_host_loads_it_for_work_and_takes_it_back(started, management, recip
     assert torch.equal(states(llm, recipe), truth)
 
 
+@pytest.mark.floor
 def test_a_dropped_model_is_not_held(started, management, recipe):
     import gc  # noqa: PLC0415
     import weakref  # noqa: PLC0415
@@ -147,6 +151,7 @@ def test_a_dropped_model_is_not_held(started, management, recipe):
     assert module() is None
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize("budget", [1, 100 << 20, 400 << 20])
 def test_streamed_weights_give_the_same_states(budget, started, hosting, recipe, truth, monkeypatch):
     llm = load(started)
@@ -158,6 +163,7 @@ def test_streamed_weights_give_the_same_states(budget, started, hosting, recipe,
     assert torch.equal(states(llm, recipe), truth)
 
 
+@pytest.mark.floor
 def test_layers_that_take_their_weights_late_are_filled(started, recipe, truth, monkeypatch):
     """With Dynamic VRAM the host's layers are built without weights; only assignment gives them any."""
     import comfy.memory_management  # noqa: PLC0415
@@ -169,6 +175,7 @@ def test_layers_that_take_their_weights_late_are_filled(started, recipe, truth, 
     assert torch.equal(states(llm, recipe), truth)
 
 
+@pytest.mark.floor
 def test_progress_is_shown_for_each_layer(started, recipe, monkeypatch):
     import comfy.utils  # noqa: PLC0415
 
@@ -180,6 +187,7 @@ def test_progress_is_shown_for_each_layer(started, recipe, monkeypatch):
     assert seen[-1] == (2, 2)
 
 
+@pytest.mark.floor
 def test_cancel_stops_the_work_and_the_next_run_is_whole(started, management, recipe, truth):
     llm = load(started)
     management.interrupt_current_processing(True)

@@ -43,6 +43,7 @@ def control(started, controlnet):
     watch.remove()
 
 
+@pytest.mark.floor
 @pytest.mark.parametrize(("context", "tokens"), [("clip", CLIP_TOKENS), ("fused", ALL_TOKENS)])
 @pytest.mark.parametrize("spans", [[(0.0, 1.0)], [(0.0, 1.0), (0.0, 1.0)]], ids=["one net", "two nets"])
 def test_a_controlnet_reads_clips_tokens_or_all_as_chosen(context, tokens, spans, condition, control, sample):
