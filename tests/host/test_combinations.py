@@ -20,7 +20,7 @@ PROMPTS = [
     LONG,
 ]
 SETTINGS = [
-    {},
+    pytest.param({}, marks=pytest.mark.floor),
     {"strength": 0.35},
     {"strength": 2.0, "long_prompt": CHUNKS},
     {"controlnet_context": "fused"},
@@ -71,7 +71,6 @@ def identical(one, other):
 # One path to the conditioning
 
 
-@pytest.mark.floor
 @pytest.mark.parametrize("text", PROMPTS)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @torch.inference_mode()

@@ -134,7 +134,6 @@ def test_the_server_ends_with_its_block_and_lets_the_address_go(host, tmp_path):
     assert "--no-such-argument" in server.log_text()
 
 
-@pytest.mark.floor
 def test_demo_ends_with_a_picture(host, tmp_path, capsys):
     picture = demo(host, base=tmp_path / "demo")
     with Image.open(picture) as image:

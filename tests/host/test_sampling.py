@@ -9,6 +9,7 @@ from standins import CONTEXT_DIM
 CONTROLNET = "sampled_controlnet.safetensors"
 CHUNKS = "chunks of 77"
 LONG = "a red house by the sea, " * 20  # 160 CLIP tokens
+WHOLE_SPAN = pytest.param([(0.0, 1.0)], marks=pytest.mark.floor)
 CLIP_TOKENS, ALL_TOKENS = (2, 77, CONTEXT_DIM), (2, 333, CONTEXT_DIM)  # of a positive and a negative together
 
 
@@ -43,9 +44,8 @@ def control(started, controlnet):
     watch.remove()
 
 
-@pytest.mark.floor
 @pytest.mark.parametrize(("context", "tokens"), [("clip", CLIP_TOKENS), ("fused", ALL_TOKENS)])
-@pytest.mark.parametrize("spans", [[(0.0, 1.0)], [(0.0, 1.0), (0.0, 1.0)]], ids=["one net", "two nets"])
+@pytest.mark.parametrize("spans", [WHOLE_SPAN, [(0.0, 1.0), (0.0, 1.0)]], ids=["one net", "two nets"])
 def test_a_controlnet_reads_clips_tokens_or_all_as_chosen(context, tokens, spans, condition, control, sample):
     apply, seen = control
     pair = [condition(text, controlnet_context=context) for text in (SHORT, "")]

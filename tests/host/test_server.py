@@ -1,10 +1,14 @@
-"""What a running server offers of the pack: saved workflows rely on these names and types."""
+"""What a running server makes of the pack: the nodes that it offers, and a picture."""
 
 import pytest
+from client import image_paths
+from demo import check_picture
+from model_choice import with_present_models
+from workflow import TEXT_TO_IMAGE, read_workflow, to_prompt
 
 MODELS = {"clip": "CLIP", "llm": "LLM4GEN_LLM", "adapter": "LLM4GEN_ADAPTER"}
 SETTINGS = {"strength": "FLOAT", "long_prompt": "COMBO", "controlnet_context": "COMBO"}
-# By node: the inputs that it must have, those that it may have, and its outputs.
+# Saved workflows rely on these. By node: the inputs that it must have, those that it may have, and its outputs.
 NODES = {
     "LLM4GEN_LoadLLMEncoder": ({"encoder_name": "COMBO"}, {"dtype": "COMBO", "device": "COMBO"}, ["LLM4GEN_LLM"]),
     "LLM4GEN_LoadCrossAdapter": ({"adapter_name": "COMBO"}, {}, ["LLM4GEN_ADAPTER"]),
@@ -26,3 +30,15 @@ def test_the_server_offers_exactly_these_nodes(client):
         if node["python_module"] == "custom_nodes.llm4gen"
     }
     assert found == NODES
+
+
+@pytest.mark.floor
+def test_the_example_makes_a_picture_in_small_and_in_few_steps(client, server):
+    info = client.object_info()
+    workflow, _ = with_present_models(read_workflow(TEXT_TO_IMAGE), info)
+    prompt = to_prompt(workflow, info)
+    inputs = {entry["class_type"]: entry["inputs"] for entry in prompt.values()}
+    inputs["EmptyLatentImage"].update(width=128, height=64)
+    inputs["KSampler"].update(steps=2)
+    (picture,) = image_paths(client.run(prompt), server.output)
+    check_picture(picture, (128, 64))
