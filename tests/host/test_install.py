@@ -11,7 +11,9 @@ from pathlib import Path
 import install
 import pytest
 from host import HostError
-from install import Pin, _unpack, setup
+from install import OLDEST, Pin, _unpack, setup
+
+from paths import ROOT
 
 INSIDE = "comfy-1.0/vendor/ComfyUI/"
 # What pip asks of a source distribution is its metadata, by a build script in it.
@@ -168,3 +170,11 @@ def test_a_host_that_was_being_replaced_is_fetched_again(newest, publish, instal
         setup(new)
     setup(old)
     assert versions(old) == ["1.0"] * 2
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [("pyproject.toml", 'requires-comfyui = ">={}"'), ("README.md", "needs ComfyUI {} or newer")],
+)
+def test_the_oldest_comfyui_that_is_promised_is_the_oldest_tested(file, words):
+    assert words.format(OLDEST.version) in (ROOT / file).read_text(encoding="utf-8")
