@@ -20,7 +20,8 @@ METADATA_KEY = "llm4gen"
 class Recipe:
     """The published values (inference script of LLM4GEN), unless an adapter says otherwise.
 
-    template: the LLM's prompt; `{text}` stands for the user's words.
+    template: the LLM's prompt; `{text}` stands for the user's words, `{system}` for the system text.
+    system:   what the LLM is told beforehand.
     tokens:   length of the LLM sequence, padded with 0 or cut at the end.
     padding:  `keep` hands the states of the padded positions to the adapter as well, `drop` leaves them out.
     layer:    index into the LLM's hidden states: 0 the embeddings, i the state after block i, -1 the last,
@@ -29,6 +30,7 @@ class Recipe:
     """
 
     template: str = "pre {text}"
+    system: str = ""
     tokens: int = 256
     padding: str = "keep"
     layer: int = -1
@@ -37,6 +39,11 @@ class Recipe:
     def __post_init__(self):
         if "{text}" not in self.template:
             raise WrongRecipe(f'The adapter\'s template {self.template!r} has no "{{text}}" for the prompt.')
+        if ("{system}" in self.template) != bool(self.system) or "{text}" in self.system:
+            raise WrongRecipe(
+                f"The adapter's system text {self.system!r} does not fit its template {self.template!r}: "
+                '"{system}" in the template stands for it, and "{text}" has its place in the template alone.'
+            )
         if self.padding not in ("keep", "drop"):
             raise WrongRecipe(f'The adapter\'s padding is {self.padding!r}; "keep" and "drop" are known.')
         if not 1 <= self.tokens <= 8192:
@@ -46,7 +53,7 @@ class Recipe:
 
     def spread(self, weights: Sequence[float]) -> list[float]:
         """The weights of a user's characters → those of the prompt's: 1 for what the template adds."""
-        first, *others = self.template.split("{text}")
+        first, *others = self.around.split("{text}")
         spread = [1.0] * len(first)
         for other in others:
             spread += [*weights, *[1.0] * len(other)]
@@ -54,7 +61,12 @@ class Recipe:
 
     def prompt(self, text: str) -> str:
         """The LLM's prompt for a user's words."""
-        return self.template.replace("{text}", text)
+        return self.around.replace("{text}", text)
+
+    @property
+    def around(self) -> str:
+        """The template with the system text in its place."""
+        return self.template.replace("{system}", self.system)
 
 
 def recipe_metadata(recipe: Recipe) -> dict[str, str]:

@@ -15,6 +15,7 @@ from ..models.formats import SUFFIXES
 
 ADAPTERS = "llm4gen"
 ENCODERS = "text_encoders"
+FEATURES = "llm4gen_cache"
 ADVICE = {
     ADAPTERS: "put LLM4GEN's projector.pth in ComfyUI/models/llm4gen, then refresh",
     ENCODERS: "put the T5 encoder (rankgen-t5-xl-all) in ComfyUI/models/text_encoders, then refresh",
@@ -76,6 +77,13 @@ def listed(key: str) -> dict[str, Path]:
 def look_up(found: dict[str, Path], name: object) -> Path | None:
     """A name as we list it, or as Windows writes it."""
     return found.get(str(name)) or found.get(str(name).replace("\\", "/"))
+
+
+def feature_folder() -> Path | None:
+    """Where the user wants what LLMs have read kept on disk: the first place that `extra_model_paths.yaml` gives
+    for `llm4gen_cache`. None, nothing is kept, unless it does."""
+    places, _ = folder_paths.folder_names_and_paths.get(FEATURES, ([], set()))
+    return Path(places[0]) if places else None
 
 
 def tokenizer_folder(encoder: Path) -> Path | None:

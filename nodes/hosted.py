@@ -6,9 +6,10 @@ from torch import Tensor
 
 from ..models.cross_adapter import CrossAdapter
 from ..models.feature_cache import FeatureCache
+from ..models.feature_files import FeatureFiles
 from ..models.llm import LLM, Features
 from ..models.recipe import Recipe
-from . import host
+from . import folders, host
 
 # One for all LLMs of the server: what was read is not read again when a graph's loader runs anew.
 READ = FeatureCache()
@@ -34,8 +35,20 @@ class HostedLLM:
         key = (self.llm.source.identity, self.dtype, self.device, asked, ids)
         features = READ.get(key)
         if features is None:
-            features = self.read(ids, recipe)
+            features = self.kept(key) or self.read_and_keep(key, ids, recipe)
             READ.put(key, features)
+        return features
+
+    def kept(self, key: tuple) -> Features | None:
+        """What was kept on disk, if the user wants that."""
+        folder = folders.feature_folder()
+        features = FeatureFiles(folder).get(key) if folder else None
+        return features and Features(host.as_conditioning(features.states), features.rows)
+
+    def read_and_keep(self, key: tuple, ids: tuple[int, ...], recipe: Recipe) -> Features:
+        folder, features = folders.feature_folder(), self.read(ids, recipe)
+        if folder:
+            FeatureFiles(folder).put(key, features)
         return features
 
     def read(self, ids: tuple[int, ...], recipe: Recipe) -> Features:

@@ -23,6 +23,12 @@ def test_entries_replace_the_published_ones():
     assert recipe == Recipe(template="<s>{text}</s>", tokens=128, padding="drop", layer=-2)
 
 
+def test_the_system_text_stands_where_the_template_says():
+    recipe = read(template="[{system}] {text} [{system}]", system="Look closely.")
+    assert recipe.prompt("a {system} cat") == "[Look closely.] a {system} cat [Look closely.]"
+    assert recipe.spread([2.0]) == [1.0] * len("[Look closely.] ") + [2.0] + [1.0] * len(" [Look closely.]")
+
+
 def test_braces_in_a_prompt_are_words():
     assert Recipe().prompt("{a|b} {text} {0.__class__}") == "pre {a|b} {text} {0.__class__}"
 
@@ -37,6 +43,9 @@ def test_braces_in_a_prompt_are_words():
         ({"padding": "left"}, "left"),
         ({"heads": 0}, "0"),
         ({"colour": 1}, "colour"),
+        ({"system": "Look closely."}, "Look closely"),
+        ({"template": "{system} {text}"}, "{system}"),
+        ({"template": "{system} {text}", "system": "{text}"}, "system text"),
     ],
 )
 def test_a_recipe_that_cannot_be_followed_is_refused(entries, named):

@@ -111,6 +111,12 @@ class Server:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        """The process that answers, for measuring it."""
+        assert self._process is not None
+        return self._process.pid
+
     def wait(self) -> int:
         """Blocks until the server ends by itself."""
         assert self._process is not None

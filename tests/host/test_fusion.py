@@ -138,28 +138,3 @@ def test_the_pair_is_sampled_with_one_unet_call_a_step(negative, condition, samp
 
 def test_a_pair_of_unequal_length_takes_two(condition, clip, encode, sample):
     assert len(sample(condition(PROMPTS[0]), encode(clip, "")).calls) == 4
-
-
-def test_the_llm_is_not_run_again_for_what_it_has_read(llm, condition, monkeypatch):
-    runs = []
-    read = type(llm.llm).read
-    monkeypatch.setattr(type(llm.llm), "read", lambda *a, **k: runs.append(1) or read(*a, **k))
-    first = condition("a fox in the snow")[0][0]
-    again = condition("a (fox:1.0) in the snow")[0][0]
-    condition("a fox in the snow", strength=0.5)
-    assert len(runs) == 1
-    assert torch.equal(first, again)
-    condition("a fox in the sand")
-    assert len(runs) == 2
-
-
-def test_another_loader_of_the_same_file_reads_nothing_anew_and_loads_nothing(started, llm, adapter):
-    """As when a graph's loader runs again: with every text known, the weights stay on disk."""
-    ids = llm.llm.tokenize("a fox in the snow", adapter.recipe).ids
-    known = llm.features(ids, adapter.recipe)
-    node = started.ours["LLM4GEN_LoadLLMEncoder"]
-    again = in_process.run(node, encoder_name=ENCODER, dtype="fp32")
-    assert again.features(ids, adapter.recipe) is known
-    assert again.loaded is None and again.patcher is None
-    other = in_process.run(node, encoder_name=ENCODER, dtype="bf16")
-    assert not torch.equal(other.features(ids, adapter.recipe).states, known.states)

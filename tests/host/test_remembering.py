@@ -1,0 +1,90 @@
+"""What the LLM has read is not read again, and what is remembered stays within its bounds."""
+
+import in_process
+import psutil
+import pytest
+import torch
+from client import Client
+from comfy_server import Server
+from model_choice import make_standins
+from standins import ADAPTER, CHECKPOINT, ENCODER
+
+
+def test_the_llm_is_not_run_again_for_what_it_has_read(llm, condition, monkeypatch):
+    runs = []
+    read = type(llm.llm).read
+    monkeypatch.setattr(type(llm.llm), "read", lambda *a, **k: runs.append(1) or read(*a, **k))
+    first = condition("a fox in the snow")[0][0]
+    again = condition("a (fox:1.0) in the snow")[0][0]
+    condition("a fox in the snow", strength=0.5)
+    assert len(runs) == 1
+    assert torch.equal(first, again)
+    condition("a fox in the sand")
+    assert len(runs) == 2
+
+
+def test_another_loader_of_the_same_file_reads_nothing_anew_and_loads_nothing(started, llm, adapter):
+    """As when a graph's loader runs again: with every text known, the weights stay on disk."""
+    ids = llm.llm.tokenize("a fox in the snow", adapter.recipe).ids
+    known = llm.features(ids, adapter.recipe)
+    node = started.ours["LLM4GEN_LoadLLMEncoder"]
+    again = in_process.run(node, encoder_name=ENCODER, dtype="fp32")
+    assert again.features(ids, adapter.recipe) is known
+    assert again.loaded is None and again.patcher is None
+    other = in_process.run(node, encoder_name=ENCODER, dtype="bf16")
+    assert not torch.equal(other.features(ids, adapter.recipe).states, known.states)
+
+
+@pytest.fixture
+def forget(started, monkeypatch):
+    """As a server that was just started."""
+    from llm4gen.models.feature_cache import FeatureCache  # noqa: PLC0415
+    from llm4gen.nodes import hosted  # noqa: PLC0415
+
+    def forget():
+        monkeypatch.setattr(hosted, "READ", FeatureCache())
+        node = started.ours["LLM4GEN_LoadLLMEncoder"]
+        return in_process.run(node, encoder_name=ENCODER, dtype="fp32")
+
+    return forget
+
+
+def test_kept_on_disk_it_is_not_even_loaded_after_a_restart(started, adapter, forget, tmp_path, monkeypatch):
+    folders = started.folders.folder_names_and_paths
+    monkeypatch.setitem(folders, "llm4gen_cache", ([str(tmp_path)], set()))
+    llm = forget()
+    ids = llm.llm.tokenize("a hare in the field", adapter.recipe).ids
+    read = llm.features(ids, adapter.recipe)
+    assert llm.loaded and len(list(tmp_path.iterdir())) == 1
+
+    llm = forget()
+    kept = llm.features(ids, adapter.recipe)
+    assert llm.loaded is None
+    assert torch.equal(kept.rows.spread(kept.states), read.rows.spread(read.states))
+
+    folders.pop("llm4gen_cache")
+    llm = forget()
+    llm.features(ids, adapter.recipe)
+    assert llm.loaded, "off unless the user asks for it"
+
+
+@pytest.mark.skipif(not hasattr(psutil.Process, "memory_full_info"), reason="memory cannot be measured here")
+def test_two_hundred_prompts_leave_the_server_as_large_as_twenty(host, tmp_path):
+    def prompt(number):
+        words = " and ".join(f"{(number * 7 + step) % 97} birds" for step in range(number % 20 + 1))
+        inputs = {"clip": ["1", 1], "llm": ["2", 0], "adapter": ["3", 0], "text": f"{number} trees, {words}"}
+        return {
+            "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
+            "2": {"class_type": "LLM4GEN_LoadLLMEncoder", "inputs": {"encoder_name": ENCODER}},
+            "3": {"class_type": "LLM4GEN_LoadCrossAdapter", "inputs": {"adapter_name": ADAPTER}},
+            "4": {"class_type": "LLM4GEN_Conditioning", "inputs": inputs},
+            "5": {"class_type": "PreviewAny", "inputs": {"source": ["4", 0]}},
+        }
+
+    with Server(host, tmp_path, [make_standins(host)], arguments=["--cache-classic"]) as server:
+        client, held = Client(server.url), {}
+        for number in range(1, 201):
+            client.run(prompt(number))
+            if number in (20, 200):
+                held[number] = psutil.Process(server.pid).memory_full_info().uss
+    assert held[200] <= 1.02 * held[20]
