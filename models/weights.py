@@ -23,7 +23,7 @@ FOLDER_NAMES = (
     "pytorch_model.bin.index.json",
 )
 CAST_BATCH = 256 << 20
-PIECE = 64 << 20
+PIECE = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def in_pieces(weights: Weights, names: Iterable[str]) -> Iterator[tuple[str, Ten
     The file is mapped anew for each batch, as in `cast_weights`, also in the middle of a tensor: the memory
     held is that of one batch, whatever the size of the file and of its tensors.
     """
-    tensors, read = weights.tensors, 0
+    tensors, read = weights.tensors, CAST_BATCH  # not through the caller's mapping, which stays
     for name in names:
         rows, size = len(tensors[name]), tensors[name].nbytes
         step = max(1, rows * PIECE // size)

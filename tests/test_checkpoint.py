@@ -73,23 +73,10 @@ def test_every_pickle_of_tensors_loads(suffix, wrapped, zipped, oracle, expected
     torch.testing.assert_close(states(load_t5_encoder(path)), expected, atol=2e-5, rtol=0)
 
 
-def save_shards(folder, tensors, suffix):
-    folder.mkdir()
-    names = sorted(tensors)
-    placed = {}
-    for part, half in enumerate((names[::2], names[1::2])):
-        file = f"part-{part}.{suffix}"
-        save = save_file if suffix == "safetensors" else torch.save
-        save({name: tensors[name] for name in half}, folder / file)
-        placed |= dict.fromkeys(half, file)
-    stem = "model" if suffix == "safetensors" else "pytorch_model"
-    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": placed}), encoding="utf-8")
-
-
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_shards_load_and_a_missing_one_is_named(suffix, oracle, expected, tmp_path):
     folder = tmp_path / "t5"
-    save_shards(folder, tiny.rankgen_tensors(oracle), suffix)
+    tiny.save_shards(folder, tiny.rankgen_tensors(oracle), suffix)
     torch.testing.assert_close(states(load_t5_encoder(folder)), expected, atol=2e-5, rtol=0)
     (folder / f"part-1.{suffix}").unlink()
     with pytest.raises(UnreadableFile, match=f"1 of 2 shards: part-1.{suffix}"):

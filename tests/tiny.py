@@ -1,8 +1,10 @@
 """Small random models in the checkpoints' own key names, for tests that need no host."""
 
+import json
 from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 
 VOCABULARY = 32128
@@ -62,6 +64,20 @@ def adapter_tensors(clip=64, llm=32, mlp=128) -> dict[str, torch.Tensor]:
         tensors[f"{name}.weight"] = torch.rand(clip) + 0.5
         tensors[f"{name}.bias"] = torch.randn(clip) * 0.1
     return {f"CrossFusionModule.0.{name}": tensor for name, tensor in tensors.items()}
+
+
+def save_shards(folder: Path, tensors: dict[str, torch.Tensor], suffix: str) -> None:
+    """Two files under an index, as transformers writes a large model."""
+    folder.mkdir()
+    names = sorted(tensors)
+    placed = {}
+    for part, half in enumerate((names[::2], names[1::2])):
+        file = f"part-{part}.{suffix}"
+        save = save_file if suffix == "safetensors" else torch.save
+        save({name: tensors[name] for name in half}, folder / file)
+        placed |= dict.fromkeys(half, file)
+    stem = "model" if suffix == "safetensors" else "pytorch_model"
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": placed}), encoding="utf-8")
 
 
 def relative_error(value: torch.Tensor, truth: torch.Tensor) -> float:

@@ -6,17 +6,16 @@ file are the same model and whatever differs is the computation's doing.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import torch
 from safetensors import safe_open
+from safetensors_writer import Outline, in_one_step, write_tensors
 from torch import Tensor
 
 D_MODEL, D_FF, D_KV, HEADS, VOCABULARY, BUCKETS = 2048, 5120, 64, 32, 32128, 32
@@ -25,8 +24,6 @@ LAYERS = 24
 # Goes up with every change of the values, so that older files are not taken for these.
 VERSION = 1
 SPARE = 1 << 30  # bytes of disk left to others
-# safetensors' names, and an integer type through which numpy can see the values.
-STORED = {"F32": (torch.float32, torch.int32), "BF16": (torch.bfloat16, torch.int16)}
 
 
 @dataclass(frozen=True)
@@ -63,7 +60,7 @@ def ensure_files(models: Path, layers: int = LAYERS) -> Files:
                     "or try --quick, which needs a fifth of it."
                 )
             print(f"Making {path.name} ({needed / 1e9:.2f} GB) …", flush=True)
-            write_safetensors(path, t5_shapes(layers), "F32" if path is fp32 else "BF16")
+            write_safetensors(path, t5_shapes(layers), torch.float32 if path is fp32 else torch.bfloat16)
     if not pickle.is_file() and has_room(models, size):
         print(f"Making {pickle.name} ({size / 1e9:.2f} GB) …", flush=True)
         with safe_open(fp32, framework="pt") as file:
@@ -131,37 +128,15 @@ def draw(name: str, shape: Iterable[int], std: float | None) -> Tensor:
 
 
 def write_safetensors(
-    path: Path, shapes: dict[str, tuple[tuple[int, ...], float | None]], stored: str
+    path: Path, shapes: dict[str, tuple[tuple[int, ...], float | None]], dtype: torch.dtype
 ) -> None:
-    """Draws and writes one tensor after the other: the library's own writer wants all of them in memory."""
-    dtype, seen_as = STORED[stored]
-    entries, offset = {}, 0
-    for name, (shape, _) in shapes.items():
-        end = offset + math.prod(shape) * dtype.itemsize
-        entries[name] = {"dtype": stored, "shape": shape, "data_offsets": (offset, end)}
-        offset = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-
-    def write(file: BinaryIO) -> None:
-        file.write(len(header).to_bytes(8, "little") + header)
-        for name, (shape, std) in shapes.items():
-            values = draw(name, shape, std).bfloat16().to(dtype)
-            file.write(values.view(seen_as).numpy().data)
-
-    in_one_step(path, write)
+    """Draws and writes one tensor after the other."""
+    outline = Outline({name: (dtype, shape) for name, (shape, _) in shapes.items()})
+    values = ((name, draw(name, *shapes[name]).bfloat16().to(dtype)) for name in outline.names())
+    with in_one_step(path, outline.size()) as file:
+        write_tensors(file.write, outline, values)
 
 
 def save_pickle(path: Path, tensors: dict[str, Tensor]) -> None:
-    in_one_step(path, lambda file: torch.save(tensors, file))
-
-
-def in_one_step(path: Path, write) -> None:
-    """Writes beside `path` and renames when all is there."""
-    scratch = path.with_name(path.name + ".part")
-    try:
-        with scratch.open("wb") as file:
-            write(file)
-        scratch.replace(path)
-    finally:
-        scratch.unlink(missing_ok=True)
+    with in_one_step(path, sum(tensor.nbytes for tensor in tensors.values())) as file:
+        torch.save(tensors, file)

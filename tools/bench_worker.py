@@ -11,18 +11,17 @@ import json
 import os
 import sys
 import time
-import types
 from pathlib import Path
 from typing import Any, Protocol
 
 import psutil
 import torch
+from pack import make_importable
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import layer_norm, linear, pad
 
-ROOT = Path(__file__).resolve().parent.parent
 LENGTH = 256  # LLM tokens of the published path, padding included
 HEADS = 8  # of the Cross-Adapter
 FIRST, REPEATED = "first", "repeated"
@@ -170,9 +169,7 @@ def clip_states(device: str) -> dict[str, Tensor]:
 def enter_host(comfyui: Path, device: str) -> None:
     """Makes ComfyUI and the pack importable, as the host itself has them."""
     sys.path[0] = str(comfyui)
-    pack = types.ModuleType("llm4gen")
-    pack.__path__ = [str(ROOT)]
-    sys.modules["llm4gen"] = pack
+    make_importable()
     from comfy.cli_args import args  # noqa: PLC0415
 
     args.cpu = device == "cpu"  # before anything else of comfy, which looks for a device

@@ -1,0 +1,139 @@
+"""Converts an LLM encoder or a Cross-Adapter into one .safetensors, as small as you like. Run by ComfyUI's Python.
+
+    python tools/convert.py pytorch_model.bin rankgen-t5-xl-all-bf16.safetensors --dtype bf16
+    python tools/convert.py projector.pth
+
+Needs little memory whatever the size of the file, and of ComfyUI only what it installs: torch and safetensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from host import end_cleanly_when_terminated
+from pack import make_importable
+from safetensors_writer import CannotWrite, Outline, in_one_step, write_tensors
+
+if TYPE_CHECKING:
+    from llm4gen.models.conversion import Conversion
+
+# Goes up with every change of what is written.
+VERSION = 1
+TARGETS = (".safetensors", ".sft")
+NAMES = ("fp32", "bf16", "fp16", "fp8")
+CHUNK = 16 << 20
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    make_importable()
+    from llm4gen.models.errors import LLM4GENError  # noqa: PLC0415
+
+    try:
+        convert(options.source.expanduser(), options.target, options.dtype, options.force)
+    except (LLM4GENError, CannotWrite, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+def convert(source: Path, target: Path | None, dtype: str | None, force: bool) -> None:
+    """Raises: LLM4GENError, CannotWrite, OSError."""
+    from llm4gen.models.conversion import plan_conversion  # noqa: PLC0415
+    from llm4gen.models.weights import files_of  # noqa: PLC0415
+
+    plan = plan_conversion(source, dtype)
+    target = checked_target(source, target, plan.dtype, force)
+    files = files_of(source)
+    print(f"{source.name}: {plan.kind}, {sum(file.stat().st_size for file in files):,} bytes")
+    if plan.unused:
+        print(
+            f"left out, since nothing here uses it: {', '.join(plan.unused[:4])}{', …' * (len(plan.unused) > 4)}"
+        )
+    outline = Outline(plan.tensors(), plan.metadata | origin(source, files))
+    print(f"writing {target} in {plan.dtype} ...", flush=True)
+    checksum = hashlib.sha256()
+    with in_one_step(target, outline.size()) as file:
+
+        def write(data: bytes | memoryview) -> None:
+            file.write(data)
+            checksum.update(data)
+
+        write_tensors(write, outline, plan.pieces(outline.names()))
+    print(f"done: {target.name}, {outline.size():,} bytes, sha256 {checksum.hexdigest()}")
+    tell_of_tokenizer(plan, target)
+
+
+def checked_target(source: Path, target: Path | None, dtype: str, force: bool) -> Path:
+    """Where the result goes: beside the source unless it is said. Raises: CannotWrite."""
+    stem = source.resolve().name if source.is_dir() else source.stem
+    target = target.expanduser() if target else source.resolve().with_name(f"{stem}-{dtype}.safetensors")
+    if target.suffix.lower() not in TARGETS:
+        raise CannotWrite(
+            f"{target.name} must end in {' or '.join(TARGETS)}: by that the file is recognised."
+        )
+    if not target.parent.is_dir():
+        raise CannotWrite(f"There is no folder {target.parent}. Make it first.")
+    if target.exists() and target.samefile(source):
+        raise CannotWrite(f"{target} is the source itself. Name another target.")
+    if target.is_dir() or (target.exists() and not force):
+        raise CannotWrite(f"{target} exists already. Name another target, or replace it with --force.")
+    return target
+
+
+def origin(source: Path, files: Sequence[Path]) -> dict[str, str]:
+    """Metadata: what the new file was made of, and by what. Of shards each has a line, as sha256sum prints it."""
+    sums = {file.name: sha256(file) for file in files}
+    lines = list(sums.values()) if len(sums) == 1 else [f"{value}  {name}" for name, value in sums.items()]
+    return {
+        "source": source.resolve().name,
+        "source_sha256": "\n".join(lines),
+        "converter": f"LLM4GEN for ComfyUI, tools/convert.py {VERSION}",
+    }
+
+
+def sha256(path: Path) -> str:
+    checksum = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            checksum.update(chunk)
+    return checksum.hexdigest()
+
+
+def tell_of_tokenizer(plan: Conversion, target: Path) -> None:
+    """An encoder's own tokenizer is found in its folder only."""
+    if plan.tokenizer and plan.tokenizer != target.resolve().parent:
+        print(
+            f"This encoder has a tokenizer of its own, which is found beside it: put {target.name} into a folder of "
+            f"its own in models/text_encoders, with the tokenizer files of {plan.tokenizer}."
+        )
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="convert.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "source", type=Path, help="what Load LLM Encoder or Load Cross-Adapter takes: file or folder"
+    )
+    parser.add_argument(
+        "target", type=Path, nargs="?", help="(default: SOURCE-DTYPE.safetensors beside the source)"
+    )
+    parser.add_argument(
+        "--dtype", choices=NAMES, help="(default: bf16; for a Cross-Adapter, that of the file)"
+    )
+    parser.add_argument("--force", action="store_true", help="replace the target if it is there")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    end_cleanly_when_terminated()
+    sys.exit(main())
