@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from host import end_cleanly_when_terminated
 from pack import make_importable
 from safetensors_writer import CannotWrite, Outline, in_one_step, write_tensors
 
@@ -35,18 +36,51 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from llm4gen.models.errors import LLM4GENError  # noqa: PLC0415
 
     try:
-        convert(options.source.expanduser(), options.target, options.dtype, options.force)
+        with ended_between_steps() as check:
+            convert(options.source.expanduser(), options.target, options.dtype, options.force, check)
     except (LLM4GENError, CannotWrite, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except Ended as ended:
         print("interrupted: nothing was written", file=sys.stderr)
-        return 130
+        return 128 + ended.number
     return 0
 
 
-def convert(source: Path, target: Path | None, dtype: str | None, force: bool) -> None:
-    """Raises: LLM4GENError, CannotWrite, OSError."""
+class Ended(Exception):
+    """By Ctrl-C or SIGTERM. number: of the signal."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def ended_between_steps() -> Iterator[Callable[[], None]]:
+    """Lets Ctrl-C and SIGTERM wait until the yielded function is called, which raises Ended. Raised at once, in
+    the middle of a library, they would come out of it as errors of other kinds."""
+    asked: list[int] = []
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda number, frame: asked.append(number)) for number in numbers]
+
+    def check() -> None:
+        if asked:
+            raise Ended(asked[0])
+
+    try:
+        yield check
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def convert(
+    source: Path, target: Path | None, dtype: str | None, force: bool, check: Callable[[], None]
+) -> None:
+    """check: called between any two steps; what it raises ends the work.
+
+    Raises: LLM4GENError, CannotWrite, OSError.
+    """
     from llm4gen.models.conversion import plan_conversion  # noqa: PLC0415
     from llm4gen.models.weights import files_of  # noqa: PLC0415
 
@@ -58,16 +92,18 @@ def convert(source: Path, target: Path | None, dtype: str | None, force: bool) -
         print(
             f"left out, since nothing here uses it: {', '.join(plan.unused[:4])}{', …' * (len(plan.unused) > 4)}"
         )
-    outline = Outline(plan.tensors(), plan.metadata | origin(source, files))
+    outline = Outline(plan.tensors(), plan.metadata | origin(source, files, check))
     print(f"writing {target} in {plan.dtype} ...", flush=True)
     checksum = hashlib.sha256()
     with in_one_step(target, outline.size()) as file:
 
         def write(data: bytes | memoryview) -> None:
+            check()
             file.write(data)
             checksum.update(data)
 
         write_tensors(write, outline, plan.pieces(outline.names()))
+        check()
     print(f"done: {target.name}, {outline.size():,} bytes, sha256 {checksum.hexdigest()}")
     tell_of_tokenizer(plan, target)
 
@@ -89,9 +125,9 @@ def checked_target(source: Path, target: Path | None, dtype: str, force: bool) -
     return target
 
 
-def origin(source: Path, files: Sequence[Path]) -> dict[str, str]:
+def origin(source: Path, files: Sequence[Path], check: Callable[[], None]) -> dict[str, str]:
     """Metadata: what the new file was made of, and by what. Of shards each has a line, as sha256sum prints it."""
-    sums = {file.name: sha256(file) for file in files}
+    sums = {file.name: sha256(file, check) for file in files}
     lines = list(sums.values()) if len(sums) == 1 else [f"{value}  {name}" for name, value in sums.items()]
     return {
         "source": source.resolve().name,
@@ -100,10 +136,11 @@ def origin(source: Path, files: Sequence[Path]) -> dict[str, str]:
     }
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Path, check: Callable[[], None]) -> str:
     checksum = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
+            check()
             checksum.update(chunk)
     return checksum.hexdigest()
 
@@ -135,5 +172,4 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    end_cleanly_when_terminated()
     sys.exit(main())

@@ -113,6 +113,7 @@ def in_one_step(path: Path, needed: int) -> Iterator[BinaryIO]:
         keep_name(path.parent)
     except OSError as error:
         if error.errno in FULL:
+            scratch.unlink(missing_ok=True)  # so that the room that it took counts as free
             raise no_room(path, needed) from error
         raise
     finally:
