@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -92,9 +93,20 @@ def unfinished(target):
 
 def wait_for(happened, process=None):
     """Waits for what another process does; fails if that ends before."""
+    patience = time.monotonic() + 120
     while not happened():
-        assert process is None or process.poll() is None
+        assert time.monotonic() < patience and (process is None or process.poll() is None)
         time.sleep(0.002)
+
+
+def wait_for_bytes(target, left, size):
+    """Waits until a new unfinished file has so many, or the whole is there."""
+
+    def reached():
+        with suppress(FileNotFoundError):  # it has its name now
+            return any(path.stat().st_size >= size for path in unfinished(target) if path not in left)
+
+    wait_for(lambda: target.exists() or reached())
 
 
 def command(*arguments):
@@ -145,10 +157,7 @@ def forks(source):
 def test_a_kill_at_any_moment_leaves_the_whole_file_or_none(source, forks, tmp_path):
     target, dice, landed = tmp_path / "new.safetensors", random.Random(0), 0
     began = time.monotonic()
-    assert forks(target) == "started"
-    wait_for(lambda: unfinished(target))
-    writing = time.monotonic()
-    assert forks("wait") == "ended"
+    assert forks(target) == "started" and forks("wait") == "ended"
     ended = time.monotonic()
     assert same_model(source, target)
     whole = target.read_bytes()
@@ -157,8 +166,9 @@ def test_a_kill_at_any_moment_leaves_the_whole_file_or_none(source, forks, tmp_p
         left = unfinished(target)
         assert forks(target) == "started"
         if index % 2:  # half of the kills surely fall into the writing, the others anywhere
-            wait_for(lambda: unfinished(target) not in ([], left))  # noqa: B023
-        time.sleep(dice.uniform(0, ended - (writing if index % 2 else began)))
+            wait_for_bytes(target, left, dice.randrange(len(whole)))
+        else:
+            time.sleep(dice.uniform(0, min(ended - began, 2)))
         assert forks("kill") == "ended"
         landed += bool(unfinished(target))
         assert len(unfinished(target)) <= 1, "each run removes what the one before it left"
