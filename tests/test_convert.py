@@ -211,6 +211,25 @@ def test_a_file_that_is_there_stays_unless_forced(tensors, tmp_path, capsys):
     assert source.read_bytes() == before
 
 
+def test_no_part_of_a_source_is_replaced(tensors, tmp_path, capsys):
+    source, _ = save_source("shards safetensors", tensors, tmp_path)
+    shard = source / "part-0.safetensors"
+    before = shard.read_bytes()
+    assert "source itself" in refusal(capsys, source, shard, "--force")
+    assert shard.read_bytes() == before
+
+
+def test_the_default_target_lies_beside_what_was_named(tensors, tmp_path, monkeypatch):
+    source, _ = save_source("shards safetensors", tensors, tmp_path)
+    (tmp_path / "named").mkdir()
+    (tmp_path / "named" / "rankgen").symlink_to(source, target_is_directory=True)
+    assert run(tmp_path / "named" / "rankgen") == 0
+    assert (tmp_path / "named" / "rankgen-bf16.safetensors").is_file()
+    monkeypatch.chdir(source)
+    assert run(".") == 0
+    assert (tmp_path / "t5-bf16.safetensors").is_file()
+
+
 @pytest.mark.parametrize(
     ("source", "target", "named"),
     [

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -85,8 +86,8 @@ def convert(
     from llm4gen.models.weights import files_of  # noqa: PLC0415
 
     plan = plan_conversion(source, dtype)
-    target = checked_target(source, target, plan.dtype, force)
     files = files_of(source)
+    target = checked_target(target or default_target(source, plan.dtype), files, force)
     print(f"{source.name}: {plan.kind}, {sum(file.stat().st_size for file in files):,} bytes")
     if plan.unused:
         print(
@@ -108,17 +109,23 @@ def convert(
     tell_of_tokenizer(plan, target)
 
 
-def checked_target(source: Path, target: Path | None, dtype: str, force: bool) -> Path:
-    """Where the result goes: beside the source unless it is said. Raises: CannotWrite."""
-    stem = source.resolve().name if source.is_dir() else source.stem
-    target = target.expanduser() if target else source.resolve().with_name(f"{stem}-{dtype}.safetensors")
+def default_target(source: Path, dtype: str) -> Path:
+    """Beside the source; a link is a source of its own."""
+    named = Path(os.path.abspath(source))
+    stem = named.name if named.is_dir() else named.stem
+    return named.with_name(f"{stem}-{dtype}.safetensors")
+
+
+def checked_target(target: Path, files: Sequence[Path], force: bool) -> Path:
+    """A place that can be written to. files: the source's. Raises: CannotWrite."""
+    target = target.expanduser()
     if target.suffix.lower() not in TARGETS:
         raise CannotWrite(
             f"{target.name} must end in {' or '.join(TARGETS)}: by that the file is recognised."
         )
     if not target.parent.is_dir():
         raise CannotWrite(f"There is no folder {target.parent}. Make it first.")
-    if target.exists() and target.samefile(source):
+    if target.exists() and any(target.samefile(file) for file in files):
         raise CannotWrite(f"{target} is the source itself. Name another target.")
     if target.is_dir() or (target.exists() and not force):
         raise CannotWrite(f"{target} exists already. Name another target, or replace it with --force.")
@@ -130,7 +137,7 @@ def origin(source: Path, files: Sequence[Path], check: Callable[[], None]) -> di
     sums = {file.name: sha256(file, check) for file in files}
     lines = list(sums.values()) if len(sums) == 1 else [f"{value}  {name}" for name, value in sums.items()]
     return {
-        "source": source.resolve().name,
+        "source": Path(os.path.abspath(source)).name,
         "source_sha256": "\n".join(lines),
         "converter": f"LLM4GEN for ComfyUI, tools/convert.py {VERSION}",
     }
