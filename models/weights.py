@@ -185,15 +185,15 @@ def cast_weights(weights: Weights, wanted: dict[str, torch.dtype]) -> Iterator[t
 def in_pieces(weights: Weights, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:
     """Reads tensors some rows at a time, one tensor after the other: (name, rows).
 
-    The file is mapped anew for each batch, as in `cast_weights`, also in the middle of a tensor: the memory
-    held is that of one batch, whatever the size of the file and of its tensors.
+    The file is mapped anew after some pieces, as in `cast_weights`, also in the middle of a tensor: the memory
+    held is that of a few pieces, whatever the size of the file and of its tensors.
     """
-    tensors, read = weights.tensors, CAST_BATCH  # not through the caller's mapping, which stays
+    tensors, read = weights.tensors, 4 * PIECE  # not through the caller's mapping, which stays
     for name in names:
         rows, size = len(tensors[name]), tensors[name].nbytes
         step = max(1, rows * PIECE // size)
         for start in range(0, rows, step):
-            if weights.mapped and read >= CAST_BATCH:
+            if weights.mapped and read >= 4 * PIECE:
                 tensors, read = open_weights(weights.path).tensors, 0
             piece = tensors[name][start : start + step]
             read += piece.nbytes

@@ -89,7 +89,6 @@ SOURCES = (
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_converted_encoder_has_the_sources_weights(kind, dtype, tensors, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "PIECE", 1 << 16)  # so that tensors go through in many pieces
-    monkeypatch.setattr(weights, "CAST_BATCH", 1 << 20)
     source, originals = save_source(kind, tensors, tmp_path)
     assert run(source, tmp_path / "new.safetensors", "--dtype", dtype) == 0
     new = load_file(tmp_path / "new.safetensors")

@@ -135,5 +135,5 @@ def test_memory_does_not_grow_with_the_file(suffix, tmp_path):
         run = [sys.executable, "-c", PEAK, str(TOOLS), str(path), str(tmp_path / f"{rows}.safetensors")]
         done = subprocess.run(run, check=True, capture_output=True, text=True)
         grown.append(int(done.stdout.splitlines()[-1]))
-        assert grown[-1] < 0.55e9 < path.stat().st_size
-    assert abs(grown[1] - grown[0]) < 0.1e9
+        assert grown[-1] < 0.5e9 < path.stat().st_size
+    assert abs(grown[1] - grown[0]) < 0.25e9
