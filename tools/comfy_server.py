@@ -125,6 +125,7 @@ class Server:
     def __enter__(self) -> Server:
         (self.base / "user").mkdir(parents=True, exist_ok=True)
         copy_pack(self.base / "custom_nodes")
+        self._copy_example_picture()
         with self.log.open("wb") as log:
             # A group of its own, so that the whole tree can be ended, and Ctrl-C reaches us alone.
             own_group: dict[str, Any] = (
@@ -178,6 +179,13 @@ class Server:
         path = self.base / "model_paths.yaml"
         path.write_text(json.dumps(config, ensure_ascii=False, indent=1), encoding="utf-8")
         return path
+
+    def _copy_example_picture(self) -> None:
+        """ComfyUI ships a picture in its own input folder; workflows with Load Image start from it."""
+        source, target = self.host.comfyui / "input" / "example.png", self.base / "input" / "example.png"
+        if source.is_file() and not target.exists():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target)
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.start_timeout

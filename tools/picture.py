@@ -1,4 +1,4 @@
-"""Draws the example workflow's thumbnail: a picture of the graph in the real front end, in headless Chromium.
+"""Draws the example workflows' thumbnails: each graph in the real front end, in headless Chromium.
 
 python tools/dev.py setup && .host/venv/bin/python tools/picture.py
 """
@@ -11,14 +11,14 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfy_server import Server
 from host import COMFYUI_DIR, VENV_DIR, Host, venv_python
-from workflow import TEXT_TO_IMAGE, Workflow, read_workflow
+from workflow import example_workflows, model_files, read_workflow
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -93,49 +93,42 @@ def wait_for_canvas(page: Page, url: str) -> None:
     page.wait_for_function("app.graph.nodes.length > 0", timeout=60_000)
 
 
-def widget_files(workflow: Workflow) -> dict[str, str]:
-    """The model files that the example names, by the folder of each."""
-    folders = {
-        "CheckpointLoaderSimple": "checkpoints",
-        "LLM4GEN_LoadLLMEncoder": "text_encoders",
-        "LLM4GEN_LoadCrossAdapter": "llm4gen",
-    }
-    return {folders[n["type"]]: n["widgets_values"][0] for n in workflow["nodes"] if n["type"] in folders}
-
-
-def draw(host: Host, workflow: Workflow, target: Path, executable: str) -> None:
-    """Writes the picture of a workflow as the front end draws it."""
+def draw(host: Host, files: Sequence[Path], executable: str) -> Iterator[Path]:
+    """Writes the picture of each workflow file beside it, as the front end draws it."""
     from PIL import Image  # noqa: PLC0415
 
+    workflows = {file: read_workflow(file) for file in files}
     with tempfile.TemporaryDirectory() as name:
         base, models = Path(name, "base"), Path(name, "models")
-        # Empty files under the names that the workflow uses: else the front end marks them red as missing.
-        for folder, file in widget_files(workflow).items():
-            (models / folder).mkdir(parents=True)
-            (models / folder / file).touch()
+        # Empty files under the names that the workflows use: else the front end marks them red as missing.
+        for file in {file for workflow in workflows.values() for file in model_files(workflow)}:
+            (models / file).parent.mkdir(parents=True, exist_ok=True)
+            (models / file).touch()
         quiet_front_end(base)
         with Server(host, base, [models]) as server, open_page(server.url, executable) as page:
-            wait_for_canvas(page, server.url)
-            page.wait_for_timeout(2000)
-            arguments: dict[str, Any] = {"workflow": workflow, "margin": MARGIN, "width": WIDTH}
-            clip = page.evaluate(_PREPARE, arguments)
-            page.add_style_tag(content=_HIDE)
-            page.wait_for_timeout(2000)
-            png = page.screenshot(clip=clip)
-    picture = Image.open(io.BytesIO(png)).convert("RGB")
-    picture.save(target, quality=88, optimize=True)
+            for file, workflow in workflows.items():
+                wait_for_canvas(page, server.url)
+                page.wait_for_timeout(2000)
+                arguments: dict[str, Any] = {"workflow": workflow, "margin": MARGIN, "width": WIDTH}
+                clip = page.evaluate(_PREPARE, arguments)
+                page.add_style_tag(content=_HIDE)
+                page.wait_for_timeout(2000)
+                picture = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+                target = file.with_suffix(".jpg")
+                picture.save(target, quality=88, optimize=True)
+                yield target
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workflow", type=Path, nargs="?", default=TEXT_TO_IMAGE)
+    parser.add_argument("workflow", type=Path, nargs="*", help="(default: all in example_workflows/)")
     options = parser.parse_args()
     browser = find_browser()
     if browser is None:
         raise SystemExit(f"no browser: one of {', '.join(BROWSERS)} is needed on the PATH.")
-    target = options.workflow.with_suffix(".jpg")
-    draw(Host(COMFYUI_DIR, VENV_DIR / venv_python()), read_workflow(options.workflow), target, browser)
-    print(f"{target} ({target.stat().st_size / 1024:.0f} KB)")
+    host = Host(COMFYUI_DIR, VENV_DIR / venv_python())
+    for target in draw(host, options.workflow or example_workflows(), browser):
+        print(f"{target} ({target.stat().st_size / 1024:.0f} KB)")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@ from typing import Any
 
 from host import ROOT
 
-TEXT_TO_IMAGE = ROOT / "example_workflows" / "llm4gen_text_to_image.json"
+EXAMPLES = ROOT / "example_workflows"
+TEXT_TO_IMAGE = EXAMPLES / "llm4gen_text_to_image.json"
 
 Workflow = dict[str, Any]
 Prompt = dict[str, dict[str, Any]]
@@ -22,6 +23,15 @@ NOTES = ("Note", "MarkdownNote")
 REROUTE = "Reroute"
 MUTED, BYPASSED = 2, 4  # LiteGraph's node modes NEVER and the front end's BYPASS
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+# Where the file lies that a loader's first widget names.
+LOADER_FOLDERS = {
+    "CheckpointLoaderSimple": "checkpoints",
+    "UNETLoader": "diffusion_models",
+    "ControlNetLoader": "controlnet",
+    "LoraLoader": "loras",
+    "LLM4GEN_LoadLLMEncoder": "text_encoders",
+    "LLM4GEN_LoadCrossAdapter": "llm4gen",
+}
 
 
 class UnknownNodes(ValueError):
@@ -35,11 +45,22 @@ class UnknownNodes(ValueError):
         )
 
 
+def example_workflows() -> list[Path]:
+    """The workflow files of the pack, the plainest first."""
+    return sorted(EXAMPLES.glob("*.json"), key=lambda path: (path != TEXT_TO_IMAGE, path.name))
+
+
 def read_workflow(path: Path) -> Workflow:
     workflow = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(workflow, dict) or not isinstance(workflow.get("nodes"), list):
         raise ValueError(f"{path.name} is no workflow in the UI's format: it holds no list of nodes.")
     return workflow
+
+
+def model_files(workflow: Workflow) -> set[str]:
+    """The model files that a workflow names, as `folder/file` under a models directory."""
+    nodes = (node for node in workflow["nodes"] if node["type"] in LOADER_FOLDERS)
+    return {f"{LOADER_FOLDERS[node['type']]}/{node['widgets_values'][0]}" for node in nodes}
 
 
 def to_prompt(workflow: Workflow, object_info: ObjectInfo) -> Prompt:
@@ -102,7 +123,7 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
     if len(saved) > len(names):
         raise ValueError(
             f"node {node['id']} ({node['type']}) was saved with {len(saved)} widget values, "
-            f"but the server's node has {len(names)}: {', '.join(name or '(after generate)' for name in names)}."
+            f"but the server's node has {len(names)}: {', '.join(name or '(no input)' for name in names)}."
         )
     values = {name: value for name, value in zip(names, saved, strict=False) if name is not None}
     # Widgets that the node got after the file was saved start at their defaults.
@@ -113,18 +134,23 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
 def widget_names(info: dict[str, Any], *, with_controls: bool = False) -> list[str | None]:
     """A node's widgets in the order of `widgets_values`.
 
-    With `with_controls`, None stands where the front end adds a "control after generate" of its own.
+    With `with_controls`, None stands where the front end adds one of its own: "control after generate" behind a
+    seed, the upload button behind the rest.
     """
     names: list[str | None] = []
     for section in ("required", "optional"):
+        uploads = False
         for name in info.get("input_order", {}).get(section, []):
             kind, options = _declaration(info["input"][section][name])
             if not (isinstance(kind, list) or kind in WIDGET_TYPES) or options.get("forceInput"):
                 continue
             names.append(name)
+            uploads |= options.get("image_upload", False)
             seed = kind == "INT" and name in ("seed", "noise_seed")
             if with_controls and options.get("control_after_generate", seed):
                 names.append(None)
+        if with_controls and uploads:
+            names.append(None)
     return names
 
 

@@ -120,7 +120,7 @@ def test_unknown_nodes_are_named(workflow, object_info):
 
 def test_widgets_that_do_not_fit_the_node_are_refused(workflow, object_info):
     node_of(workflow, "KSampler")["widgets_values"].append(1)
-    with pytest.raises(ValueError, match=r"KSampler.* 8 widget values.* 7: seed, \(after generate\), steps"):
+    with pytest.raises(ValueError, match=r"KSampler.* 8 widget values.* 7: seed, \(no input\), steps"):
         to_prompt(workflow, object_info)
 
 
