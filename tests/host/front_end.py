@@ -1,0 +1,63 @@
+"""The real front end as a person uses it: a page, a file dropped on the canvas, Run, and what it complains of."""
+
+import base64
+import re
+from contextlib import contextmanager
+
+from picture import open_page, wait_for_canvas
+
+DROP = """([name, type, base64]) => {
+  const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+  const dataTransfer = new DataTransfer();
+  dataTransfer.items.add(new File([bytes], name, { type }));
+  return dataTransfer;
+}"""
+FAULTY = "() => app.graph.nodes.filter((n) => n.has_errors).map((n) => n.type).sort()"
+UNREGISTERED = "app.graph.nodes.filter((n) => !LiteGraph.registered_node_types[n.type]).map((n) => n.type)"
+PROMPT = "async () => (await app.graphToPrompt()).output"
+PATIENCE = 1500  # fifths of a second that a run may take
+
+
+@contextmanager
+def fresh_page(url, browser):
+    """The front end with nothing done in it yet; `page.complaints` gathers what its console says."""
+    with open_page(url, browser) as page:
+        page.complaints = []
+        page.on("pageerror", lambda error: page.complaints.append(f"uncaught: {error}"))
+        page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
+        wait_for_canvas(page, url)
+        # The front end itself asks for files that a fresh user does not have; the pack's part starts here.
+        page.wait_for_load_state("networkidle")
+        ours = [text for text in page.complaints if re.search("llm4gen|uncaught", text, re.IGNORECASE)]
+        assert ours == []
+        page.complaints.clear()
+        yield page
+
+
+def drop(page, file, graph):
+    """Drops a file on the canvas and waits for the graph that it should bring, by its id."""
+    kind = {".json": "application/json", ".png": "image/png"}[file.suffix]
+    data = page.evaluate_handle(DROP, [file.name, kind, base64.b64encode(file.read_bytes()).decode()])
+    for event in ("dragover", "drop"):
+        page.dispatch_event("#graph-canvas", event, {"dataTransfer": data, "clientX": 700, "clientY": 600})
+    page.wait_for_function("(id) => app.graph.id === id && app.graph.nodes.length > 0", arg=graph)
+
+
+def run(page, client):
+    """Presses Run and waits; what the server's history says of it."""
+    before = client.get("/history").keys()
+    page.get_by_test_id("queue-button").click()
+    for _ in range(PATIENCE):
+        if done := client.get("/history").keys() - before:
+            (name,) = done
+            return client.get(f"/history/{name}")[name]
+        assert not page.get_by_test_id("error-overlay-see-errors").is_visible(), page.evaluate(FAULTY)
+        page.wait_for_timeout(200)
+    raise AssertionError("Run was pressed, but the server has nothing to show for it.")
+
+
+def assert_no_warnings(page):
+    text = page.locator("body").inner_text().lower()
+    assert [w for w in ("missing node", "missing input", "required input", "unknown node") if w in text] == []
+    # The front end looks for the models of the workflow that it opens by itself, however late: not our graph's.
+    assert [text for text in page.complaints if "/Comfy-Org/" not in text] == []
