@@ -6,7 +6,8 @@ Where a recipe takes `checkpoint`, that is the stand-in's tensors.
 import zlib
 
 import torch
-from standins import CONTEXT_DIM, draw, fan_in
+from safetensors.torch import load_file, save_file
+from standins import ADAPTER, CHECKPOINT, CONTEXT_DIM, ENCODER, draw, fan_in
 
 UNET, CLIP = "model.diffusion_model.", "cond_stage_model.transformer."
 
@@ -108,3 +109,21 @@ def gligen():
 def random(shapes):
     """Weights for every shape."""
     return draw(shapes, lambda _, shape: fan_in(shape) ** -0.5, torch.float16)
+
+
+def write_published(standins, target):
+    """A models directory in which a random model lies under every name that the example workflows use."""
+    checkpoint = load_file(standins / "checkpoints" / CHECKPOINT)
+    files = {
+        "checkpoints/v1-5-pruned-emaonly-fp16.safetensors": checkpoint,
+        "checkpoints/sd-v1-5-inpainting.safetensors": inpainting_checkpoint(checkpoint),
+        "checkpoints/dreamshaper_8.safetensors": another_checkpoint(checkpoint),
+        "diffusion_models/llm4gen_sd15_unet.safetensors": tuned_unet(checkpoint),
+        "controlnet/control_v11p_sd15_canny_fp16.safetensors": controlnet(),
+        "loras/my_sd15_lora.safetensors": lora(checkpoint),
+        "text_encoders/rankgen-t5-xl-all.bin": load_file(standins / "text_encoders" / ENCODER),
+        "llm4gen/projector.pth": torch.load(standins / "llm4gen" / ADAPTER),
+    }
+    for name, tensors in files.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        (save_file if name.endswith(".safetensors") else torch.save)(tensors, target / name)

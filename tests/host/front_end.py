@@ -15,23 +15,37 @@ DROP = """([name, type, base64]) => {
 FAULTY = "() => app.graph.nodes.filter((n) => n.has_errors).map((n) => n.type).sort()"
 UNREGISTERED = "app.graph.nodes.filter((n) => !LiteGraph.registered_node_types[n.type]).map((n) => n.type)"
 PROMPT = "async () => (await app.graphToPrompt()).output"
+VEIL = ".p-blockui-mask"
 PATIENCE = 1500  # fifths of a second that a run may take
 
 
 @contextmanager
-def fresh_page(url, browser):
-    """The front end with nothing done in it yet; `page.complaints` gathers what its console says."""
+def first_page(url, browser):
+    """The front end in a browser of its own. One at a time: Playwright takes no second in the same thread."""
     with open_page(url, browser) as page:
-        page.complaints = []
-        page.on("pageerror", lambda error: page.complaints.append(f"uncaught: {error}"))
-        page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
-        wait_for_canvas(page, url)
-        # The front end itself asks for files that a fresh user does not have; the pack's part starts here.
-        page.wait_for_load_state("networkidle")
-        ours = [text for text in page.complaints if re.search("llm4gen|uncaught", text, re.IGNORECASE)]
-        assert ours == []
-        page.complaints.clear()
-        yield page
+        yield ready(page, url)
+
+
+@contextmanager
+def fresh_page(page, url):
+    """Another person's front end beside an open page: the same browser, nothing remembered."""
+    with page.context.browser.new_page(viewport=page.viewport_size) as fresh:
+        yield ready(fresh, url)
+
+
+def ready(page, url):
+    """Opens the front end, with nothing done in it yet; `page.complaints` gathers what its console says."""
+    page.complaints = []
+    page.on("pageerror", lambda error: page.complaints.append(f"uncaught: {error}"))
+    page.on("console", lambda m: page.complaints.append(m.text) if m.type == "error" else None)
+    wait_for_canvas(page, url)
+    # The front end itself asks for files that a fresh user does not have; the pack's part starts here.
+    page.wait_for_load_state("networkidle")
+    lift_veil(page)
+    ours = [text for text in page.complaints if re.search("llm4gen|uncaught", text, re.IGNORECASE)]
+    assert ours == []
+    page.complaints.clear()
+    return page
 
 
 def drop(page, file, graph):
@@ -41,6 +55,19 @@ def drop(page, file, graph):
     for event in ("dragover", "drop"):
         page.dispatch_event("#graph-canvas", event, {"dataTransfer": data, "clientX": 700, "clientY": 600})
     page.wait_for_function("(id) => app.graph.id === id && app.graph.nodes.length > 0", arg=graph)
+    lift_veil(page)
+
+
+def lift_veil(page):
+    """Waits until nothing covers the page: it is veiled while the front end loads.
+
+    The veil goes with an animation, whose end a busy machine may miss; it would then stay for good.
+    """
+    page.wait_for_function(f"!document.querySelector('{VEIL}:not(.p-overlay-mask-leave)')")
+    page.locator(VEIL).evaluate_all(
+        "(veils) => veils.forEach((v) => v.dispatchEvent(new Event('animationend')))"
+    )
+    page.wait_for_function(f"!document.querySelector('{VEIL}')")
 
 
 def run(page, client):

@@ -4,7 +4,7 @@ from contextlib import suppress
 
 import pytest
 import standins
-from front_end import FAULTY, PROMPT, UNREGISTERED, assert_no_warnings, drop, fresh_page, run
+from front_end import FAULTY, PROMPT, UNREGISTERED, assert_no_warnings, drop, first_page, run
 from workflow import TEXT_TO_IMAGE, read_workflow, to_prompt
 
 playwright = pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: the browser is not driven.")
@@ -34,7 +34,7 @@ PICTURE = """() => {
 
 @pytest.fixture
 def page(server, browser):
-    with fresh_page(server.url, browser) as page:
+    with first_page(server.url, browser) as page:
         drop(page, TEXT_TO_IMAGE, read_workflow(TEXT_TO_IMAGE)["id"])
         # Opening it ends with the files that are absent.
         page.get_by_test_id("error-overlay-see-errors").wait_for()
