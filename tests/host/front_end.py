@@ -87,4 +87,5 @@ def assert_no_warnings(page):
     text = page.locator("body").inner_text().lower()
     assert [w for w in ("missing node", "missing input", "required input", "unknown node") if w in text] == []
     # The front end looks for the models of the workflow that it opens by itself, however late: not our graph's.
-    assert [text for text in page.complaints if "/Comfy-Org/" not in text] == []
+    complaints = [text for text in page.complaints if "/Comfy-Org/" not in text]
+    assert complaints == [], complaints
