@@ -42,6 +42,8 @@ LENGTH = 12
 
 def make(family, folder, **changes):
     """A tiny random model of a family in a folder; transformers' own of it."""
+    if not hasattr(transformers, f"{family}Config"):
+        pytest.skip(f"transformers {transformers.__version__} has no {family} yet")
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**(SIZES | FAMILIES[family] | changes))
     model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)

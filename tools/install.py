@@ -25,6 +25,8 @@ OLDEST_PYTHON = (3, 10)
 TOOLS = ROOT / "tools"
 CONSTRAINTS = TOOLS / "constraints.txt"
 REQUIREMENTS = (CONSTRAINTS, TOOLS / "requirements-dev.txt", ROOT / "requirements.txt")
+REQUIREMENTS_OLDEST = TOOLS / "requirements-oldest.txt"
+PACKAGES_OLDEST = HOST_DIR / "oldest"
 STAMP = HOST_DIR / "installed.json"
 PACKAGES = "packages"
 
@@ -85,7 +87,7 @@ def setup(*also: Pin) -> Host:
 def _packages_digest() -> str:
     # The newest ComfyUI says what it wants in a file of its own.
     digest = hashlib.sha256(repr((TORCH, NEWEST.sha256)).encode())
-    for path in REQUIREMENTS:
+    for path in (*REQUIREMENTS, REQUIREMENTS_OLDEST):
         # Line ends are the checkout's affair, not a change of pins.
         digest.update(path.read_text(encoding="utf-8").encode())
     return digest.hexdigest()
@@ -173,6 +175,11 @@ def _install_packages(host: Host) -> None:
     with _step("ComfyUI's packages and the tests'"):
         requirements = (host.comfyui / "requirements.txt", *REQUIREMENTS[1:])
         _call([*pip, *(part for path in requirements for part in ("-r", path))], hint=_NETWORK)
+    with _step("the oldest transformers"):
+        shutil.rmtree(PACKAGES_OLDEST, ignore_errors=True)
+        # Beside the newest, for those who put the folder in front; what these need in turn is there already.
+        target = [host.python, "-m", "pip", "install", "-q", "--no-deps", "--target", PACKAGES_OLDEST]
+        _call([*target, "-r", REQUIREMENTS_OLDEST], hint=_NETWORK)
 
 
 _NETWORK = (
