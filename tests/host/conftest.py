@@ -14,6 +14,8 @@ from paths import COMFYUI, TOOLS
 
 # In front, once: `host`, `client` and the rest are imported from there by name.
 sys.path.insert(0, str(TOOLS))
+# They assert for tests: so that a failure there tells what was compared, too.
+pytest.register_assert_rewrite("front_end")
 
 from client import Client
 from comfy_server import Server

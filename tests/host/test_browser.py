@@ -1,5 +1,6 @@
 """The example workflow in the real front end: dropped on the canvas, set up by hand, run, and looked at."""
 
+import re
 from contextlib import suppress
 
 import pytest
@@ -26,6 +27,13 @@ WIDGET = """([type, name]) => {
   return [canvas.x + x, canvas.y + y];
 }"""
 VALUE = "([type, name]) => app.graph.nodes.find((n) => n.type === type).widgets.find((w) => w.name === name).value"
+# Into every prompt, as by hand.
+WRITE = """(words) => {
+  for (const area of document.querySelectorAll("textarea.comfy-multiline-input")) {
+    area.value = words;
+    area.dispatchEvent(new Event("input", { bubbles: true }));
+  }
+}"""
 PICTURE = """() => {
   const [image] = app.graph.nodes.find((n) => n.type === "SaveImage").imgs ?? [];
   return image?.complete && image.naturalWidth ? [image.naturalWidth, image.naturalHeight] : null;
@@ -51,6 +59,15 @@ def look(page, tmp_path):
 @pytest.mark.usefixtures("look")
 def test_the_dropped_file_is_what_demo_submits(page, client):
     assert page.evaluate(PROMPT) == to_prompt(read_workflow(TEXT_TO_IMAGE), client.object_info())
+
+
+@pytest.mark.usefixtures("look")
+def test_dynamic_prompts_are_chosen_before_the_server_sees_them(page):
+    page.evaluate(WRITE, "a {red|crimson} cat on a {{mat|rug}|sofa}")
+    entries = page.evaluate(PROMPT).values()
+    sent = [e["inputs"]["text"] for e in entries if e["class_type"] == "LLM4GEN_Conditioning"]
+    assert all(re.fullmatch("a (red|crimson) cat on a (mat|rug|sofa)", text) for text in sent), sent
+    assert len(sent) == 2
 
 
 @pytest.mark.usefixtures("look")
