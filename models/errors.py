@@ -41,3 +41,7 @@ class MissingFile(LLM4GENError):
 
 class MissingCLIP(LLM4GENError):
     """The checkpoint holds no CLIP."""
+
+
+class OutOfMemory(LLM4GENError):
+    """The LLM does not fit in the memory that there is."""

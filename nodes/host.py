@@ -45,6 +45,17 @@ class Hosted:
         return self.patcher.load_device
 
 
+def ran_out_of_memory(error: Exception) -> bool:
+    """Whether an error is the device's, or the machine's, lack of memory."""
+    return isinstance(error, MemoryError) or "allocate memory" in str(error) or management.is_oom(error)
+
+
+def make_room() -> None:
+    """Takes all models off their devices, as the host does after running out of memory."""
+    management.unload_all_models()
+    management.soft_empty_cache()
+
+
 def product_dtype(weights: torch.dtype, device: torch.device, choice: str) -> torch.dtype:
     """The dtype in which an LLM's products with its weights are computed; all else is fp32.
 

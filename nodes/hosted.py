@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..models.cross_adapter import CrossAdapter
+from ..models.errors import OutOfMemory
 from ..models.feature_cache import FeatureCache
 from ..models.feature_files import FeatureFiles
 from ..models.llm import LLM, Features
@@ -52,6 +53,28 @@ class HostedLLM:
         return features
 
     def read(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
+        """Out of memory, all models make room, and it is tried once more.
+
+        Raises: OutOfMemory.
+        """
+        try:
+            return self.read_once(ids, recipe)
+        except Exception as error:
+            if not host.ran_out_of_memory(error):
+                raise
+        host.make_room()
+        try:
+            return self.read_once(ids, recipe)
+        except Exception as error:
+            if not host.ran_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"The memory is not enough for {self.llm.source.path.name} (dtype {self.dtype}), with all other models "
+                "put away. In Load LLM Encoder choose bf16, or a smaller file (tools/convert.py makes one), or "
+                "the device cpu if it is the GPU's memory that is short."
+            ) from error
+
+    def read_once(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
         hosted = self.load(self.llm.depth(recipe))
         device = hosted.ready()
         products = host.product_dtype(hosted.model.dtype, device, self.dtype)

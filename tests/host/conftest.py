@@ -14,8 +14,6 @@ from paths import COMFYUI, TOOLS
 
 # In front, once: `host`, `client` and the rest are imported from there by name.
 sys.path.insert(0, str(TOOLS))
-# They assert for tests: so that a failure there tells what was compared, too.
-pytest.register_assert_rewrite("front_end")
 
 from client import Client
 from comfy_server import Server
@@ -23,6 +21,9 @@ from host import Host
 from model_choice import make_standins
 from picture import find_browser, quiet_front_end
 from standins import ADAPTER, CHECKPOINT, ENCODER
+
+# It asserts for tests: so that a failure there tells what was compared, too.
+pytest.register_assert_rewrite("front_end")
 
 # The server
 

@@ -2,7 +2,7 @@
 
 import base64
 import re
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from picture import open_page, wait_for_canvas
 
@@ -61,9 +61,15 @@ def drop(page, file, graph):
 def lift_veil(page):
     """Waits until nothing covers the page: it is veiled while the front end loads.
 
-    The veil goes with an animation, whose end a busy machine may miss; it would then stay for good.
+    The veil goes with an animation, whose end a busy machine may miss; it would then stay for good. Told of
+    the end while it goes by itself, the front end removes it twice, which is an error.
     """
+    from playwright.sync_api import TimeoutError  # noqa: PLC0415 -- where it is not, its tests are skipped
+
     page.wait_for_function(f"!document.querySelector('{VEIL}:not(.p-overlay-mask-leave)')")
+    with suppress(TimeoutError):
+        page.wait_for_function(f"!document.querySelector('{VEIL}')", timeout=10_000)
+        return
     page.locator(VEIL).evaluate_all(
         "(veils) => veils.forEach((v) => v.dispatchEvent(new Event('animationend')))"
     )

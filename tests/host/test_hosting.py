@@ -196,6 +196,41 @@ def test_cancel_stops_the_work_and_the_next_run_is_whole(started, management, re
     assert torch.equal(states(llm, recipe), truth)
 
 
+@pytest.fixture
+def short_of_memory(started, management, monkeypatch):
+    """An LLM whose first runs end as the device's do when it is full; and whether others made room before each."""
+
+    def short_of_memory(times):
+        llm, read, made_room = load(started), [], []
+
+        def full(*args, **kwargs):
+            made_room.append(llm.patcher not in management.loaded_models())
+            if len(made_room) <= times:
+                raise torch.cuda.OutOfMemoryError("out of memory")
+            return read[0](*args, **kwargs)
+
+        hosted = llm.load(LAYERS)
+        read.append(hosted.ready)
+        monkeypatch.setattr(hosted, "ready", full)
+        read[0]()
+        return llm, made_room
+
+    return short_of_memory
+
+
+def test_out_of_memory_others_make_room_and_it_goes_on(short_of_memory, recipe, truth):
+    llm, made_room = short_of_memory(times=1)
+    assert torch.equal(states(llm, recipe), truth)
+    assert made_room == [False, True]
+
+
+def test_out_of_memory_again_it_says_what_to_try(short_of_memory, recipe):
+    llm, _ = short_of_memory(times=2)
+    with pytest.raises(Exception, match="choose bf16, or a smaller file") as caught:
+        states(llm, recipe)
+    assert type(caught.value).__name__ == "OutOfMemory" and ENCODER in str(caught.value)
+
+
 def test_device_cpu_never_leaves_the_cpu(started, hosting, management, monkeypatch):
     monkeypatch.setattr(management, "text_encoder_device", lambda: torch.device("meta"))
     monkeypatch.setattr(management, "text_encoder_offload_device", lambda: torch.device("meta"))
