@@ -4,6 +4,7 @@ import in_process
 import pytest
 import torch
 from standins import ADAPTER, ENCODER
+from tiny import relative_error
 
 CPU = torch.device("cpu")
 
@@ -50,10 +51,6 @@ LAYERS = 2
 @pytest.fixture(scope="module")
 def truth(started, recipe):
     return states(load(started), recipe)
-
-
-def relative_error(value, truth):
-    return ((value - truth).norm() / truth.norm()).item()
 
 
 @pytest.mark.floor

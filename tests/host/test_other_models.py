@@ -5,6 +5,7 @@ import pytest
 import torch
 from in_process import SHORT
 from safetensors.torch import load_file
+from tiny import relative_error
 
 LORA = "carried.safetensors"
 
@@ -23,11 +24,6 @@ def tuned(load_unet, standin):
 def latent(condition, sample):
     """What a model makes of a prompt."""
     return lambda model, text=SHORT: sample(condition(text), condition(""), model=model).samples
-
-
-def off(value, truth):
-    """Relative norm of the difference."""
-    return ((value - truth).norm() / truth.norm()).item()
 
 
 def merged(model, another):
@@ -66,15 +62,15 @@ def carried(tuned, base, to, strength=1.0):
 
 def test_tuned_less_base_and_base_again_is_tuned_within_rounding(model, tuned, latent):
     wanted = latent(tuned)
-    assert off(latent(carried(tuned, model, model)), wanted) <= 2e-3
-    assert off(latent(model), wanted) > 2e-2
+    assert relative_error(latent(carried(tuned, model, model)), wanted) <= 2e-3
+    assert relative_error(latent(model), wanted) > 2e-2
 
 
 def test_the_difference_is_carried_at_the_strength_that_was_chosen(model, tuned, another, latent):
     whole = latent(carried(tuned, model, another))
     half, none = (latent(carried(tuned, model, another, strength)) for strength in (0.5, 0.0))
-    assert off(none, latent(another)) <= 2e-3
-    assert 2e-3 < off(half, whole) < off(none, whole)
+    assert relative_error(none, latent(another)) <= 2e-3
+    assert 2e-3 < relative_error(half, whole) < relative_error(none, whole)
 
 
 @torch.inference_mode()
@@ -89,7 +85,7 @@ def test_a_lora_made_of_the_difference_brings_any_checkpoint_nearer(
     put("loras", LORA, load_file(file))
     (with_lora,) = started.core.LoraLoaderModelOnly().load_lora_model_only(another, LORA, 1.0)
     wanted = latent(carried(tuned, model, another))
-    assert off(latent(with_lora), wanted) < off(latent(another), wanted)
+    assert relative_error(latent(with_lora), wanted) < relative_error(latent(another), wanted)
 
 
 # Inpainting and tiles
