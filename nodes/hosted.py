@@ -32,13 +32,17 @@ class HostedLLM:
 
     def features(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
         """The LLM's states of a tokenized prompt, fp32, where conditioning lies."""
-        asked = (recipe.tokens, recipe.padding, self.llm.depth(recipe))
-        key = (self.llm.source.identity, self.dtype, self.device, asked, ids)
+        key = self.key(ids, recipe)
         features = READ.get(key)
         if features is None:
             features = self.kept(key) or self.read_and_keep(key, ids, recipe)
             READ.put(key, features)
         return features
+
+    def key(self, ids: tuple[int, ...], recipe: Recipe) -> tuple:
+        """All that decides on the states."""
+        asked = (recipe.tokens, recipe.padding, self.llm.depth(recipe))
+        return (self.llm.source.identity, self.dtype, self.device, asked, ids)
 
     def kept(self, key: tuple) -> Features | None:
         """What was kept on disk, if the user wants that."""

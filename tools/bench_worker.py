@@ -137,17 +137,22 @@ class Ours:
         self.clip = clip_states("cpu")
 
     def load(self) -> None:
+        from llm4gen.models.recipe import Recipe  # noqa: PLC0415
+
         self.llm = self.load_llm()
+        self.llm.load(self.llm.llm.depth(Recipe()))  # which else waits for the first prompt
 
     def prepare(self) -> None:
         self.adapter = self.load_adapter()
 
     def context(self, positive: str, negative: str, which: str) -> dict[str, Tensor]:
+        from llm4gen.nodes.hosted import READ  # noqa: PLC0415
+
         if which == FIRST:
-            self.llm.read_before.clear()
+            READ.kept.clear()
         # ComfyUI would not run the negative's node again at all; here its adapter half is.
         prompts = [self.llm.llm.tokenize(text, self.adapter.recipe).ids for text in (positive, negative)]
-        known = [(ids, self.adapter.recipe) in self.llm.read_before for ids in prompts]
+        known = [READ.get(self.llm.key(ids, self.adapter.recipe)) is not None for ids in prompts]
         assert known == [False, which == REPEATED]
         return {
             name: torch.cat([clip, self.fuse(clip, ids)], dim=1)[0]
