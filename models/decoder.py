@@ -100,8 +100,13 @@ class Decoder(nn.Module):
         for module in self.model.modules():
             if type(module) is nn.Linear:
                 module.__class__ = Linear
-            elif type(module) is nn.Embedding:
-                module.__class__ = operations.Embedding
+            elif isinstance(module, nn.Embedding):  # Gemma 3 has one of its own kind, which scales
+                own = type(module)
+                module.__class__ = (
+                    operations.Embedding
+                    if own is nn.Embedding
+                    else type(own.__name__, (own, operations.Embedding), {})
+                )
                 module.bias = None  # which the host's embedding looks for
         self.model.get_input_embeddings().register_forward_hook(lambda _, __, states: states.float())
 

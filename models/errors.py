@@ -45,3 +45,7 @@ class MissingCLIP(LLM4GENError):
 
 class OutOfMemory(LLM4GENError):
     """The LLM does not fit in the memory that there is."""
+
+
+class MissingPackage(LLM4GENError):
+    """The file is of a kind that is read with a Python package which is not installed."""

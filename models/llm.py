@@ -11,35 +11,42 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .errors import MissingTokenizer, WrongRecipe
-from .formats import TOKENIZER_FILE, has_tokenizer
+from .formats import TOKENIZER_FILE, has_tokenizer, is_gguf
 from .progress import Progress, silent
 from .recipe import Recipe
 from .rows import PAD, Rows
 from .source import Source
 
 
-def load_tokenizer(folder: Path, vocabulary: int) -> PreTrainedTokenizerBase:
-    """Reads a tokenizer from a folder, without network and without code from the folder.
+def load_tokenizer(place: Path, vocabulary: int) -> PreTrainedTokenizerBase:
+    """Reads a tokenizer from a folder or a .gguf file, without network and without code from there.
 
     vocabulary: rows of the encoder's embedding. Many round it up (T5: 32100 pieces, 32128 rows).
-    Raises: MissingTokenizer if the folder holds none, a damaged one, or one whose ids the encoder lacks or
+    Raises: MissingTokenizer if the place holds none, a damaged one, or one whose ids the encoder lacks or
     that leaves much of the encoder's vocabulary unused.
     """
-    if not has_tokenizer(folder):
+    inside = {"gguf_file": place.name} if is_gguf(place) else {}
+    if not inside and not has_tokenizer(place):
         raise MissingTokenizer(
-            f"{folder} holds no tokenizer ({TOKENIZER_FILE}). "
+            f"{place} holds no tokenizer ({TOKENIZER_FILE}). "
             "Put the tokenizer files of the encoder beside its weights."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            str(place.parent if inside else place), local_files_only=True, trust_remote_code=False, **inside
+        )
     except Exception as error:  # whatever a damaged file makes of the library
         raise MissingTokenizer(
-            f"The tokenizer in {folder} cannot be read ({type(error).__name__}: {error}). Get its files again, or "
-            "remove them to use ComfyUI's own T5 tokenizer."
+            f"The tokenizer in {place} cannot be read ({type(error).__name__}: {error}). "
+            + (
+                f"Put the encoder in a folder of its own with its {TOKENIZER_FILE}."
+                if inside
+                else "Get its files again, or remove them to use ComfyUI's own T5 tokenizer."
+            )
         ) from error
     if not len(tokenizer) <= vocabulary <= 1.01 * len(tokenizer):
         raise MissingTokenizer(
-            f"The tokenizer in {folder} has {len(tokenizer)} pieces, the encoder {vocabulary} embeddings: they "
+            f"The tokenizer in {place} has {len(tokenizer)} pieces, the encoder {vocabulary} embeddings: they "
             "do not belong together. Put the encoder in a folder of its own with its config.json and its own "
             "tokenizer files."
         )

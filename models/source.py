@@ -13,6 +13,8 @@ from torch import nn
 from .checkpoint import load_t5_encoder, recognise_t5
 from .decoder_checkpoint import is_transformers_folder, load_decoder, recognise_decoder
 from .errors import UnreadableFile
+from .formats import is_gguf
+from .gguf_checkpoint import load_gguf, recognise_gguf
 from .progress import Progress, silent
 from .rows import Rows
 from .t5 import T5Config
@@ -54,11 +56,13 @@ class Source:
     ) -> nn.Module:
         """Builds and fills the first `depth` layers: ids [n], rows → states [r, width] in fp32.
 
-        dtype: of the weights in memory; None keeps the file's.
+        dtype: of the weights in memory; None keeps the file's. A .gguf file's always stay as they are.
         Raises: UnreadableFile if the file is another than the one that was recognised, IncompleteCheckpoint.
         """
         if identity_of(self.path) != self.identity:
             raise UnreadableFile(f"{self.path.name} has changed since it was chosen. Run the prompt again.")
+        if is_gguf(self.path):
+            return load_gguf(self.path, self.config, depth=depth, operations=operations, progress=progress)
         load = load_t5_encoder if self.is_t5 else load_decoder
         return load(self.path, depth=depth, dtype=dtype, operations=operations, progress=progress)
 
@@ -66,9 +70,11 @@ class Source:
 def open_source(path: Path) -> Source:
     """Recognises the LLM in a file or folder, and checks its names and shapes; reads no weights.
 
-    Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint.
+    Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint, MissingPackage.
     """
     identity = identity_of(path)
+    if is_gguf(path):
+        return Source(path, recognise_gguf(path), identity)
     weights = open_weights(path)
     recognise = recognise_decoder if is_transformers_folder(path) else recognise_t5
     config, _ = recognise(weights)

@@ -11,7 +11,7 @@ from pathlib import Path
 import folder_paths
 
 from ..models.errors import MissingFile
-from ..models.formats import SUFFIXES
+from ..models.formats import SUFFIXES, has_tokenizer, is_gguf
 
 ADAPTERS = "llm4gen"
 ENCODERS = "text_encoders"
@@ -63,15 +63,24 @@ def listed(key: str) -> dict[str, Path]:
     """Name → path of all weights under a folder key: files, and folders with a `config.json` as one entry."""
     names = [Path(name) for name in folder_paths.get_filename_list(key)]
     names = [name for name in names if name.suffix.lower() in SUFFIXES]
+    names += gguf_names() if key == ENCODERS else []
     found: dict[str, Path] = {}
     for root in map(Path, folder_paths.get_folder_paths(key)):  # the first place wins
         for name in names:
             if not (root / name).is_file():
                 continue
             is_model = name.parent.name and (root / name.parent / "config.json").is_file()
-            entry = name.parent if is_model else name
+            entry = name.parent if is_model and not is_gguf(name) else name
             found.setdefault(entry.as_posix(), root / entry)
     return found
+
+
+def gguf_names() -> list[Path]:
+    """The `.gguf` files among the encoders. The host lists what its folder key allows, and these it does not; to
+    allow them would show them to every other node. One folder often holds several, each a model of its own."""
+    roots = folder_paths.get_folder_paths(ENCODERS)
+    found = {name for root in roots for name in folder_paths.recursive_search(root, [".git"])[0]}
+    return [name for name in map(Path, sorted(found)) if is_gguf(name)]
 
 
 def look_up(found: dict[str, Path], name: object) -> Path | None:
@@ -91,6 +100,14 @@ def tokenizer_folder(encoder: Path) -> Path | None:
     folder = encoder if encoder.is_dir() else encoder.parent
     shared = {Path(root) for root in folder_paths.get_folder_paths(ENCODERS)}
     return None if folder in shared else folder
+
+
+def tokenizer_place(encoder: Path, is_t5: bool) -> Path:
+    """Where an encoder's tokenizer is: in its own folder, else T5's with the host, and a .gguf file's in itself."""
+    own = tokenizer_folder(encoder)
+    if own and has_tokenizer(own):
+        return own
+    return host_t5_tokenizer() if is_t5 else encoder
 
 
 def host_t5_tokenizer() -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..models.checkpoint import load_cross_adapter
-from ..models.formats import has_tokenizer
 from ..models.llm import LLM, load_tokenizer
 from ..models.source import open_source
 from . import folders, host, sockets
@@ -26,7 +25,8 @@ class LoadLLMEncoder(io.ComfyNode):
                 io.Combo.Input(
                     "encoder_name",
                     options=folders.choices(folders.ENCODERS),
-                    tooltip="A weights file, or a folder with a config.json, in models/text_encoders. "
+                    tooltip="A weights file, a folder with a config.json, or a .gguf file (which needs the Python "
+                    "package gguf), in models/text_encoders. "
                     "The published adapter needs rankgen-t5-xl-all.",
                 ),
                 io.Combo.Input(
@@ -36,7 +36,8 @@ class LoadLLMEncoder(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="How the weights are kept in memory. auto: as in the file, computed the fastest way "
-                    "that stays within 2% of fp32 on a CPU and 0.5% on a GPU. fp32: exact.",
+                    "that stays within 2% of fp32 on a CPU and 0.5% on a GPU. fp32: exact. A .gguf file's weights stay "
+                    "quantised, and are expanded layer by layer; fp32 then means exact products with them.",
                 ),
                 io.Combo.Input(
                     "device",
@@ -62,8 +63,7 @@ class LoadLLMEncoder(io.ComfyNode):
     def execute(cls, encoder_name, dtype="auto", device="default") -> io.NodeOutput:
         path = folders.resolve(folders.ENCODERS, encoder_name)
         source = open_source(path)
-        own = folders.tokenizer_folder(path)
-        place = folders.host_t5_tokenizer() if source.is_t5 and not (own and has_tokenizer(own)) else own
+        place = folders.tokenizer_place(path, source.is_t5)
         llm = LLM(source, load_tokenizer(place, source.config.vocabulary))
         return io.NodeOutput(HostedLLM(llm, dtype, device))
 

@@ -1,0 +1,118 @@
+"""Writes models as llama.cpp's converter does: its names, its order of rows, its encodings."""
+
+import gguf
+import numpy as np
+import torch
+
+from llm4gen.models.checkpoint import T5_BLOCK_NAMES as IN_TRANSFORMERS
+from llm4gen.models.gguf_checkpoint import T5_BLOCK_NAMES as IN_GGUF
+
+Kind = gguf.GGMLQuantizationType
+
+
+def write_t5(path, oracle, kind=Kind.F32, arch="t5encoder", **header):
+    """The encoder of a transformers T5."""
+    in_gguf = {ours: theirs for theirs, ours in IN_GGUF.items()}
+    names = {"shared": "token_embd", "encoder.final_layer_norm": "enc.output_norm"}
+    names["encoder.block.0.layer.0.SelfAttention.relative_attention_bias"] = "enc.blk.0.attn_rel_b"
+    for index in range(oracle.config.num_layers):
+        for theirs, ours in IN_TRANSFORMERS.items():
+            names[f"encoder.block.{index}.{theirs}"] = f"enc.blk.{index}.{in_gguf[ours]}"
+    tensors = oracle.state_dict()
+    tensors = {f"{theirs}.weight": tensors[f"{ours}.weight"] for ours, theirs in names.items()}
+    write(path, arch, tensors, kind, {"attention.layer_norm_epsilon": 1e-6} | header)
+
+
+def write_decoder(path, oracle, kind=Kind.F32, theta=10000.0, extra=None, **header):
+    """A transformers model without its head."""
+    config = oracle.config
+    arch = {"gemma3_text": "gemma3"}.get(config.model_type, config.model_type)
+    head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    sizes = {
+        "block_count": config.num_hidden_layers,
+        "context_length": config.max_position_embeddings,
+        "embedding_length": config.hidden_size,
+        "feed_forward_length": config.intermediate_size,
+        "attention.head_count": config.num_attention_heads,
+        "attention.head_count_kv": config.num_key_value_heads,
+        "attention.key_length": head,
+        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
+        "attention.sliding_window": getattr(config, "sliding_window", None) or 4096,
+        "rope.dimension_count": head,
+        "rope.freq_base": theta,
+        "vocab_size": config.vocab_size,
+    }
+    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
+    names, tensors = gguf.get_tensor_name_map(number, config.num_hidden_layers), dict(extra or {})
+    for name, tensor in oracle.state_dict().items():
+        module, _, part = f"model.{name}".rpartition(".")
+        if arch == "llama" and module.endswith(("q_proj", "k_proj")):  # the two halves of a head, interleaved
+            tensor = tensor.unflatten(0, (-1, 2, head // 2)).transpose(1, 2).flatten(0, 2)
+        if arch.startswith("gemma") and module.endswith("norm"):
+            tensor = tensor + 1
+        tensors[f"{names.get_name(module)}.{part}"] = tensor
+    write(path, arch, tensors, kind, sizes | header)
+
+
+def write(path, arch, tensors, kind, header):
+    """Matrices in an encoding; vectors, and T5's position bias, in fp32, as llama.cpp leaves them."""
+    writer = gguf.GGUFWriter(path, arch)
+    for name, value in header.items():
+        name = name if "." in name and name.split(".")[0] in ("general", "split") else f"{arch}.{name}"
+        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
+        add(name, value)
+    for name, tensor in tensors.items():
+        plain = tensor.ndim == 1 or "rel_b" in name
+        chosen = Kind.F32 if plain else kind
+        writer.add_tensor(name, pack(tensor.float().contiguous().numpy(), chosen), raw_dtype=chosen)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def expanded(model, kind):
+    """Gives a model the numbers that its matrices have once they were quantised."""
+    for name, weight in model.named_parameters():
+        if weight.ndim == 2 and "relative_attention_bias" not in name:
+            weight.data = torch.from_numpy(gguf.dequantize(pack(weight.data.numpy(), kind), kind).copy())
+    return model
+
+
+def pack(matrix, kind):
+    """[rows, columns] → [rows, bytes]. The library expands the K-quants and does not make them."""
+    if kind not in (Kind.Q4_K, Kind.Q5_K, Kind.Q6_K):
+        return gguf.quantize(matrix, kind)
+    blocks = matrix.reshape(-1, 256)
+    packed = pack_6_bits(blocks) if kind is Kind.Q6_K else pack_4_or_5_bits(blocks, kind is Kind.Q5_K)
+    return packed.reshape(len(matrix), -1)
+
+
+def pack_4_or_5_bits(blocks, five):
+    """Eight runs of 32 numbers, q · scale - least; scales and leasts in 6 bits."""
+    runs, levels = blocks.reshape(-1, 8, 32), 31 if five else 15
+    least = np.maximum(0, -runs.min(axis=2))
+    scale = (np.maximum(0, runs.max(axis=2)) + least) / levels
+    d, dmin = (np.float16(part.max(axis=1, keepdims=True) / 63) for part in (scale, least))
+    s, m = (np.uint8(np.clip(np.rint(a / b), 0, 63)) for a, b in ((scale, d), (least, dmin)))
+    step, base = (np.float32(a * b)[..., None] for a, b in ((d, s), (dmin, m)))
+    q = np.uint8(np.clip(np.rint((runs + base) / np.maximum(step, 1e-12)), 0, levels))
+    sizes = [s[:, :4] | s[:, 4:] >> 4 << 6, m[:, :4] | m[:, 4:] >> 4 << 6, s[:, 4:] & 15 | m[:, 4:] << 4]
+    pairs = (q & 15).reshape(-1, 4, 2, 32)
+    high = [np.bitwise_or.reduce([q[:, run] >> 4 << run for run in range(8)])] if five else []
+    low = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
+    return np.hstack([d.view(np.uint8), dmin.view(np.uint8), *sizes, *high, low])
+
+
+def pack_6_bits(blocks):
+    """Sixteen runs of 16 numbers, (q - 32) · scale; scales in 8 bits."""
+    runs = blocks.reshape(-1, 16, 16)
+    scale = np.abs(runs).max(axis=2) / 31
+    d = np.float16(scale.max(axis=1, keepdims=True) / 127)
+    s = np.int8(np.minimum(np.rint(scale / d), 127))
+    step = np.maximum(np.float32(d * s)[..., None], 1e-12)
+    q = np.uint8(np.clip(np.rint(runs / step), -32, 31) + 32)
+    four, two = (q & 15).reshape(-1, 2, 2, 64), (q >> 4).reshape(-1, 2, 4, 32)
+    low = (four[:, :, 0] | four[:, :, 1] << 4).reshape(-1, 128)
+    high = np.bitwise_or.reduce([two[:, :, run] << 2 * run for run in range(4)]).reshape(-1, 64)
+    return np.hstack([low, high, s.view(np.uint8), d.view(np.uint8)])
