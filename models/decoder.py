@@ -94,6 +94,8 @@ class Decoder(nn.Module):
 
         class Linear(operations.Linear):
             def forward(self, x: Tensor) -> Tensor:
+                if self.bias is not None and decoder.products is torch.float16:
+                    return super().forward(x.half()).float()  # a row's scale would fall on the bias too
                 (out,) = project(x, decoder.products, super().forward)
                 return out
 
