@@ -147,10 +147,11 @@ def read_header(file: GgufFile) -> DecoderConfig:
 def check_positions(file: GgufFile, config: DecoderConfig) -> None:
     """Refuses what transformers does not read from such headers. Raises: UnknownCheckpoint."""
     theirs, arch = config.transformers, file.architecture
-    head = getattr(theirs, "head_dim", None) or theirs.hidden_size // theirs.num_attention_heads
+    head = file.header.get(f"{arch}.attention.key_length", theirs.hidden_size // theirs.num_attention_heads)
     stretched = file.header.get(f"{arch}.rope.scaling.type", "none")
     odd = {
-        f"positions stretched by {stretched}": stretched != "none" or "rope_factors_long.weight" in file.tensors,
+        f"positions stretched by {stretched}": stretched != "none"
+        or "rope_factors_long.weight" in file.tensors,
         "heads that rotate in part": file.header.get(f"{arch}.rope.dimension_count", head) != head,
         "attention scaled by other than its heads": getattr(theirs, "query_pre_attn_scalar", head) != head,
     }
@@ -182,7 +183,9 @@ def t5_names(file: GgufFile) -> dict[str, str]:
     return {f"{theirs}.weight": f"{ours}.weight" for theirs, ours in names.items()}
 
 
-def in_our_order(tensor: Quantised, ours: str, architecture: str, config: T5Config | DecoderConfig) -> Quantised:
+def in_our_order(
+    tensor: Quantised, ours: str, architecture: str, config: T5Config | DecoderConfig
+) -> Quantised:
     """Llama's queries and keys: llama.cpp rotates neighbours, transformers the two halves of a head."""
     projection = re.search(r"self_attn\.([qk])_proj\.weight", ours)
     if architecture != "llama" or projection is None:

@@ -10,8 +10,8 @@ from llm4gen.models.gguf_checkpoint import T5_BLOCK_NAMES as IN_GGUF
 Kind = gguf.GGMLQuantizationType
 
 
-def write_t5(path, oracle, kind=Kind.F32, arch="t5encoder", **header):
-    """The encoder of a transformers T5."""
+def write_t5(path, oracle, kind=Kind.F32, arch="t5encoder", without="nothing", **header):
+    """The encoder of a transformers T5. without: part of the names that are left out."""
     in_gguf = {ours: theirs for theirs, ours in IN_GGUF.items()}
     names = {"shared": "token_embd", "encoder.final_layer_norm": "enc.output_norm"}
     names["encoder.block.0.layer.0.SelfAttention.relative_attention_bias"] = "enc.blk.0.attn_rel_b"
@@ -19,7 +19,11 @@ def write_t5(path, oracle, kind=Kind.F32, arch="t5encoder", **header):
         for theirs, ours in IN_TRANSFORMERS.items():
             names[f"encoder.block.{index}.{theirs}"] = f"enc.blk.{index}.{in_gguf[ours]}"
     tensors = oracle.state_dict()
-    tensors = {f"{theirs}.weight": tensors[f"{ours}.weight"] for ours, theirs in names.items()}
+    tensors = {
+        f"{theirs}.weight": tensors[f"{ours}.weight"]
+        for ours, theirs in names.items()
+        if without not in theirs
+    }
     write(path, arch, tensors, kind, {"attention.layer_norm_epsilon": 1e-6} | header)
 
 
@@ -81,6 +85,8 @@ def expanded(model, kind):
 
 def pack(matrix, kind):
     """[rows, columns] → [rows, bytes]. The library expands the K-quants and does not make them."""
+    if kind is Kind.Q8_K:  # which no library expands
+        return np.zeros((len(matrix), matrix.shape[1] // 256 * 292), np.uint8)
     if kind not in (Kind.Q4_K, Kind.Q5_K, Kind.Q6_K):
         return gguf.quantize(matrix, kind)
     blocks = matrix.reshape(-1, 256)
