@@ -50,11 +50,12 @@ def write_decoder(path, oracle, kind=Kind.F32, theta=10000.0, extra=None, **head
     names, tensors = gguf.get_tensor_name_map(number, config.num_hidden_layers), dict(extra or {})
     for name, tensor in oracle.state_dict().items():
         module, _, part = f"model.{name}".rpartition(".")
+        ours = f"{names.get_name(module)}.{part}"
+        tensors[ours] = tensor
         if arch == "llama" and module.endswith(("q_proj", "k_proj")):  # the two halves of a head, interleaved
-            tensor = tensor.unflatten(0, (-1, 2, head // 2)).transpose(1, 2).flatten(0, 2)
+            tensors[ours] = tensor.unflatten(0, (-1, 2, head // 2)).transpose(1, 2).flatten(0, 2)
         if arch.startswith("gemma") and module.endswith("norm"):
-            tensor = tensor + 1
-        tensors[f"{names.get_name(module)}.{part}"] = tensor
+            tensors[ours] = tensor + 1
     write(path, arch, tensors, kind, sizes | header)
 
 
@@ -62,9 +63,8 @@ def write(path, arch, tensors, kind, header):
     """Matrices in an encoding; vectors, and T5's position bias, in fp32, as llama.cpp leaves them."""
     writer = gguf.GGUFWriter(path, arch)
     for name, value in header.items():
-        name = name if "." in name and name.split(".")[0] in ("general", "split") else f"{arch}.{name}"
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
-        add(name, value)
+        add(name if name.startswith("split.") else f"{arch}.{name}", value)
     for name, tensor in tensors.items():
         plain = tensor.ndim == 1 or "rel_b" in name
         chosen = Kind.F32 if plain else kind
