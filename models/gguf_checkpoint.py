@@ -47,8 +47,8 @@ ROTATION = "rope_freqs.weight"  # what Llama 3.1 and later divide their rotary f
 UNUSED = re.compile(rf"output\.weight|dec\..*|{re.escape(ROTATION)}")
 
 
-def recognise_gguf(path: Path) -> T5Config | DecoderConfig:
-    """An LLM's config; its tensors are there, of the right shapes, in encodings that can be expanded.
+def recognise_gguf(path: Path) -> tuple[T5Config | DecoderConfig, GgufFile]:
+    """An LLM's config, and the file; its tensors are there, of the right shapes, in encodings that can be expanded.
 
     Raises: MissingPackage, UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint.
     """
@@ -72,11 +72,11 @@ def recognise_gguf(path: Path) -> T5Config | DecoderConfig:
         )
     check_names(blueprint, file.outline(), names_of(file, config), UNUSED)
     check_encodings(file)
-    return config
+    return config, file
 
 
 def load_gguf(
-    path: Path,
+    file: GgufFile,
     config: T5Config | DecoderConfig,
     *,
     depth: int,
@@ -85,9 +85,8 @@ def load_gguf(
 ) -> nn.Module:
     """Loads the first `depth` layers. Matrices stay as they are in the file; norms and biases: fp32.
 
-    Raises: MissingPackage, UnreadableFile, IncompleteCheckpoint.
+    Raises: IncompleteCheckpoint.
     """
-    file = open_gguf(path)
     if isinstance(config, T5Config):
         build = partial(T5Encoder, config, depth=depth, device="meta")
     else:

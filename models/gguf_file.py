@@ -18,7 +18,7 @@ from .errors import IncompleteCheckpoint, MissingPackage, UnknownCheckpoint, Unr
 from .filling import is_finite
 from .weights import Weights
 
-PIECE = 1 << 20  # numbers expanded at a time: what is held beside the result stays small
+PIECE = 1 << 18  # numbers expanded at a time: little is held beside the result, and it stays in the cache
 
 
 @dataclass(frozen=True)

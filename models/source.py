@@ -15,6 +15,7 @@ from .decoder_checkpoint import is_transformers_folder, load_decoder, recognise_
 from .errors import UnreadableFile
 from .formats import is_gguf
 from .gguf_checkpoint import load_gguf, recognise_gguf
+from .gguf_file import GgufFile
 from .progress import Progress, silent
 from .rows import Rows
 from .t5 import T5Config
@@ -35,11 +36,13 @@ class Config(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """An LLM that was recognised. identity: changes when its files do."""
+    """An LLM that was recognised. identity: changes when its files do. opened: a .gguf file, whose header with
+    all words of the tokenizer takes seconds to read."""
 
     path: Path
     config: Config
     identity: str
+    opened: GgufFile | None = None
 
     @property
     def is_t5(self) -> bool:
@@ -61,8 +64,8 @@ class Source:
         """
         if identity_of(self.path) != self.identity:
             raise UnreadableFile(f"{self.path.name} has changed since it was chosen. Run the prompt again.")
-        if is_gguf(self.path):
-            return load_gguf(self.path, self.config, depth=depth, operations=operations, progress=progress)
+        if self.opened:
+            return load_gguf(self.opened, self.config, depth=depth, operations=operations, progress=progress)
         load = load_t5_encoder if self.is_t5 else load_decoder
         return load(self.path, depth=depth, dtype=dtype, operations=operations, progress=progress)
 
@@ -74,7 +77,8 @@ def open_source(path: Path) -> Source:
     """
     identity = identity_of(path)
     if is_gguf(path):
-        return Source(path, recognise_gguf(path), identity)
+        config, opened = recognise_gguf(path)
+        return Source(path, config, identity, opened)
     weights = open_weights(path)
     recognise = recognise_decoder if is_transformers_folder(path) else recognise_t5
     config, _ = recognise(weights)

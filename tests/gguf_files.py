@@ -2,28 +2,51 @@
 
 import gguf
 import numpy as np
+import tiny
 import torch
-
-from llm4gen.models.checkpoint import T5_BLOCK_NAMES as IN_TRANSFORMERS
-from llm4gen.models.gguf_checkpoint import T5_BLOCK_NAMES as IN_GGUF
+import transformers
 
 Kind = gguf.GGMLQuantizationType
+
+FAMILIES = {
+    "Llama": {},
+    "Qwen2": {},
+    "Qwen3": {"head_dim": 128},
+    "Gemma2": {"head_dim": 256, "sliding_window": 3},
+    "Gemma3Text": {"head_dim": 256, "sliding_window": 3, "num_hidden_layers": 7},
+    "Phi3": {"vocab_size": 32064},
+}
+
+
+def make(family, **changes):
+    torch.manual_seed(0)
+    sizes = {
+        "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "pad_token_id": 0,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+    }  # fmt: skip
+    config = getattr(transformers, f"{family}Config")(**(sizes | FAMILIES[family] | changes))
+    model = transformers.AutoModel.from_config(config).eval().requires_grad_(False)
+    # Norms of one and biases of zero would hide what is done to them.
+    for name, weight in model.named_parameters():
+        if weight.ndim == 1:
+            torch.nn.init.uniform_(weight, *((0.5, 1.5) if "norm" in name else (-0.1, 0.1)))
+    return model
+
+
+def t5(**changes):
+    return tiny.t5_encoder(
+        **({"d_model": 256, "d_ff": 512, "d_kv": 64, "vocab_size": 64, "num_layers": 1} | changes)
+    )
 
 
 def write_t5(path, oracle, kind=Kind.F32, arch="t5encoder", without="nothing", **header):
     """The encoder of a transformers T5. without: part of the names that are left out."""
-    in_gguf = {ours: theirs for theirs, ours in IN_GGUF.items()}
-    names = {"shared": "token_embd", "encoder.final_layer_norm": "enc.output_norm"}
-    names["encoder.block.0.layer.0.SelfAttention.relative_attention_bias"] = "enc.blk.0.attn_rel_b"
-    for index in range(oracle.config.num_layers):
-        for theirs, ours in IN_TRANSFORMERS.items():
-            names[f"encoder.block.{index}.{theirs}"] = f"enc.blk.{index}.{in_gguf[ours]}"
-    tensors = oracle.state_dict()
-    tensors = {
-        f"{theirs}.weight": tensors[f"{ours}.weight"]
-        for ours, theirs in names.items()
-        if without not in theirs
-    }
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5ENCODER, oracle.config.num_layers)
+    tensors = {}
+    for name, tensor in oracle.state_dict().items():
+        ours = f"{names.get_name(name.removesuffix('.weight'))}.weight"
+        if without not in ours and "embed_tokens" not in name:  # which is another name of the first
+            tensors[ours] = tensor
     write(path, arch, tensors, kind, {"attention.layer_norm_epsilon": 1e-6} | header)
 
 
