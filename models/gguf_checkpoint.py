@@ -139,7 +139,11 @@ def read_header(file: GgufFile) -> DecoderConfig:
             f"({type(error).__name__}: {str(error).splitlines()[0]}). Update transformers, or use a folder of "
             "safetensors with its config.json."
         ) from error
-    return DecoderConfig(config.get_text_config())
+    config = config.get_text_config()
+    window = file.header.get(f"{file.architecture}.attention.sliding_window")
+    if window and file.architecture.startswith("gemma"):  # which older versions of transformers leave out
+        config.sliding_window = window
+    return DecoderConfig(config)
 
 
 def check_positions(file: GgufFile, config: DecoderConfig) -> None:

@@ -85,6 +85,7 @@ def write_decoder(path, oracle, kind=Kind.F32, theta=10000.0, extra=None, **head
 def write(path, arch, tensors, kind, header):
     """Matrices in an encoding; vectors, and T5's position bias, in fp32, as llama.cpp leaves them."""
     writer = gguf.GGUFWriter(path, arch)
+    writer.add_name("Small")
     for name, value in header.items():
         add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
         add(name if name.startswith("split.") else f"{arch}.{name}", value)

@@ -4,6 +4,7 @@ import pytest
 import tiny
 import torch
 from gguf_files import FAMILIES, Kind, expanded, make, t5, write_decoder, write_t5
+from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
 from llm4gen.models.rows import distinct_rows, real_rows
 from llm4gen.models.source import open_source
@@ -44,6 +45,8 @@ def test_every_encodings_states_are_those_of_the_numbers_in_it(kind, tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("kind", [Kind.F32, Kind.Q8_0])
 def test_every_familys_every_layer_is_transformers_own(family, kind, tmp_path):
+    if family.lower().removesuffix("text") not in GGUF_SUPPORTED_ARCHITECTURES:
+        pytest.skip(f"NO {family} in .gguf files with this transformers")
     theta = 1e6 if "Gemma3" in family else 1e4
     write_decoder(tmp_path / "llm.gguf", make(family), kind, theta)
     for depth, truth in enumerate(truths(expanded(make(family), kind), len(IDS))):
@@ -51,9 +54,9 @@ def test_every_familys_every_layer_is_transformers_own(family, kind, tmp_path):
 
 
 def test_llamas_later_rotation_is_read_from_the_file(tmp_path):
-    stretch = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0}
+    stretch = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
     stretch |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
-    llama = make("Llama", rope_parameters=stretch)
+    llama = make("Llama", rope_theta=1e4, rope_scaling=stretch)
     plain = 1e4 ** -(torch.arange(0, 16, 2) / 16)
     write_decoder(
         tmp_path / "llm.gguf", llama, extra={"rope_freqs.weight": plain / llama.rotary_emb.inv_freq}

@@ -10,7 +10,7 @@ import pytest
 from paths import ROOT
 
 OLDEST = ROOT / ".host" / "oldest"
-READERS = ("test_decoder.py", "test_golden.py", "test_llm.py", "test_t5.py")
+READERS = ("test_decoder.py", "test_gguf.py", "test_golden.py", "test_llm.py", "test_t5.py")
 RUN = """
 import sys, pytest, transformers
 assert transformers.__version__ == sys.argv[1], transformers.__version__
