@@ -21,6 +21,7 @@ from host import Host
 from model_choice import make_standins
 from picture import find_browser, quiet_front_end
 from standins import ADAPTER, CHECKPOINT, ENCODER
+from workflow import TEXT_TO_IMAGE, read_workflow
 
 # It asserts for tests: so that a failure there tells what was compared, too.
 pytest.register_assert_rewrite("front_end")
@@ -54,6 +55,18 @@ def server(host, models, tmp_path_factory):
 @pytest.fixture(scope="session")
 def client(server):
     return Client(server.url)
+
+
+@pytest.fixture(scope="module")
+def object_info(client):
+    """The nodes of the module's server."""
+    return client.object_info()
+
+
+@pytest.fixture
+def workflow():
+    """The plainest example."""
+    return read_workflow(TEXT_TO_IMAGE)
 
 
 @pytest.fixture(scope="session")

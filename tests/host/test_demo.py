@@ -12,17 +12,7 @@ from demo import BadPicture, check_picture, demo
 from host import HostError
 from model_choice import sd15_checkpoint, with_present_models
 from PIL import Image
-from workflow import TEXT_TO_IMAGE, read_workflow, to_prompt
-
-
-@pytest.fixture(scope="module")
-def object_info(client):
-    return client.object_info()
-
-
-@pytest.fixture
-def workflow():
-    return read_workflow(TEXT_TO_IMAGE)
+from workflow import to_prompt
 
 
 def test_missing_files_are_replaced_by_stand_ins_and_say_so(workflow, object_info):

@@ -6,7 +6,6 @@ import pytest
 from PIL import Image
 from workflow import (
     LOADER_FOLDERS,
-    TEXT_TO_IMAGE,
     UnknownNodes,
     example_workflows,
     model_files,
@@ -54,16 +53,6 @@ CONDITIONING = {
     "long_prompt": "cut at 77 (as published)",
     "controlnet_context": "clip",
 }
-
-
-@pytest.fixture(scope="module")
-def object_info(client):
-    return client.object_info()
-
-
-@pytest.fixture
-def workflow():
-    return read_workflow(TEXT_TO_IMAGE)
 
 
 def by_type(prompt, node):
