@@ -42,8 +42,8 @@ class Way(Protocol):
 
 class Published:
     """transformers' encoder over 256 padded rows in fp32, both prompts each time, and the adapter's maths in
-    plain PyTorch. Loaded memory-mapped too, which the published script does not do: the comparison is of the
-    computing."""
+    plain PyTorch. A safetensors file is memory-mapped, which the published script does not do: the comparison is
+    of the computing then. A pickle is read as there."""
 
     def __init__(self, encoder: Path, adapter: Path, tokenizer: Path, device: str) -> None:
         import transformers  # noqa: PLC0415 -- its encoders are memory that the other way does without
@@ -52,8 +52,12 @@ class Published:
         self.transformers = transformers
 
     def load(self) -> None:
-        with safe_open(self.encoder, framework="pt") as file:
-            tensors = {name.removeprefix("t5_encoder."): file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if self.encoder.suffix == ".bin":
+            loaded = torch.load(self.encoder, weights_only=True)  # as the published script does
+        else:
+            with safe_open(self.encoder, framework="pt") as file:
+                loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name.removeprefix("t5_encoder."): tensor for name, tensor in loaded.items()}
         del tensors["projection.weight"]
         tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
         width = tensors["shared.weight"].shape[1]
