@@ -67,7 +67,7 @@ def load_cross_adapter(
 
 
 def recognise_adapter(weights: Weights) -> tuple[CrossAdapterConfig, Recipe, dict[str, str]]:
-    """A Cross-Adapter's sizes, its recipe, and the file's names → ours.
+    """A Cross-Adapter's sizes, its recipe, and the file's names → ours; all are there and of the right shape.
 
     Raises: UnknownCheckpoint, IncompleteCheckpoint, WrongRecipe.
     """
@@ -90,7 +90,9 @@ def recognise_adapter(weights: Weights) -> tuple[CrossAdapterConfig, Recipe, dic
         for theirs, ours in ADAPTER_NAMES.items()
         for part in ("weight", "bias")
     }
-    return CrossAdapterConfig(clip_dim, llm_dim, mlp_dim, recipe.heads), recipe, names
+    config = CrossAdapterConfig(clip_dim, llm_dim, mlp_dim, recipe.heads)
+    check_names(CrossAdapter(config, device="meta"), weights, names)
+    return config, recipe, names
 
 
 def load_t5_encoder(

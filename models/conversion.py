@@ -10,21 +10,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .checkpoint import ADAPTER_MARK, T5_MARK, T5_UNUSED, recognise_adapter, recognise_t5
-from .cross_adapter import CrossAdapter
+from .checkpoint import ADAPTER_MARK, T5_MARK, recognise_adapter, recognise_t5
 from .errors import IncompleteCheckpoint, UnknownCheckpoint
-from .filling import NOTHING, check_names, describe, find_prefix
+from .filling import describe, find_prefix
 from .formats import TOKENIZER_FILE, has_tokenizer
 from .recipe import recipe_metadata
-from .t5 import T5Encoder
-from .weights import Weights, in_pieces, open_weights
+from .weights import DTYPES, Weights, in_pieces, open_weights
 
-DTYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp8": torch.float8_e4m3fn,
-}
 ENCODER_DTYPE = "bf16"  # unless another is asked for: half of fp32, and no T5's weights leave its range
 HOST_TOKENIZER = "ComfyUI's T5 tokenizer"
 
@@ -81,7 +73,6 @@ def plan_conversion(path: Path, dtype: str | None = None) -> Conversion:
 
 def plan_encoder(weights: Weights, dtype: str) -> Conversion:
     config, names = recognise_t5(weights)
-    check_names(T5Encoder(config, device="meta", dtype=torch.float32), weights, names, T5_UNUSED)
     folder = weights.path if weights.path.is_dir() else weights.path.parent
     own = folder.resolve() if has_tokenizer(folder) else None
     tokenizer = f"{own.name}/{TOKENIZER_FILE}" if own else HOST_TOKENIZER
@@ -91,7 +82,6 @@ def plan_encoder(weights: Weights, dtype: str) -> Conversion:
 
 def plan_adapter(weights: Weights, dtype: str | None) -> Conversion:
     config, recipe, names = recognise_adapter(weights)
-    check_names(CrossAdapter(config, device="meta", dtype=torch.float32), weights, names, NOTHING)
     mark = next(name for name in names if name.endswith(ADAPTER_MARK))
     stored = weights.tensors[mark].dtype
     own = next((name for name, known in DTYPES.items() if known == stored), "fp32")

@@ -43,7 +43,7 @@ def fill(
     dtypes: dict[str, torch.dtype],
     progress: Progress = silent,
 ) -> Model:
-    """Builds a model with the given layers and assigns a file's tensors to it.
+    """Builds a model with the given layers and assigns a file's tensors to it, which `check_names` has seen.
 
     build: makes the model on the meta device, with `operations=` for its layers.
     names: the file's names → the model's.
@@ -52,8 +52,6 @@ def fill(
     progress: told of each tensor.
     Raises: IncompleteCheckpoint, naming tensors as the file does.
     """
-    # Of plain layers first: with Dynamic VRAM the host's have no shapes before they are filled.
-    check_names(build(operations=nn), weights, names)
     tensors = weights.tensors
     kept = [theirs for theirs, ours in names.items() if tensors[theirs].dtype == dtypes[ours]]
     cast = {theirs: dtypes[ours] for theirs, ours in names.items() if theirs not in kept}
@@ -78,7 +76,12 @@ def check_names(
     blueprint: nn.Module, weights: Weights, names: dict[str, str], unused: re.Pattern = NOTHING
 ) -> None:
     """Holds the file's tensors against the model's: none missing, none surplus, all dense floating-point numbers
-    of the right shape. unused: names in the file that may stay behind."""
+    of the right shape.
+
+    blueprint: of plain layers, since with Dynamic VRAM the host's have no shapes before they are filled.
+    unused: names in the file that may stay behind.
+    Raises: IncompleteCheckpoint, naming tensors as the file does.
+    """
     shapes = {name: tensor.shape for name, tensor in blueprint.state_dict().items()}
     assert set(names.values()) == shapes.keys()
     found = weights.tensors

@@ -22,6 +22,13 @@ FOLDER_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
+# What the user may have matrices kept as, in memory or in a smaller file.
+DTYPES = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "fp8": torch.float8_e4m3fn,
+}
 CAST_BATCH = 256 << 20
 PIECE = 32 << 20
 

@@ -12,13 +12,6 @@ import torch
 from comfy.utils import ProgressBar
 from torch import Tensor, nn
 
-DTYPES = {
-    "auto": None,
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp8": torch.float8_e4m3fn,
-}
 DEVICES = ("default", "cpu")
 # Layers that the host can leave in RAM, or on disk, and bring over as they are used.
 LAYERS = comfy.ops.manual_cast

@@ -10,6 +10,7 @@ from ..models.feature_cache import FeatureCache
 from ..models.feature_files import FeatureFiles
 from ..models.llm import LLM, Features
 from ..models.recipe import Recipe
+from ..models.weights import DTYPES
 from . import folders, host
 
 # One for all LLMs of the server: what was read is not read again when a graph's loader runs anew.
@@ -91,7 +92,7 @@ class HostedLLM:
         """The LLM up to a layer; what was loaded to another is let go first."""
         if self.loaded is None or self.loaded[0] != depth:
             self.loaded = None
-            dtype = host.DTYPES[self.dtype]
+            dtype = None if self.dtype == "auto" else DTYPES[self.dtype]
             model = self.llm.source.load(depth, dtype=dtype, operations=host.LAYERS, progress=host.progress)
             self.loaded = depth, host.Hosted(model, self.device)
         return self.loaded[1]

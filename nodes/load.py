@@ -7,6 +7,7 @@ from comfy_api.latest import io
 from ..models.checkpoint import load_cross_adapter
 from ..models.llm import LLM, load_tokenizer
 from ..models.source import open_source
+from ..models.weights import DTYPES
 from . import folders, host, sockets
 from .hosted import HostedAdapter, HostedLLM
 
@@ -31,7 +32,7 @@ class LoadLLMEncoder(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "dtype",
-                    options=list(host.DTYPES),
+                    options=["auto", *DTYPES],
                     default="auto",
                     optional=True,
                     advanced=True,

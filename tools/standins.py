@@ -15,7 +15,7 @@ import tempfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -119,30 +119,38 @@ def sd15_checkpoint() -> dict[str, Tensor]:
 
 def unet_shapes(first_blocks: int = 1) -> dict[str, tuple[int, ...]]:
     """A small UNet that ComfyUI takes for SD1.5's. first_blocks: how many residual blocks the first level has."""
-    import comfy.ops  # noqa: PLC0415
-    import torch  # noqa: PLC0415
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: PLC0415
 
     unet = UNetModel(
-        image_size=32,
-        in_channels=4,
         out_channels=4,
-        model_channels=320,
-        channel_mult=(1, 2),
-        num_res_blocks=[first_blocks, 1],
-        # No attention at full resolution, where it would take two thirds of a step's time on a CPU.
-        transformer_depth=[*[0] * first_blocks, 1],
-        transformer_depth_middle=1,
         transformer_depth_output=[*[0] * (first_blocks + 1), 1, 1],
-        use_spatial_transformer=True,
         use_linear_in_transformer=False,
-        context_dim=CONTEXT_DIM,
-        num_heads=8,
-        dtype=torch.float16,
-        device=torch.device("meta"),
-        operations=comfy.ops.disable_weight_init,
+        **unet_sizes(first_blocks),
     )
     return {name: tensor.shape for name, tensor in unet.state_dict().items()}
+
+
+def unet_sizes(first_blocks: int = 1) -> dict[str, Any]:
+    """What the small UNet and a ControlNet for it have in common: their classes' arguments."""
+    import comfy.ops  # noqa: PLC0415
+    import torch  # noqa: PLC0415
+
+    return {
+        "image_size": 32,
+        "in_channels": 4,
+        "model_channels": 320,
+        "channel_mult": (1, 2),
+        "num_res_blocks": [first_blocks, 1],
+        # No attention at full resolution, where it would take two thirds of a step's time on a CPU.
+        "transformer_depth": [*[0] * first_blocks, 1],
+        "transformer_depth_middle": 1,
+        "use_spatial_transformer": True,
+        "context_dim": CONTEXT_DIM,
+        "num_heads": 8,
+        "dtype": torch.float16,
+        "device": torch.device("meta"),
+        "operations": comfy.ops.disable_weight_init,
+    }
 
 
 def rankgen_encoder() -> dict[str, Tensor]:

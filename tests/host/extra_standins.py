@@ -7,32 +7,16 @@ import zlib
 
 import torch
 from safetensors.torch import load_file, save_file
-from standins import ADAPTER, CHECKPOINT, CONTEXT_DIM, ENCODER, draw, fan_in
+from standins import ADAPTER, CHECKPOINT, CONTEXT_DIM, ENCODER, draw, fan_in, unet_sizes
 
 UNET, CLIP = "model.diffusion_model.", "cond_stage_model.transformer."
 
 
 def controlnet():
     """A random SD1.5 ControlNet that fits the stand-in's UNet. Wants ComfyUI importable."""
-    import comfy.ops  # noqa: PLC0415
     from comfy.cldm.cldm import ControlNet  # noqa: PLC0415
 
-    net = ControlNet(
-        image_size=32,
-        in_channels=4,
-        hint_channels=3,
-        model_channels=320,
-        channel_mult=(1, 2),
-        num_res_blocks=[1, 1],
-        transformer_depth=[0, 1],
-        transformer_depth_middle=1,
-        use_spatial_transformer=True,
-        context_dim=CONTEXT_DIM,
-        num_heads=8,
-        dtype=torch.float16,
-        device=torch.device("meta"),
-        operations=comfy.ops.disable_weight_init,
-    )
+    net = ControlNet(hint_channels=3, **unet_sizes())
     shapes = {f"control_model.{name}": tensor.shape for name, tensor in net.state_dict().items()}
     return random(shapes)
 
