@@ -24,6 +24,9 @@ from workflow import TEXT_TO_IMAGE, read_workflow
 TOOLS = ROOT / "tools"
 STOP_SECONDS = 30  # that a child gets to stop its server before it is killed
 PASSED, FAILED, NOTHING_CHOSEN = 0, 1, 5  # pytest's exit codes
+# Each runs whole files and has a server and a browser of its own; more would not fit into small machines.
+WORKERS = 2
+SPREAD = ("-n", str(WORKERS), "--dist", "loadfile")
 # A cache of its own: what fails or passes there must not change what --lf means on the newest.
 ON_OLDEST = ("-m", "floor", "-o", f"cache_dir={HOST_DIR / 'pytest-floor'}")
 
@@ -56,7 +59,7 @@ def run_demo(host: Host, models: list[Path], options: argparse.Namespace, extra:
 
 
 def run_test(host: Host, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
-    for module in ("pytest", "diffusers", "gguf"):
+    for module in ("pytest", "xdist", "diffusers", "gguf"):
         # Looked for, not imported: that takes seconds.
         probe = f"import importlib.util, sys; sys.exit(not importlib.util.find_spec({module!r}))"
         command = [str(host.python), "-c", probe]
@@ -64,16 +67,18 @@ def run_test(host: Host, models: list[Path], options: argparse.Namespace, extra:
             raise HostError(
                 f"{host.python} lacks {module}: the tests need {TOOLS / 'requirements-dev.txt'} in it."
             )
-    command = [host.python, "-m", "pytest", *extra]
+    # A choice of tests is soon done in one process, which shows them as they run.
+    command = [host.python, "-m", "pytest", *(extra or SPREAD)]
+    threads = {} if extra else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS))}
     if options.comfyui:
         print(f"test: on this ComfyUI alone, not on {OLDEST.version} as well: {host.comfyui}", flush=True)
-        return run_child(host, command)
+        return run_child(host, command, **threads)
     print(f"test: on ComfyUI {NEWEST.version}", flush=True)
-    newest = run_child(host, command)
+    newest = run_child(host, command, **threads)
     if newest not in (PASSED, FAILED):
         return newest
     print(f"test: marked floor, on ComfyUI {OLDEST.version}", flush=True)
-    oldest = run_child(replace(host, comfyui=OLDEST.folder), [*command, *ON_OLDEST])
+    oldest = run_child(replace(host, comfyui=OLDEST.folder), [*command, *ON_OLDEST], **threads)
     if extra and oldest == NOTHING_CHOSEN:
         oldest = PASSED
     return newest or oldest
@@ -105,9 +110,12 @@ def run_serve(host: Host, models: list[Path], options: argparse.Namespace, extra
 COMMANDS = {"setup": run_setup, "demo": run_demo, "serve": run_serve, "test": run_test, "bench": run_bench}
 
 
-def run_child(host: Host, command: Sequence[str | Path]) -> int:
-    """Runs a command from the repository's root and gives back its exit code; ends it when we are ended."""
-    environment = {**host.environment(), "LLM4GEN_COMFYUI": str(host.comfyui)}
+def run_child(host: Host, command: Sequence[str | Path], **variables: str) -> int:
+    """Runs a command from the repository's root and gives back its exit code; ends it when we are ended.
+
+    variables: of its environment, beside our own.
+    """
+    environment = {**variables, **host.environment(), "LLM4GEN_COMFYUI": str(host.comfyui)}
     process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment)
     try:
         code = process.wait()
