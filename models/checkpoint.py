@@ -61,9 +61,8 @@ def load_cross_adapter(
     """
     weights = open_weights(path)
     config, recipe, names = recognise_adapter(weights)
-    build = partial(CrossAdapter, config, device="meta", dtype=torch.float32)
-    dtypes = dict.fromkeys(names.values(), torch.float32)
-    return fill(build, operations, weights, names, dtypes, progress=progress), recipe
+    build = partial(CrossAdapter, config, device="meta")
+    return fill(build, operations, weights, names, torch.float32, progress), recipe
 
 
 def recognise_adapter(weights: Weights) -> tuple[CrossAdapterConfig, Recipe, dict[str, str]]:
@@ -111,17 +110,8 @@ def load_t5_encoder(
     """
     weights = open_weights(path)
     config, names = recognise_t5(weights)
-    query = next(theirs for theirs in names if theirs.endswith(T5_MARK))
-    own = own_dtype(weights, query) if dtype is None else dtype
-    build = partial(T5Encoder, config, depth=depth, device="meta", dtype=own)
-    wanted = build(operations=nn).state_dict()
-    names = {theirs: ours for theirs, ours in names.items() if ours in wanted}
-    dtypes = {
-        ours: torch.float32 if "norm" in ours or ours == "position_bias.weight" else own
-        for ours in names.values()
-    }
-    dtypes["embedding.weight"] = looked_up(own)
-    return fill(build, operations, weights.only(names), names, dtypes, progress)
+    build = partial(T5Encoder, config, depth=depth, device="meta")
+    return fill(build, operations, weights, names, dtype, progress)
 
 
 def recognise_t5(weights: Weights) -> tuple[T5Config, dict[str, str]]:
@@ -141,23 +131,23 @@ def recognise_t5(weights: Weights) -> tuple[T5Config, dict[str, str]]:
             "wi_1). RankGen, T5 v1.1 and flan-T5 can be loaded."
         )
     check_config(weights.path / "config.json")
-    names = t5_names(weights, prefix)
+    block = re.compile(re.escape(prefix) + r"encoder\.block\.(\d+)\.")
+    layers = len({match[1] for name in weights.tensors if (match := block.match(name))})
+    words = "shared" if f"{prefix}shared.weight" in weights.tensors else "encoder.embed_tokens"
+    names = t5_names(prefix, layers, words)
     config = measure_t5(weights, {ours: theirs for theirs, ours in names.items()})
     check_names(T5Encoder(config, device="meta"), weights, names, T5_UNUSED)
     return config, names
 
 
-def t5_names(weights: Weights, prefix: str) -> dict[str, str]:
-    """The file's names → ours, for as many blocks as the file has."""
-    shared, alias = f"{prefix}shared.weight", f"{prefix}encoder.embed_tokens.weight"
+def t5_names(prefix: str, layers: int, words: str = "shared") -> dict[str, str]:
+    """The published names → ours."""
     bias = f"{prefix}encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     names = {
-        shared if shared in weights.tensors else alias: "embedding.weight",
+        f"{prefix}{words}.weight": "embedding.weight",
         bias: "position_bias.weight",
         f"{prefix}encoder.final_layer_norm.weight": "final_norm.weight",
     }
-    block = re.compile(re.escape(prefix) + r"encoder\.block\.(\d+)\.")
-    layers = len({match[1] for name in weights.tensors if (match := block.match(name))})
     for index in range(layers):
         for theirs, ours in T5_BLOCK_NAMES.items():
             names[f"{prefix}encoder.block.{index}.{theirs}.weight"] = f"blocks.{index}.{ours}.weight"
@@ -202,16 +192,3 @@ def check_config(path: Path) -> None:
             f"{path.parent.name} is another kind of T5: its config.json has {other}; "
             f"{ {name: wanted[name] for name in other} } can be computed. Load RankGen, T5 v1.1 or flan-T5."
         )
-
-
-def own_dtype(weights: Weights, name: str) -> torch.dtype:
-    """The dtype of the file's matrices; one that the host does not cast from becomes the next wider."""
-    dtype = weights.tensors[name].dtype
-    if dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn):
-        return dtype
-    return torch.float32 if dtype.itemsize > 2 else torch.bfloat16
-
-
-def looked_up(own: torch.dtype) -> torch.dtype:
-    """An embedding's dtype where matrices have `own`: what 8 bits lose there, no layer after it makes good."""
-    return torch.bfloat16 if own.itemsize == 1 else own

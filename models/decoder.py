@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import MODEL_MAPPING, PretrainedConfig
 
+from .products import project
 from .rows import Rows, all_rows, real_rows
-from .t5 import project
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,7 @@ class Decoder(nn.Module):
 
         class Linear(operations.Linear):
             def forward(self, x: Tensor) -> Tensor:
-                if self.bias is not None and decoder.products is torch.float16:
-                    return super().forward(x.half()).float()  # a row's scale would fall on the bias too
-                (out,) = project(x, decoder.products, super().forward)
-                return out
+                return project(x, decoder.products, self, super().forward)
 
         for module in self.model.modules():
             if type(module) is nn.Linear:
@@ -131,7 +128,7 @@ class Decoder(nn.Module):
         return states[0].float()
 
     @property
-    def embedding(self) -> str:
+    def words(self) -> str:
         """The name of the words' embedding among the weights."""
         weight = self.model.get_input_embeddings().weight
         return next(name for name, tensor in self.named_parameters() if tensor is weight)

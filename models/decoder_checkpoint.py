@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from transformers import MODEL_MAPPING, AutoConfig
 
-from .checkpoint import looked_up, own_dtype
 from .decoder import Decoder, DecoderConfig
 from .errors import UnknownCheckpoint, UnreadableFile
 from .filling import check_names, describe, fill, find_prefix
@@ -51,15 +50,7 @@ def load_decoder(
     """
     weights = open_weights(path)
     config, names = recognise_decoder(weights)
-    build = partial(Decoder, config, depth=depth)
-    matrix = next(name for name in names if ".0." in name and weights.tensors[name].ndim > 1)
-    own = own_dtype(weights, matrix) if dtype is None else dtype
-    blueprint = build(operations=nn)
-    wanted = blueprint.state_dict()
-    names = {theirs: ours for theirs, ours in names.items() if ours in wanted}
-    dtypes = {ours: own if tensor.ndim > 1 else torch.float32 for ours, tensor in wanted.items()}
-    dtypes[blueprint.embedding] = looked_up(own)
-    return fill(build, operations, weights.only(names), names, dtypes, progress)
+    return fill(partial(Decoder, config, depth=depth), operations, weights, names, dtype, progress)
 
 
 def recognise_decoder(weights: Weights) -> tuple[DecoderConfig, dict[str, str]]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .errors import IncompleteCheckpoint
 from .progress import Progress, silent
 from .weights import Weights, cast_weights
+from .widths import kept_as, own_dtype
 
 Model = TypeVar("Model", bound=nn.Module)
 NOTHING = re.compile(r"(?!)")
@@ -40,26 +41,33 @@ def fill(
     operations,
     weights: Weights,
     names: dict[str, str],
-    dtypes: dict[str, torch.dtype],
+    dtype: torch.dtype | None,
     progress: Progress = silent,
 ) -> Model:
     """Builds a model with the given layers and assigns a file's tensors to it, which `check_names` has seen.
 
     build: makes the model on the meta device, with `operations=` for its layers.
-    names: the file's names → the model's.
-    dtypes: of the model's tensors in memory. Tensors that have theirs already stay memory-mapped; others are
-            converted a batch at a time.
+    names: the file's names → the model's, and those of what the model is built without.
+    dtype: of its matrices in memory, and so of all tensors (`widths.py`); None: the file's. Tensors that have theirs
+           already stay memory-mapped; others are converted a batch at a time.
     progress: told of each tensor.
+    A layer whose 8-bit weights are scaled has their scale as its `scale` (`products.py`).
     Raises: IncompleteCheckpoint, naming tensors as the file does.
     """
+    blueprint = build(operations=nn)
+    wanted = blueprint.state_dict()
+    names = {theirs: ours for theirs, ours in names.items() if ours in wanted}
+    weights = weights.only(names)
     tensors = weights.tensors
+    dtypes = kept_as(blueprint, own_dtype(blueprint, names, tensors) if dtype is None else dtype)
     kept = [theirs for theirs, ours in names.items() if tensors[theirs].dtype == dtypes[ours]]
     cast = {theirs: dtypes[ours] for theirs, ours in names.items() if theirs not in kept}
     step = progress(len(names))
-    state, broken = {}, []
-    for theirs, tensor in chain(((name, tensors[name]) for name in kept), cast_weights(weights, cast)):
-        state[names[theirs]] = tensor
-        if not is_finite(tensor):
+    state, scales, broken = {}, {}, []
+    as_they_are = ((name, tensors[name], weights.scales.get(name, 1.0)) for name in kept)
+    for theirs, tensor, scale in chain(as_they_are, cast_weights(weights, cast)):
+        state[names[theirs]], scales[names[theirs]] = tensor, scale
+        if not is_finite(tensor, scaled=theirs in weights.scales):
             broken.append(theirs)
         step()
     if broken:
@@ -69,6 +77,9 @@ def fill(
         )
     model = build(operations=operations)
     model.load_state_dict(state, strict=True, assign=True)
+    for ours, scale in scales.items():
+        if scale != 1.0:
+            model.get_submodule(ours.removesuffix(".weight")).scale = scale
     return model.eval().requires_grad_(False)
 
 
@@ -112,12 +123,13 @@ def is_plain(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.layout is torch.strided and tensor.device.type == "cpu"
 
 
-def is_finite(tensor: Tensor) -> bool:
+def is_finite(tensor: Tensor, *, scaled: bool = False) -> bool:
     """Whether all values are finite, by the extremes alone: much faster than a test of each. 8-bit numbers have
-    no infinity: what does not fit becomes the largest of them."""
+    no infinity: what does not fit becomes the largest of them, which only those use that were scaled to it."""
     if tensor.dtype.itemsize > 1:
         return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor))
-    return bool(tensor.bfloat16().abs().amax() < torch.finfo(tensor.dtype).max)
+    largest, limit = tensor.bfloat16().abs().amax(), torch.finfo(tensor.dtype).max
+    return bool(largest <= limit if scaled else largest < limit)
 
 
 def describe(names: list[str], most: int = 4) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 
 from .checkpoint import load_t5_encoder, recognise_t5
 from .decoder_checkpoint import is_transformers_folder, load_decoder, recognise_decoder
+from .eight_bits import widening
 from .errors import UnreadableFile
 from .formats import is_gguf
 from .gguf_checkpoint import load_gguf, recognise_gguf
@@ -67,7 +68,7 @@ class Source:
         if self.opened:
             return load_gguf(self.opened, self.config, depth=depth, operations=operations, progress=progress)
         load = load_t5_encoder if self.is_t5 else load_decoder
-        return load(self.path, depth=depth, dtype=dtype, operations=operations, progress=progress)
+        return load(self.path, depth=depth, dtype=dtype, operations=widening(operations), progress=progress)
 
 
 def open_source(path: Path) -> Source:

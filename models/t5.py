@@ -21,6 +21,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
+from .products import project
 from .rows import Rows, distinct_rows, real_rows, relative_position_bucket
 
 
@@ -46,26 +47,6 @@ class T5Config:
         return distinct_rows(real, length, self.buckets, self.max_distance)
 
 
-def project(x: Tensor, products: torch.dtype, *layers: nn.Module) -> list[Tensor]:
-    """fp32 [..., i] → fp32 [..., o] by each of the linear layers, the products themselves in `products`.
-
-    In fp32 on a CPU, oneDNN makes them, which for these few rows is faster than the BLAS that torch would ask.
-    For fp16, each row is first scaled by a power of two to at most 1, and back after: the feed-forward of T5
-    reaches beyond fp16's 65504.
-    """
-    if products is torch.float32:
-        if x.is_cpu and torch.backends.mkldnn.is_available():
-            inner = x.to_mkldnn()
-            return [layer(inner).to_dense() for layer in layers]
-        return [layer(x) for layer in layers]
-    if products is not torch.float16:
-        inner = x.to(products)
-        return [layer(inner).float() for layer in layers]
-    scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30).log2().ceil().exp2()
-    inner = (x / scale).to(products)
-    return [layer(inner).float() * scale for layer in layers]
-
-
 class Attention(nn.Module):
     """Self-attention as T5 has it: no scaling by the head width, positions as a bias to the scores."""
 
@@ -81,13 +62,12 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, real: int, bias: Tensor, products: torch.dtype) -> Tensor:
         """x [r, w], the first `real` rows being tokens and the only keys; bias [h, r, real] → [r, w]."""
         split = partial(rearrange, pattern="r (h d) -> 1 h r d", h=self.heads)
-        (query,) = project(x, products, self.query)
-        key, value = project(x[:real], products, self.key, self.value)
+        query = project(x, products, self.query)
+        key, value = project(x[:real], products, self.key), project(x[:real], products, self.value)
         seen = scaled_dot_product_attention(
             split(query), split(key), split(value), attn_mask=bias.unsqueeze(0), scale=1.0
         )
-        (out,) = project(rearrange(seen, "1 h r d -> r (h d)"), products, self.out)
-        return out
+        return project(rearrange(seen, "1 h r d -> r (h d)"), products, self.out)
 
 
 class FeedForward(nn.Module):
@@ -100,9 +80,8 @@ class FeedForward(nn.Module):
         self.down = linear(config.mlp_dim, config.width)
 
     def forward(self, x: Tensor, products: torch.dtype) -> Tensor:
-        gate, up = project(x, products, self.gate, self.up)
-        (down,) = project(gelu(gate, approximate="tanh").mul_(up), products, self.down)
-        return down
+        gate, up = project(x, products, self.gate), project(x, products, self.up)
+        return project(gelu(gate, approximate="tanh").mul_(up), products, self.down)
 
 
 class Block(nn.Module):
@@ -126,6 +105,8 @@ class T5Encoder(nn.Module):
     depth: blocks to build, from the first; None: all. The final norm follows on the last block alone.
     Linear layers and the embedding take `dtype`; norms and the position bias are kept in fp32.
     """
+
+    words = "embedding.weight"  # their embedding, among the weights
 
     def __init__(self, config: T5Config, *, depth: int | None = None, operations=nn, device=None, dtype=None):
         super().__init__()

@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from .eight_bits import cast, split_scales
 from .errors import UnreadableFile
 from .formats import PICKLES, SUFFIXES
 
@@ -22,13 +23,6 @@ FOLDER_NAMES = (
     "pytorch_model.bin",
     "pytorch_model.bin.index.json",
 )
-# What the user may have matrices kept as, in memory or in a smaller file.
-DTYPES = {
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-    "fp8": torch.float8_e4m3fn,
-}
 CAST_BATCH = 256 << 20
 PIECE = 32 << 20
 
@@ -36,12 +30,14 @@ PIECE = 32 << 20
 @dataclass(frozen=True)
 class Weights:
     """path: what was asked for, a file or a folder. tensors: memory-mapped, unless the format does not allow
-    it. metadata: a safetensors file's, else empty."""
+    it. metadata: a safetensors file's, else empty. scales: what 8-bit tensors are to be multiplied by, where
+    the file says so."""
 
     path: Path
     tensors: dict[str, Tensor]
     metadata: dict[str, str] = field(default_factory=dict)
     mapped: bool = True
+    scales: dict[str, float] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -96,7 +92,8 @@ def open_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return Weights(path, tensors, file.metadata() or {})
+            tensors, scales = split_scales(tensors)
+            return Weights(path, tensors, file.metadata() or {}, scales=scales)
     except SafetensorError as error:
         raise UnreadableFile(
             f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short or no safetensors file: {error}. "
@@ -148,7 +145,8 @@ def open_shards(index: Path) -> Weights:
     """Several files under one `*.index.json`."""
     shards = [open_weights(file) for file in shards_of(index)]
     tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
-    return Weights(index, tensors, mapped=all(shard.mapped for shard in shards))
+    scales = {name: scale for shard in shards for name, scale in shard.scales.items()}
+    return Weights(index, tensors, mapped=all(shard.mapped for shard in shards), scales=scales)
 
 
 def shards_of(index: Path) -> list[Path]:
@@ -171,22 +169,22 @@ def shards_of(index: Path) -> list[Path]:
     return [index.parent / name for name in files]
 
 
-def cast_weights(weights: Weights, wanted: dict[str, torch.dtype]) -> Iterator[tuple[str, Tensor]]:
-    """Reads tensors in other dtypes than the file's, a batch at a time.
+def cast_weights(weights: Weights, wanted: dict[str, torch.dtype]) -> Iterator[tuple[str, Tensor, float]]:
+    """Reads tensors in other dtypes than the file's, a batch at a time: (name, values, their scale).
 
     The file is mapped anew for each batch, so that the pages which were read go with the mapping: the memory
     held is that of the result and one batch, not that of the file as well.
     """
-    if not weights.mapped:
-        yield from ((name, weights.tensors.pop(name).to(dtype)) for name, dtype in wanted.items())
-        return
-    names = list(wanted)
+    names, tensors, read = list(wanted), weights.tensors, 0
+    if weights.mapped:
+        tensors = open_weights(weights.path).tensors
     while names:
-        tensors, read = open_weights(weights.path).tensors, 0
-        while names and read < CAST_BATCH:
-            name = names.pop(0)
-            read += tensors[name].nbytes
-            yield name, tensors[name].to(wanted[name], copy=True)
+        if weights.mapped and read >= CAST_BATCH:
+            tensors, read = open_weights(weights.path).tensors, 0
+        name = names.pop(0)
+        tensor = tensors[name] if weights.mapped else tensors.pop(name)
+        read += tensor.nbytes
+        yield name, *cast(tensor, weights.scales.get(name, 1.0), wanted[name])
 
 
 def in_pieces(weights: Weights, names: Iterable[str]) -> Iterator[tuple[str, Tensor]]:

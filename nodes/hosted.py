@@ -10,7 +10,7 @@ from ..models.feature_cache import FeatureCache
 from ..models.feature_files import FeatureFiles
 from ..models.llm import LLM, Features
 from ..models.recipe import Recipe
-from ..models.weights import DTYPES
+from ..models.widths import DTYPES
 from . import folders, host
 
 # One for all LLMs of the server: what was read is not read again when a graph's loader runs anew.

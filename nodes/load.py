@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from ..models.checkpoint import load_cross_adapter
 from ..models.llm import LLM, load_tokenizer
 from ..models.source import open_source
-from ..models.weights import DTYPES
+from ..models.widths import DTYPES
 from . import folders, host, sockets
 from .hosted import HostedAdapter, HostedLLM
 

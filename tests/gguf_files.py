@@ -50,7 +50,7 @@ def write_t5(path, oracle, kind=Kind.F32, arch="t5encoder", without="nothing", *
     write(path, arch, tensors, kind, {"attention.layer_norm_epsilon": 1e-6} | header)
 
 
-def write_decoder(path, oracle, kind=Kind.F32, theta=10000.0, extra=None, **header):
+def write_decoder(path, oracle, kind=Kind.F32, extra=None, **header):
     """A transformers model without its head."""
     config = oracle.config
     arch = {"gemma3_text": "gemma3"}.get(config.model_type, config.model_type)
@@ -66,7 +66,7 @@ def write_decoder(path, oracle, kind=Kind.F32, theta=10000.0, extra=None, **head
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "attention.sliding_window": getattr(config, "sliding_window", None) or 4096,
         "rope.dimension_count": head,
-        "rope.freq_base": theta,
+        "rope.freq_base": 1e6 if arch == "gemma3" else 1e4,
         "vocab_size": config.vocab_size,
     }
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)

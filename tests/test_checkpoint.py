@@ -119,13 +119,16 @@ def test_a_files_dtype_is_kept_if_the_host_casts_from_it(stored, kept, oracle, t
     assert encoder.embedding.weight.dtype.itemsize > 1
 
 
-def test_what_8_bits_cannot_hold_is_refused(oracle, tmp_path):
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [(torch.float16, 1e5), (torch.float8_e4m3fn, float("inf")), (torch.float32, float("nan"))],
+)
+def test_what_a_dtype_cannot_hold_is_refused(dtype, value, oracle, tmp_path):
     tensors = tiny.rankgen_tensors(oracle)
-    tensors["t5_encoder.encoder.block.0.layer.1.DenseReluDense.wo.weight"][0, 0] = 1e4
+    tensors["t5_encoder.encoder.block.0.layer.1.DenseReluDense.wo.weight"][0, 0] = value
     save_file(tensors, tmp_path / "t5.safetensors")
-    load_t5_encoder(tmp_path / "t5.safetensors", dtype=torch.float16)
     with pytest.raises(IncompleteCheckpoint, match="do not fit the chosen dtype"):
-        load_t5_encoder(tmp_path / "t5.safetensors", dtype=torch.float8_e4m3fn)
+        load_t5_encoder(tmp_path / "t5.safetensors", dtype=dtype)
 
 
 def spoil(tensors, damage):

@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from llm4gen.models import weights
 from llm4gen.models.checkpoint import load_cross_adapter, load_t5_encoder
-from llm4gen.models.conversion import DTYPES
+from llm4gen.models.eight_bits import split_scales
+from llm4gen.models.widths import DTYPES
 
 from paths import GOLDEN, TOOLS
 
@@ -91,30 +92,31 @@ def test_a_converted_encoder_has_the_sources_weights(kind, dtype, tensors, tmp_p
     monkeypatch.setattr(weights, "PIECE", 1 << 16)  # so that tensors go through in many pieces
     source, originals = save_source(kind, tensors, tmp_path)
     assert run(source, tmp_path / "new.safetensors", "--dtype", dtype) == 0
-    new = load_file(tmp_path / "new.safetensors")
+    new, scales = split_scales(load_file(tmp_path / "new.safetensors"))
     assert new.keys() == originals.keys() - UNUSED
+    assert scales.keys() == {name for name, tensor in new.items() if tensor.dtype.itemsize == 1}
     for name, tensor in new.items():
-        assert torch.equal(tensor, originals[name].to(tensor.dtype)), name
+        scale = scales.get(name, 1.0)
+        assert torch.equal(tensor, (originals[name] / scale).to(tensor.dtype)), name
+        assert scale == 1.0 or 112 <= tensor.float().abs().max() <= 224
     converted = load_t5_encoder(tmp_path / "new.safetensors", dtype=torch.float32).state_dict()
-    chosen = None if dtype == "fp8" else DTYPES[dtype]
-    for name, tensor in load_t5_encoder(source, dtype=chosen).state_dict().items():
-        if dtype != "fp8":
-            assert torch.equal(converted[name], tensor.float()), name
-        else:
-            torch.testing.assert_close(converted[name], tensor.float(), atol=2**-9, rtol=2**-4)
+    direct = load_t5_encoder(source, dtype=DTYPES[dtype])
+    for name, tensor in direct.state_dict().items():
+        scale = getattr(direct.get_submodule(name.rpartition(".")[0]), "scale", 1.0)
+        assert torch.equal(converted[name], tensor.float() * scale), name
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_only_matrices_of_products_take_a_narrow_dtype(dtype, tensors, tmp_path):
     source, _ = save_source("safetensors", tensors, tmp_path)
     run(source, tmp_path / "new.safetensors", "--dtype", dtype)
-    own, fp8 = DTYPES[dtype], dtype == "fp8"
+    own = DTYPES[dtype]
     for name, tensor in load_file(tmp_path / "new.safetensors").items():
-        narrow = "layer_norm" not in name and "relative_attention_bias" not in name
+        narrow = "layer_norm" not in name and "relative_attention_bias" not in name and "scale" not in name
         if "shared" in name:
-            assert tensor.dtype == (torch.bfloat16 if fp8 else own)
+            assert tensor.dtype == (torch.bfloat16 if dtype == "fp8" else own)
         else:
-            assert tensor.dtype == (own if narrow else torch.bfloat16 if fp8 else torch.float32), name
+            assert tensor.dtype == (own if narrow else torch.float32), name
 
 
 def test_an_encoder_says_where_it_comes_from(tensors, tmp_path, capsys):
@@ -172,10 +174,9 @@ def test_an_adapter_keeps_its_own_recipe_and_dtype(stored, tmp_path):
     [
         ("fp16", 65505.0, "Choose bf16"),
         ("fp16", -1e6, "Choose bf16"),
-        ("fp8", 449.0, "Choose bf16"),
-        ("fp8", -3.4e38, "Choose fp32"),
         ("bf16", 3.4e38, "Choose fp32"),
         ("fp32", 1e300, "No dtype"),
+        ("fp8", 1e300, "No dtype"),
         *((dtype, value, "NaN or infinite") for dtype in DTYPES for value in (float("nan"), -float("inf"))),
     ],
 )
@@ -189,12 +190,13 @@ def test_values_that_do_not_fit_are_refused_by_name(dtype, value, instead, tenso
     assert [path.name for path in tmp_path.iterdir()] == ["t5.safetensors"]
 
 
-@pytest.mark.parametrize(("dtype", "largest"), [("fp16", 65504.0), ("fp8", 448.0)])
+@pytest.mark.parametrize(("dtype", "largest"), [("fp16", 65504.0), ("fp8", 2.0**120)])
 def test_the_largest_value_of_a_dtype_still_fits(dtype, largest, tensors, tmp_path):
     changed = tensors | {QUERY: torch.full_like(tensors[QUERY], -largest)}
     save_file(changed, tmp_path / "t5.safetensors")
     assert run(tmp_path / "t5.safetensors", tmp_path / "new.safetensors", "--dtype", dtype) == 0
-    assert load_file(tmp_path / "new.safetensors")[QUERY].float().unique().tolist() == [-largest]
+    new, scales = split_scales(load_file(tmp_path / "new.safetensors"))
+    assert (new[QUERY].float() * scales.get(QUERY, 1.0)).unique().tolist() == [-largest]
 
 
 def test_a_file_that_is_there_stays_unless_forced(tensors, tmp_path, capsys):

@@ -31,7 +31,7 @@ sys.path.insert(0, tools)
 import convert
 from pathlib import Path
 convert.make_importable()
-from llm4gen.models.conversion import plan_conversion
+from llm4gen.models.conversion_plans import plan_conversion
 plan_conversion(Path(source))
 while target := sys.stdin.readline().strip():
     child = os.fork()

@@ -47,8 +47,7 @@ def test_every_encodings_states_are_those_of_the_numbers_in_it(kind, tmp_path):
 def test_every_familys_every_layer_is_transformers_own(family, kind, tmp_path):
     if family.lower().removesuffix("text") not in GGUF_SUPPORTED_ARCHITECTURES:
         pytest.skip(f"NO {family} in .gguf files with this transformers")
-    theta = 1e6 if "Gemma3" in family else 1e4
-    write_decoder(tmp_path / "llm.gguf", make(family), kind, theta)
+    write_decoder(tmp_path / "llm.gguf", make(family), kind)
     for depth, truth in enumerate(truths(expanded(make(family), kind), len(IDS))):
         assert tiny.relative_error(states(tmp_path / "llm.gguf", depth), truth) <= 1e-5
 

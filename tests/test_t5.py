@@ -88,7 +88,7 @@ def deep(tmp_path_factory):
 @pytest.mark.parametrize(
     ("stored", "products", "bound"),
     [
-        (torch.float8_e4m3fn, torch.bfloat16, 2e-1),
+        (torch.float8_e4m3fn, torch.bfloat16, 1.5e-1),
         (torch.bfloat16, torch.bfloat16, 2e-2),
         (torch.bfloat16, torch.float16, 5e-3),
         (torch.float16, torch.float16, 5e-3),
@@ -98,20 +98,9 @@ def deep(tmp_path_factory):
 def test_precision_of_16_bit_products(stored, products, bound, deep):
     oracle, path = deep
     ids, rows = prompt(30), distinct_rows(30, LENGTH)
-    encoder = load_t5_encoder(path, dtype=stored, operations=CastingLayers)
+    encoder = load_t5_encoder(path, dtype=stored, operations=tiny.CastingLayers)
     states = rows.spread(encoder(ids, rows, products=products))
     assert tiny.relative_error(states, padded_states(oracle, ids)[-1]) <= bound
-
-
-class CastingLayers:
-    """As the host's layers do: weights take the dtype of what comes in."""
-
-    class Linear(torch.nn.Linear):
-        def forward(self, x):
-            return torch.nn.functional.linear(x, self.weight.to(x.dtype))
-
-    RMSNorm = torch.nn.RMSNorm
-    Embedding = torch.nn.Embedding
 
 
 def test_fp16_products_survive_what_overflows_fp16(tmp_path):

@@ -84,6 +84,18 @@ def relative_error(value: torch.Tensor, truth: torch.Tensor) -> float:
     return ((value.float() - truth).norm() / truth.norm()).item()
 
 
+class CastingLayers:
+    """As the host's layers do: weights take the dtype of what comes in."""
+
+    class Linear(torch.nn.Linear):
+        def forward(self, x):
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return torch.nn.functional.linear(x, self.weight.to(x.dtype), bias)
+
+    RMSNorm = torch.nn.RMSNorm
+    Embedding = torch.nn.Embedding
+
+
 class Payload:
     """Unpickled, it makes a file: code that would have run."""
 

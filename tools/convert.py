@@ -2,8 +2,10 @@
 
     python tools/convert.py pytorch_model.bin rankgen-t5-xl-all-bf16.safetensors --dtype bf16
     python tools/convert.py projector.pth
+    python tools/convert.py SmolLM2-135M-Instruct.Q4_1.gguf
 
-Needs little memory whatever the size of the file, and of ComfyUI only what it installs: torch and safetensors.
+LLMs other than T5 become a folder, with their config.json and tokenizer beside the weights. Needs little memory
+whatever the size of the file, and of ComfyUI only what it installs (for .gguf files, the package gguf besides).
 """
 
 from __future__ import annotations
@@ -11,10 +13,11 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,10 +28,11 @@ if TYPE_CHECKING:
     from llm4gen.models.conversion import Conversion
 
 # Goes up with every change of what is written.
-VERSION = 1
+VERSION = 2
 TARGETS = (".safetensors", ".sft")
 NAMES = ("fp32", "bf16", "fp16", "fp8")
 CHUNK = 16 << 20
+IN_FOLDER = "model.safetensors"  # as transformers calls the weights in a folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,21 +86,23 @@ def convert(
 
     Raises: LLM4GENError, CannotWrite, OSError.
     """
-    from llm4gen.models.conversion import plan_conversion  # noqa: PLC0415
+    from llm4gen.models.conversion_plans import plan_conversion  # noqa: PLC0415
     from llm4gen.models.weights import files_of  # noqa: PLC0415
 
     plan = plan_conversion(source, dtype)
     files = files_of(source)
-    target = checked_target(target or default_target(source, plan.dtype), files, force)
+    target = checked_target(target or default_target(source, plan), files, force, plan.furnish is not None)
     print(f"{source.name}: {plan.kind}, {sum(file.stat().st_size for file in files):,} bytes")
     if plan.unused:
         print(
             f"left out, since nothing here uses it: {', '.join(plan.unused[:4])}{', …' * (len(plan.unused) > 4)}"
         )
-    outline = Outline(plan.tensors(), plan.metadata | origin(source, files, check))
+    metadata = {"format": "pt", "dtype": plan.dtype, **plan.metadata, **origin(source, files, check)}
+    outline = Outline(plan.tensors(), metadata)
     print(f"writing {target} in {plan.dtype} ...", flush=True)
     checksum = hashlib.sha256()
-    with in_one_step(target, outline.size()) as file:
+    furnished = made_folder(target.parent, plan.furnish) if plan.furnish else nullcontext()
+    with furnished, in_one_step(target, outline.size()) as file:
 
         def write(data: bytes | memoryview) -> None:
             check()
@@ -105,20 +111,33 @@ def convert(
 
         write_tensors(write, outline, plan.pieces(outline.names()))
         check()
-    print(f"done: {target.name}, {outline.size():,} bytes, sha256 {checksum.hexdigest()}")
+    print(f"done: {target}, {outline.size():,} bytes, sha256 {checksum.hexdigest()}")
     tell_of_tokenizer(plan, target)
 
 
-def default_target(source: Path, dtype: str) -> Path:
+def default_target(source: Path, plan: Conversion) -> Path:
     """Beside the source; a link is a source of its own."""
     named = Path(os.path.abspath(source))
     stem = named.name if named.is_dir() else named.stem
-    return named.with_name(f"{stem}-{dtype}.safetensors")
+    return named.with_name(f"{stem}-{plan.dtype}" + ("" if plan.furnish else TARGETS[0]))
 
 
-def checked_target(target: Path, files: Sequence[Path], force: bool) -> Path:
-    """A place that can be written to. files: the source's. Raises: CannotWrite."""
+def checked_target(target: Path, files: Sequence[Path], force: bool, in_folder: bool) -> Path:
+    """A place for the weights that can be written to. files: the source's. in_folder: the target is a folder, whose
+    weights they will be. Raises: CannotWrite."""
     target = target.expanduser()
+    if in_folder:
+        if target.suffix.lower() in TARGETS or target.is_file():
+            raise CannotWrite(
+                f"This LLM needs its config.json and tokenizer beside it: {target} must be a folder."
+            )
+        if not target.parent.is_dir():
+            raise CannotWrite(f"There is no folder {target.parent}. Make it first.")
+        return (
+            target / IN_FOLDER
+            if not target.is_dir()
+            else checked_target(target / IN_FOLDER, files, force, False)
+        )
     if target.suffix.lower() not in TARGETS:
         raise CannotWrite(
             f"{target.name} must end in {' or '.join(TARGETS)}: by that the file is recognised."
@@ -130,6 +149,21 @@ def checked_target(target: Path, files: Sequence[Path], force: bool) -> Path:
     if target.is_dir() or (target.exists() and not force):
         raise CannotWrite(f"{target} exists already. Name another target, or replace it with --force.")
     return target
+
+
+@contextmanager
+def made_folder(folder: Path, furnish: Callable[[Path], None]) -> Iterator[None]:
+    """A folder with all but the weights, without which no program takes it for a model. If anything goes wrong, it
+    goes too, unless it was there before."""
+    new = not folder.is_dir()
+    try:
+        folder.mkdir(exist_ok=True)
+        furnish(folder)
+        yield
+    except BaseException:
+        if new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def origin(source: Path, files: Sequence[Path], check: Callable[[], None]) -> dict[str, str]:
@@ -169,7 +203,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "source", type=Path, help="what Load LLM Encoder or Load Cross-Adapter takes: file or folder"
     )
     parser.add_argument(
-        "target", type=Path, nargs="?", help="(default: SOURCE-DTYPE.safetensors beside the source)"
+        "target",
+        type=Path,
+        nargs="?",
+        help="(default: SOURCE-DTYPE.safetensors beside the source; a folder SOURCE-DTYPE for LLMs other than T5)",
     )
     parser.add_argument(
         "--dtype", choices=NAMES, help="(default: bf16; for a Cross-Adapter, that of the file)"
