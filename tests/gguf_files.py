@@ -1,12 +1,17 @@
 """Writes models as llama.cpp's converter does: its names, its order of rows, its encodings."""
 
+import sys
+
 import gguf
 import numpy as np
 import tiny
 import torch
 import transformers
 
-Kind = gguf.GGMLQuantizationType
+from paths import TOOLS
+
+sys.path.insert(0, str(TOOLS))
+from gguf_pack import Kind, pack, packable
 
 FAMILIES = {
     "Llama": {},
@@ -66,7 +71,7 @@ def write_decoder(path, oracle, kind=Kind.F32, extra=None, **header):
         "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
         "attention.sliding_window": getattr(config, "sliding_window", None) or 4096,
         "rope.dimension_count": head,
-        "rope.freq_base": 1e6 if arch == "gemma3" else 1e4,
+        "rope.freq_base": theta_of(config),
         "vocab_size": config.vocab_size,
     }
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
@@ -91,8 +96,13 @@ def write(path, arch, tensors, kind, header):
         add(name if name.startswith("split.") else f"{arch}.{name}", value)
     for name, tensor in tensors.items():
         plain = tensor.ndim == 1 or "rel_b" in name
-        chosen = Kind.F32 if plain else kind
-        writer.add_tensor(name, pack(tensor.float().contiguous().numpy(), chosen), raw_dtype=chosen)
+        chosen = Kind.F32 if plain else packable(kind, tensor.shape[-1])
+        matrix = tensor.float().contiguous().numpy()
+        if chosen is Kind.Q8_K:  # which no library expands
+            data = np.zeros((len(matrix), matrix.shape[1] // 256 * 292), np.uint8)
+        else:
+            data = pack(matrix, chosen)
+        writer.add_tensor(name, data, raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -107,42 +117,8 @@ def expanded(model, kind):
     return model
 
 
-def pack(matrix, kind):
-    """[rows, columns] → [rows, bytes]. The library expands the K-quants and does not make them."""
-    if kind is Kind.Q8_K:  # which no library expands
-        return np.zeros((len(matrix), matrix.shape[1] // 256 * 292), np.uint8)
-    if kind not in (Kind.Q4_K, Kind.Q5_K, Kind.Q6_K):
-        return gguf.quantize(matrix, kind)
-    blocks = matrix.reshape(-1, 256)
-    packed = pack_6_bits(blocks) if kind is Kind.Q6_K else pack_4_or_5_bits(blocks, kind is Kind.Q5_K)
-    return packed.reshape(len(matrix), -1)
-
-
-def pack_4_or_5_bits(blocks, five):
-    """Eight runs of 32 numbers, q · scale - least; scales and leasts in 6 bits."""
-    runs, levels = blocks.reshape(-1, 8, 32), 31 if five else 15
-    least = np.maximum(0, -runs.min(axis=2))
-    scale = (np.maximum(0, runs.max(axis=2)) + least) / levels
-    d, dmin = (np.float16(part.max(axis=1, keepdims=True) / 63) for part in (scale, least))
-    s, m = (np.uint8(np.clip(np.rint(a / b), 0, 63)) for a, b in ((scale, d), (least, dmin)))
-    step, base = (np.float32(a * b)[..., None] for a, b in ((d, s), (dmin, m)))
-    q = np.uint8(np.clip(np.rint((runs + base) / np.maximum(step, 1e-12)), 0, levels))
-    sizes = [s[:, :4] | s[:, 4:] >> 4 << 6, m[:, :4] | m[:, 4:] >> 4 << 6, s[:, 4:] & 15 | m[:, 4:] << 4]
-    pairs = (q & 15).reshape(-1, 4, 2, 32)
-    high = [np.bitwise_or.reduce([q[:, run] >> 4 << run for run in range(8)])] if five else []
-    low = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
-    return np.hstack([d.view(np.uint8), dmin.view(np.uint8), *sizes, *high, low])
-
-
-def pack_6_bits(blocks):
-    """Sixteen runs of 16 numbers, (q - 32) · scale; scales in 8 bits."""
-    runs = blocks.reshape(-1, 16, 16)
-    scale = np.abs(runs).max(axis=2) / 31
-    d = np.float16(scale.max(axis=1, keepdims=True) / 127)
-    s = np.int8(np.minimum(np.rint(scale / d), 127))
-    step = np.maximum(np.float32(d * s)[..., None], 1e-12)
-    q = np.uint8(np.clip(np.rint(runs / step), -32, 31) + 32)
-    four, two = (q & 15).reshape(-1, 2, 2, 64), (q >> 4).reshape(-1, 2, 4, 32)
-    low = (four[:, :, 0] | four[:, :, 1] << 4).reshape(-1, 128)
-    high = np.bitwise_or.reduce([two[:, :, run] << 2 * run for run in range(4)]).reshape(-1, 64)
-    return np.hstack([low, high, s.view(np.uint8), d.view(np.uint8)])
+def theta_of(config):
+    """The base of the rotation, where Gemma 3 has two; older versions of transformers keep it elsewhere."""
+    told = getattr(config, "rope_parameters", None) or {}
+    told = told.get("full_attention", told)
+    return float(told.get("rope_theta") or config.rope_theta)

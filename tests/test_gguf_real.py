@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 import torch
+from gguf_files import Kind, write_decoder
 from tiny import relative_error
 from transformers import AutoModel
 
@@ -51,6 +52,20 @@ def test_its_states_are_transformers_own(layer, oracle, llm):
         found = llm.read(reader, ids, recipe, device=torch.device("cpu"), products=torch.float32)
         truth = oracle(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0]
         assert relative_error(found.states, truth) <= 1e-5
+
+
+@pytest.mark.parametrize(("kind", "most"), [("Q8_0", 4e-2), ("Q4_K", 8e-2)])
+@torch.inference_mode()
+def test_packed_anew_its_states_stay_close(kind, most, oracle, llm, tmp_path):
+    """To the last norm, after 30 layers; of what is kept in 4 bits, rows of other lengths than blocks have in 8."""
+    recipe = Recipe(template="{text}", padding="drop")
+    write_decoder(tmp_path / "llm.gguf", oracle, Kind[kind])
+    reader = open_source(tmp_path / "llm.gguf").load(llm.depth(recipe))
+    for text in TEXTS[:2]:
+        ids = llm.tokenize(text, recipe).ids
+        found = llm.read(reader, ids, recipe, device=torch.device("cpu"), products=torch.float32)
+        truth = oracle(input_ids=torch.tensor([ids])).last_hidden_state[0]
+        assert 1e-3 < relative_error(found.states, truth) <= most
 
 
 def test_its_tokenizer_comes_from_the_file(llm):
