@@ -34,7 +34,13 @@ FORBIDDEN = {
         "..models.weights",
     ),
     "nodes/host.py": ("..models", "comfy_api", *ROOMS),
+    # HTTP alone.
+    "nodes/routes.py": ("torch", "transformers", "comfy", "comfy_api", "folder_paths", *ROOMS),
+    # tools/doctor.py reads them where no server is and no model could run.
+    "nodes/re*.py": ("comfy", "comfy_api", "server", "aiohttp", ".host", ".fused_clip", ".hosted", ".routes"),
+    "nodes/tokenizers.py": ("comfy", "comfy_api", "server", "aiohttp", ".host"),
 }
+WEB = ("server", "aiohttp")
 ONLY_HOST_MAY = [path for path in (ROOT / "nodes").glob("*.py") if path.name != "host.py"]
 
 
@@ -70,6 +76,11 @@ def test_only_host_py_knows_the_hosts_memory(path):
 
 def test_host_py_does():
     assert all(knows(ROOT / "nodes" / "host.py", module) for module in MEMORY)
+
+
+def test_only_routes_py_knows_http():
+    knowing = [path for path in (ROOT / "nodes").glob("*.py") if any(knows(path, module) for module in WEB)]
+    assert [path.name for path in knowing] == ["routes.py"]
 
 
 def test_nothing_imports_tools():
