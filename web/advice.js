@@ -9,13 +9,13 @@ export const adviceOnEncoders = (node, report, words) =>
 export const adviceOnAdapters = (node, report, words) =>
   advice(widget(node, "adapter_name"), value(node, "adapter_name"), report.adapters, report.advice.llm4gen, words);
 
-/** Under a loader: what to get where its list is empty, and which files there cannot be used. */
+/** Under a loader: what to get where its list is empty, and why the file chosen cannot be used. */
 function advice(list, chosen, files, wanted, words) {
   const choices = list?.options?.values;
   const isEmpty = choices?.length === 1 && choices[0] === wanted;
-  const faulty = files.filter((file) => file.error && (isEmpty || file.name === chosen));
-  const said = faulty.map(({ name, error }) => ({ text: `${name}: ${error}`, tone: "warning" }));
-  return isEmpty ? [{ text: fill(words.empty, { wanted }), tone: "warning" }, ...said] : said;
+  if (isEmpty) return [warning(fill(words.empty, { wanted }))];
+  const file = files.find((file) => file.name === chosen);
+  return file?.error || file?.reason ? [warning(file.error ?? file.reason)] : [];
 }
 
 /** Under what fuses the two: that they cannot be. */
@@ -23,5 +23,7 @@ export function misfit(node, report, words) {
   const encoder = loaded(node, "llm", ENCODER_LOADER, "encoder_name");
   const adapter = loaded(node, "adapter", ADAPTER_LOADER, "adapter_name");
   const pair = report.pairs.find((pair) => pair.encoder === encoder && pair.adapter === adapter);
-  return pair && !pair.fits ? [{ text: fill(words.misfit, { encoder, adapter }), tone: "warning" }] : [];
+  return pair && !pair.fits ? [warning(fill(words.misfit, { encoder, adapter }))] : [];
 }
+
+const warning = (text) => ({ text, tone: "warning" });

@@ -78,7 +78,7 @@ function outside(graph, index, steps) {
   const input = hosts.length === 1 ? hosts[0].inputs?.[index] : undefined;
   if (!input) return {};
   if (input.link != null) return origin(hosts[0].graph, input.link, steps + 1);
-  return { value: hosts[0].getWidgetFromSlot?.(input)?.value };
+  return { value: widget(hosts[0], input.widget?.name ?? input.name)?.value };
 }
 
 const nodesOf = (graph) =>

@@ -24,7 +24,7 @@ export function meter(node, _report, words) {
     adapter: loaded(fused, "adapter", ADAPTER_LOADER, "adapter_name"),
   });
   // Words for the LLM that only a run can tell: no count stands for them. With strength 0 it reads nothing.
-  const unread = (isLinked(node, "llm_text") && llmText === undefined) || value(fused, "strength") === 0;
+  const unread = (isLinked(node, "llm_text") && typeof llmText !== "string") || value(fused, "strength") === 0;
   const about = CHANGES.test(text + (llmText ?? "")) ? "≈ " : "";
   return question.answer ? lines(question.answer, value(fused, "long_prompt") === CHUNKS, unread, about, words) : [];
 }
@@ -32,11 +32,12 @@ export function meter(node, _report, words) {
 function lines({ clip, llm, note }, inChunks, unread, about, words) {
   const limit = inChunks ? clip.limit * Math.max(1, Math.ceil(clip.tokens / clip.limit)) : clip.limit;
   const counts = [`CLIP ${clip.tokens}/${limit}`];
-  if (llm && !unread) counts.push(`LLM ${llm.tokens}/${llm.limit}`);
+  // With a note, it was not counted as the chosen files would have it; what is wrong with them, their loader says.
+  const isRead = llm && !unread && !note;
+  if (isRead) counts.push(`LLM ${llm.tokens}/${llm.limit}`);
   const said = [{ text: about + counts.join(" · ") }];
   if (clip.cut && !inChunks) said.push(warning(words.cut, "CLIP", clip.cut));
-  if (llm?.cut && !unread) said.push(warning(words.cut, "LLM", llm.cut));
-  if (note && !unread) said.push({ text: note });
+  if (isRead && llm.cut) said.push(warning(words.cut, "LLM", llm.cut));
   return said;
 }
 

@@ -2,7 +2,7 @@
 
 import { app } from "../../scripts/app.js";
 
-const TEXTS = {
+export const TEXTS = {
   en: {
     cut: "{half} cut from: {words}",
     empty: "Nothing to choose from yet: {wanted} (press R).",
