@@ -404,7 +404,7 @@ def test_the_server_goes_on_while_something_is_counted(started, meter, monkeypat
 
     def count(**asked):
         begun.set()
-        assert go_on.wait(60)
+        assert go_on.wait(20)
         return {"asked": asked}
 
     monkeypatch.setattr(meter, "count", count)
@@ -417,7 +417,7 @@ def test_the_server_goes_on_while_something_is_counted(started, meter, monkeypat
         app.add_routes(host.routes)
         async with TestClient(TestServer(app)) as client:
             waiting = asyncio.create_task(client.post("/llm4gen/tokens", json=ASKED))
-            assert await asyncio.to_thread(begun.wait, 60)
+            assert await asyncio.to_thread(begun.wait, 20)
             try:
                 assert (await client.get("/llm4gen/report")).status == 200
                 assert (await client.post("/llm4gen/tokens", json=[])).status == 400
