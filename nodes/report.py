@@ -70,13 +70,19 @@ def told(look: Callable[[Path], Facts], unknown: Facts) -> Callable[[Path], Fact
     return tell
 
 
+def check_header(path: Path) -> None:
+    """Raises: UnknownCheckpoint for what cannot be looked at without reading gigabytes."""
+    if is_headless(path) and path.stat().st_size > WHOLE:
+        raise UnknownCheckpoint(
+            f"{path.name} is in torch's format from before 1.6, which has no header to look at. tools/convert.py "
+            "makes a file that has."
+        )
+
+
 def look_at_encoder(path: Path) -> Encoder:
     """Raises: UnreadableFile, MissingPackage."""
-    if is_headless(path) and path.stat().st_size > WHOLE:
-        return Encoder(
-            reason=f"{path.name} is in torch's format from before 1.6, without a header to look at."
-        )
     try:
+        check_header(path)
         source = open_source(path)
     except (UnknownCheckpoint, IncompleteCheckpoint) as error:
         return Encoder(reason=folders.without_places(str(error)).partition(". ")[0] + ".")
@@ -96,6 +102,7 @@ def where_tokenizer(source: Source) -> str:
 
 def look_at_adapter(path: Path) -> Adapter:
     """Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint, WrongRecipe."""
+    check_header(path)
     weights = open_weights(path)
     config, recipe, _ = recognise_adapter(weights)
     return Adapter(config.clip_dim, config.llm_dim, recipe, weights.stored)
