@@ -1,6 +1,7 @@
 """Which way knowledge flows: models ← nodes ← the entry point, and what each room must not know."""
 
 import ast
+import re
 
 import pytest
 
@@ -81,6 +82,15 @@ def test_host_py_does():
 def test_only_routes_py_knows_http():
     knowing = [path for path in (ROOT / "nodes").glob("*.py") if any(knows(path, module) for module in WEB)]
     assert [path.name for path in knowing] == ["routes.py"]
+
+
+def test_web_knows_the_front_end_and_itself_alone():
+    """The host imports every module of web/ by itself, so only llm4gen.js may do anything then."""
+    paths = sorted((ROOT / "web").glob("*.js"))
+    known = {f"./{path.name}" for path in paths} | {"../../scripts/app.js", "../../scripts/api.js"}
+    texts = {path.name: path.read_text(encoding="utf-8") for path in paths}
+    assert {name for text in texts.values() for name in re.findall(r'from "(.*)";', text)} <= known
+    assert [name for name, text in texts.items() if "registerExtension" in text] == ["llm4gen.js"]
 
 
 def test_nothing_imports_tools():
