@@ -87,6 +87,13 @@ WAYS = {
       return id;
     }""",
 }
+# One more node between LLM4GEN CLIP and a prompt.
+LORA_BETWEEN = """(id) => {
+  const lora = LiteGraph.createNode("LoraLoader");
+  app.graph.add(lora);
+  app.graph.nodes.find((node) => node.type === "LLM4GEN_ApplyToCLIP").connect(0, lora, lora.findInputSlot("clip"));
+  lora.connect(1, app.graph.getNodeById(id), 0);
+}"""
 # Another node's words for the LLM.
 FEED = """([id, type, words]) => {
   const node = app.graph.getNodeById(id);
@@ -172,7 +179,9 @@ def test_typing_asks_a_few_times_and_ends_with_the_right_count(page, graph, coun
     area.fill("")
     says(page, graph, counts(*count("")))
     page.asked.clear()
-    area.press_sequentially(text)
+    area.press_sequentially(
+        text, delay=50
+    )  # ms: nobody types faster, and a look each would be a request each
     says(page, graph, counts(*count(text)))
     assert json.loads(page.asked[-1]) == question(text)
     assert len(page.asked) <= len(text) / 4
@@ -219,9 +228,9 @@ def test_saved_and_sent_graphs_know_nothing_of_it(page, graph):
 def test_the_files_are_found_through(way, page, graph, count):
     """The files decide how the LLM counts: the question must name them, however the wires run."""
     node = page.evaluate(WAYS[way], graph)
-    page.evaluate(SET, [node, "text", "found through it"])
-    says(page, node, counts(*count("found through it")))
-    assert question("found through it") in map(json.loads, page.asked)
+    page.evaluate(SET, [node, "text", f"found through {way}"])
+    says(page, node, counts(*count(f"found through {way}")))
+    assert question(f"found through {way}") in map(json.loads, page.asked)
 
 
 def test_other_words_for_the_llm_are_counted_where_they_are_known(page, graph, count):
@@ -237,6 +246,9 @@ def test_clip_text_encode_has_one_behind_llm4gen_clip_alone(page, count):
     node = open_example(page, EXAMPLES / "llm4gen_lora.json", "CLIPTextEncode")
     text = page.evaluate(PROMPT)[str(node)]["inputs"]["text"]
     says(page, node, counts(*count(text)))
+    page.evaluate(LORA_BETWEEN, node)
+    page.evaluate(SET, [node, "text", "through a LoRA"])
+    says(page, node, counts(*count("through a LoRA")))
     checkpoint = page.evaluate(FIND, "CheckpointLoaderSimple")[0]
     plain = "([from, to]) => app.graph.getNodeById(from).connect(1, app.graph.getNodeById(to), 0)"
     page.evaluate(plain, [checkpoint, node])
