@@ -49,3 +49,7 @@ class OutOfMemory(LLM4GENError):
 
 class MissingPackage(LLM4GENError):
     """The file is of a kind that is read with a Python package which is not installed."""
+
+
+class UnreadableText(LLM4GENError):
+    """The host's own tokenizer fails at the text."""

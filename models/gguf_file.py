@@ -5,6 +5,7 @@ The package is optional: it is imported when such a file is opened, and not befo
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from .errors import IncompleteCheckpoint, MissingPackage, UnknownCheckpoint, UnreadableFile
 from .filling import is_finite
-from .weights import Weights
+from .weights import Weights, most_of
 
 PIECE = 1 << 18  # numbers expanded at a time: little is held beside the result, and it stays in the cache
 
@@ -73,6 +74,11 @@ class GgufFile:
     @property
     def architecture(self) -> str:
         return str(self.header.get("general.architecture"))
+
+    @property
+    def stored(self) -> str:
+        """The encoding of most of its numbers."""
+        return most_of((tensor.kind.name, math.prod(tensor.shape)) for tensor in self.tensors.values())
 
     def outline(self) -> Weights:
         """The shapes alone, for checks: as tensors without memory."""

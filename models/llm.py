@@ -55,11 +55,12 @@ def load_tokenizer(place: Path, vocabulary: int) -> PreTrainedTokenizerBase:
 
 @dataclass(frozen=True)
 class Tokens:
-    """ids and their weights (the emphasis on each): at most as many as the recipe's length. dropped: how many
-    tokens of words did not fit."""
+    """ids and their weights (the emphasis on each): at most as many as the recipe's length. total: how many there
+    were before the cut, template and end mark included. dropped: how many tokens of words did not fit."""
 
     ids: tuple[int, ...]
     weights: tuple[float, ...]
+    total: int
     dropped: int
 
 
@@ -84,6 +85,39 @@ class Features:
         return Features(torch.cat([scaled, padding]), self.rows)
 
 
+def tokenize(
+    tokenizer: PreTrainedTokenizerBase, text: str, recipe: Recipe, weights: Sequence[float] = ()
+) -> Tokens:
+    """The recipe's prompt as tokens, cut to its length.
+
+    As published: not cut by the tokenizer but after it, so that a long prompt loses its `</s>`.
+    weights: the emphasis on each character of the text; a token takes that of its first that is no space.
+    """
+    prompt = recipe.prompt(text)
+    emphasised = any(weight != 1.0 for weight in weights)
+    read = tokenizer(prompt, verbose=False, return_offsets_mapping=emphasised)
+    ids = read["input_ids"] or [PAD]
+    each = [1.0] * len(ids)
+    if emphasised:
+        on = recipe.spread(weights)
+        for index, (start, end) in enumerate(read["offset_mapping"]):
+            inked = (place for place in range(start, end) if not prompt[place].isspace())
+            each[index] = on[next(inked, start)] if start < end else 1.0
+    kept = slice(recipe.tokens)
+    words = len(ids) - (ids[-1] == tokenizer.eos_token_id)  # losing the end mark is losing no words
+    return Tokens(tuple(ids[kept]), tuple(each[kept]), len(ids), max(0, words - recipe.tokens))
+
+
+def cut_words(tokenizer: PreTrainedTokenizerBase, text: str, recipe: Recipe) -> str:
+    """The end of a user's words that does not fit in the recipe's length; empty if all of them do."""
+    read = tokenizer(recipe.prompt(text), verbose=False, return_offsets_mapping=True)
+    starts = [start for start, end in read["offset_mapping"][recipe.tokens :] if start < end]
+    if not starts:
+        return ""
+    before, _, _ = recipe.around.partition("{text}")
+    return text[max(0, starts[0] - len(before)) :].strip()
+
+
 class LLM:
     """A recognised LLM with its tokenizer. Its encoder is the caller's to load, to keep and to move."""
 
@@ -92,24 +126,7 @@ class LLM:
         self.tokenizer = tokenizer
 
     def tokenize(self, text: str, recipe: Recipe, weights: Sequence[float] = ()) -> Tokens:
-        """The recipe's prompt as tokens, cut to its length.
-
-        As published: not cut by the tokenizer but after it, so that a long prompt loses its `</s>`.
-        weights: the emphasis on each character of the text; a token takes that of its first that is no space.
-        """
-        prompt = recipe.prompt(text)
-        emphasised = any(weight != 1.0 for weight in weights)
-        read = self.tokenizer(prompt, verbose=False, return_offsets_mapping=emphasised)
-        ids = read["input_ids"] or [PAD]
-        each = [1.0] * len(ids)
-        if emphasised:
-            on = recipe.spread(weights)
-            for index, (start, end) in enumerate(read["offset_mapping"]):
-                inked = (place for place in range(start, end) if not prompt[place].isspace())
-                each[index] = on[next(inked, start)] if start < end else 1.0
-        kept = slice(recipe.tokens)
-        words = len(ids) - (ids[-1] == self.tokenizer.eos_token_id)  # losing the end mark is losing no words
-        return Tokens(tuple(ids[kept]), tuple(each[kept]), max(0, words - recipe.tokens))
+        return tokenize(self.tokenizer, text, recipe, weights)
 
     def depth(self, recipe: Recipe) -> int:
         """How many layers lead to the recipe's hidden state. Raises: WrongRecipe if the encoder has too few."""

@@ -37,12 +37,13 @@ class Config(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """An LLM that was recognised. identity: changes when its files do. opened: a .gguf file, whose header with
-    all words of the tokenizer takes seconds to read."""
+    """An LLM that was recognised. identity: changes when its files do. stored: what most of its numbers are kept as.
+    opened: a .gguf file, whose header with all words of the tokenizer takes seconds to read."""
 
     path: Path
     config: Config
     identity: str
+    stored: str
     opened: GgufFile | None = None
 
     @property
@@ -79,11 +80,11 @@ def open_source(path: Path) -> Source:
     identity = identity_of(path)
     if is_gguf(path):
         config, opened = recognise_gguf(path)
-        return Source(path, config, identity, opened)
+        return Source(path, config, identity, opened.stored, opened)
     weights = open_weights(path)
     recognise = recognise_decoder if is_transformers_folder(path) else recognise_t5
     config, _ = recognise(weights)
-    return Source(path, config, identity)
+    return Source(path, config, identity, weights.stored)
 
 
 def identity_of(path: Path) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,6 +28,8 @@ FOLDER_NAMES = (
 CAST_BATCH = 256 << 20
 PIECE = 32 << 20
 
+Kind = TypeVar("Kind")
+
 
 @dataclass(frozen=True)
 class Weights:
@@ -44,9 +48,26 @@ class Weights:
         """For messages."""
         return self.path.name
 
+    @property
+    def stored(self) -> str:
+        """What most of its numbers are kept as."""
+        kinds = ((tensor.dtype, tensor.numel()) for tensor in self.tensors.values())
+        dtype = most_of(kinds)
+        return next(
+            (name for name, known in DTYPES.items() if known == dtype), str(dtype).removeprefix("torch.")
+        )
+
     def only(self, names: Iterable[str]) -> Weights:
         """Without the tensors that are not wanted."""
         return replace(self, tensors={name: self.tensors[name] for name in names})
+
+
+def most_of(counts: Iterable[tuple[Kind, int]]) -> Kind:
+    """The kind that has the most, of pairs of a kind and how many."""
+    sums: Counter = Counter()
+    for kind, count in counts:
+        sums[kind] += count
+    return sums.most_common(1)[0][0]
 
 
 def open_weights(path: Path) -> Weights:
@@ -139,6 +160,14 @@ def open_pickle(path: Path) -> Weights:
             "A file of weights (a state dict) is needed."
         )
     return Weights(path, loaded, mapped=mapped)
+
+
+def is_headless(path: Path) -> bool:
+    """Whether a file is a pickle of torch before 1.6, of which nothing is known before all of it was read."""
+    if path.suffix.lower() not in PICKLES or not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(1) == pickle.PROTO
 
 
 def open_shards(index: Path) -> Weights:

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folders
+from . import folders, routes
 from .condition import ApplyToCLIP, LLM4GENConditioning
 from .load import LoadCrossAdapter, LoadLLMEncoder
 
@@ -10,6 +10,7 @@ from .load import LoadCrossAdapter, LoadLLMEncoder
 class LLM4GENExtension(ComfyExtension):
     async def on_load(self) -> None:
         folders.register()
+        routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [LoadLLMEncoder, LoadCrossAdapter, LLM4GENConditioning, ApplyToCLIP]

@@ -6,12 +6,13 @@ Names are paths relative to their folder, always with `/`, so that a workflow sa
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 
 import folder_paths
 
 from ..models.errors import MissingFile
-from ..models.formats import SUFFIXES, has_tokenizer, is_gguf
+from ..models.formats import SUFFIXES, TOKENIZER_FILE, has_tokenizer, is_gguf
 
 ADAPTERS = "llm4gen"
 ENCODERS = "text_encoders"
@@ -19,7 +20,8 @@ FEATURES = "llm4gen_cache"
 ADVICE = {
     ADAPTERS: "put LLM4GEN's projector.pth in ComfyUI/models/llm4gen, then refresh",
     ENCODERS: "put the T5 encoder (rankgen-t5-xl-all) in ComfyUI/models/text_encoders, then refresh",
-}
+}  # The folders before a name, from a drive, a root or a share on.
+PLACE = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:)?[/\\]{1,2}(?:[^\s/\\'\":]+[/\\])+")
 
 
 def register() -> None:
@@ -49,13 +51,24 @@ def resolve(key: str, name: str) -> Path:
     return path
 
 
+def find(key: str, name: str | None) -> Path | None:
+    """As `resolve`, and None for what is not there."""
+    return look_up(listed(key), name)
+
+
 def fingerprint(key: str, name: str | None) -> str:
     """Changes when the file behind a name does, so that the host loads it anew. Of a name that comes over a
     wire the host tells None here."""
-    path = look_up(listed(key), name)
+    path = find(key, name)
     if path is None:
         return str(name)
-    files = sorted(file for file in (path.iterdir() if path.is_dir() else [path]) if file.is_file())
+    return stamp(path)
+
+
+def stamp(path: Path) -> str:
+    """Changes when a model does: the files of its folder, or its file and a tokenizer beside it."""
+    files = path.iterdir() if path.is_dir() else [path, path.with_name(TOKENIZER_FILE)]
+    files = sorted(file for file in files if file.is_file())
     return repr([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
 
 
@@ -86,6 +99,16 @@ def gguf_names() -> list[Path]:
 def look_up(found: dict[str, Path], name: object) -> Path | None:
     """A name as we list it, or as Windows writes it."""
     return found.get(str(name)) or found.get(str(name).replace("\\", "/"))
+
+
+def without_places(message: str) -> str:
+    """A message for other eyes: the names of files stay, where they lie on this machine goes."""
+    roots = {Path(root) for key in (ENCODERS, ADAPTERS) for root in folder_paths.get_folder_paths(key)}
+    roots = {*roots, *(root.resolve() for root in roots), host_t5_tokenizer().parent}
+    for root in sorted(map(str, roots), key=len, reverse=True):  # a name with spaces is known here alone
+        for written in (root, root.replace("\\", "/"), root.replace("\\", "\\\\")):
+            message = re.sub(rf"{re.escape(written)}[/\\]*", "", message)
+    return PLACE.sub("", message)
 
 
 def feature_folder() -> Path | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from comfy_api.latest import io
 
 from ..models.checkpoint import load_cross_adapter
-from ..models.llm import LLM, load_tokenizer
+from ..models.llm import LLM
 from ..models.source import open_source
 from ..models.widths import DTYPES
 from . import folders, host, sockets
 from .hosted import HostedAdapter, HostedLLM
+from .tokenizers import tokenizer_of
 
 
 class LoadLLMEncoder(io.ComfyNode):
@@ -62,11 +63,8 @@ class LoadLLMEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, encoder_name, dtype="auto", device="default") -> io.NodeOutput:
-        path = folders.resolve(folders.ENCODERS, encoder_name)
-        source = open_source(path)
-        place = folders.tokenizer_place(path, source.is_t5)
-        llm = LLM(source, load_tokenizer(place, source.config.vocabulary))
-        return io.NodeOutput(HostedLLM(llm, dtype, device))
+        source = open_source(folders.resolve(folders.ENCODERS, encoder_name))
+        return io.NodeOutput(HostedLLM(LLM(source, tokenizer_of(source)), dtype, device))
 
 
 class LoadCrossAdapter(io.ComfyNode):

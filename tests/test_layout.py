@@ -1,6 +1,7 @@
 """Which way knowledge flows: models ← nodes ← the entry point, and what each room must not know."""
 
 import ast
+import re
 
 import pytest
 
@@ -34,7 +35,13 @@ FORBIDDEN = {
         "..models.weights",
     ),
     "nodes/host.py": ("..models", "comfy_api", *ROOMS),
+    # HTTP alone.
+    "nodes/routes.py": ("torch", "transformers", "comfy", "comfy_api", "folder_paths", *ROOMS),
+    # tools/doctor.py reads them where no server is and no model could run.
+    "nodes/re*.py": ("comfy", "comfy_api", "server", "aiohttp", ".host", ".fused_clip", ".hosted", ".routes"),
+    "nodes/tokenizers.py": ("comfy", "comfy_api", "server", "aiohttp", ".host"),
 }
+WEB = ("server", "aiohttp")
 ONLY_HOST_MAY = [path for path in (ROOT / "nodes").glob("*.py") if path.name != "host.py"]
 
 
@@ -70,6 +77,20 @@ def test_only_host_py_knows_the_hosts_memory(path):
 
 def test_host_py_does():
     assert all(knows(ROOT / "nodes" / "host.py", module) for module in MEMORY)
+
+
+def test_only_routes_py_knows_http():
+    knowing = [path for path in (ROOT / "nodes").glob("*.py") if any(knows(path, module) for module in WEB)]
+    assert [path.name for path in knowing] == ["routes.py"]
+
+
+def test_web_knows_the_front_end_and_itself_alone():
+    """The host imports every module of web/ by itself, so only llm4gen.js may do anything then."""
+    paths = sorted((ROOT / "web").glob("*.js"))
+    known = {f"./{path.name}" for path in paths} | {"../../scripts/app.js", "../../scripts/api.js"}
+    texts = {path.name: path.read_text(encoding="utf-8") for path in paths}
+    assert {name for text in texts.values() for name in re.findall(r'from "(.*)";', text)} <= known
+    assert [name for name, text in texts.items() if "registerExtension" in text] == ["llm4gen.js"]
 
 
 def test_nothing_imports_tools():

@@ -9,8 +9,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def make_importable() -> None:
-    """From here on `llm4gen.models` can be imported."""
-    pack = types.ModuleType("llm4gen")
-    pack.__path__ = [str(ROOT)]
-    sys.modules.setdefault("llm4gen", pack)
+def make_importable(*rooms: str) -> None:
+    """From here on `llm4gen.models` can be imported.
+
+    rooms: whose files can be, without what their `__init__.py` would bring: a running ComfyUI, in that of nodes.
+    """
+    for name in ("llm4gen", *(f"llm4gen.{room}" for room in rooms)):
+        package = types.ModuleType(name)
+        package.__path__ = [str(ROOT.joinpath(*name.split(".")[1:]))]
+        sys.modules.setdefault(name, package)

@@ -108,6 +108,24 @@ def put(tmp_path_factory):
     return lambda folder, name, tensors: save_file(tensors, models / folder / name)
 
 
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """Our `folders` module over two empty places each for encoders and adapters, `one` and `two` in `tmp_path`, and
+    one for what else may lie around."""
+    host = in_process.start()
+    from llm4gen.nodes import folders  # noqa: PLC0415
+
+    ours = (folders.ENCODERS, folders.ADAPTERS)
+    for key in (*ours, "checkpoints", "clip_vision", "controlnet", "diffusion_models", "loras", "vae"):
+        roots = [tmp_path / name / key for name in ("one", "two")[: 2 if key in ours else 1]]
+        for root in roots:
+            root.mkdir(parents=True)
+        kinds = set() if key in ours else host.folders.supported_pt_extensions
+        monkeypatch.setitem(host.folders.folder_names_and_paths, key, ([str(root) for root in roots], kinds))
+    monkeypatch.setattr(host.folders, "filename_list_cache", {})
+    return folders
+
+
 @pytest.fixture(scope="session")
 def standin():
     """The stand-in checkpoint's tensors, to make others from."""

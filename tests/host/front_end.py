@@ -15,22 +15,45 @@ DROP = """([name, type, base64]) => {
 FAULTY = "() => app.graph.nodes.filter((n) => n.has_errors).map((n) => n.type).sort()"
 UNREGISTERED = "app.graph.nodes.filter((n) => !LiteGraph.registered_node_types[n.type]).map((n) => n.type)"
 PROMPT = "async () => (await app.graphToPrompt()).output"
+FIND = "(type) => app.graph.nodes.filter((node) => node.type === type).map((node) => node.id)"
+SET = "([id, name, value]) => { app.canvas.graph.getNodeById(id).widgets.find((w) => w.name === name).value = value; }"
+# What the pack says under a node of the open graph, line by line; null for nothing.
+NOTE = """(id) => {
+  const note = app.canvas.graph.getNodeById(id)?.widgets?.find((widget) => widget.name === "llm4gen_note");
+  return note ? [...note.element.querySelectorAll("p")].map((line) => line.textContent) : null;
+}"""
+SAYS = f"([id, lines]) => JSON.stringify(({NOTE})(id)) === JSON.stringify(lines)"
 VEIL = ".p-blockui-mask"
 PATIENCE = 1500  # fifths of a second that a run may take
 
 
 @contextmanager
-def first_page(url, browser):
+def first_page(url, browser, **settings):
     """The front end in a browser of its own. One at a time: Playwright takes no second in the same thread."""
     with open_page(url, browser) as page:
+        prefer(page, settings)
         yield ready(page, url)
 
 
 @contextmanager
-def fresh_page(page, url):
+def fresh_page(page, url, **settings):
     """Another person's front end beside an open page: the same browser, nothing remembered."""
     with page.context.browser.new_page(viewport=page.viewport_size) as fresh:
+        prefer(fresh, settings)
         yield ready(fresh, url)
+
+
+def prefer(page, settings):
+    """Settings of the front end for this page alone: the server, which others use too, does not hear of them."""
+
+    def answer(route):
+        if route.request.method == "GET":
+            route.fulfill(json=route.fetch().json() | settings)
+        else:
+            route.fulfill(json=None)
+
+    if settings:
+        page.route(re.compile(r"/api/settings\b"), answer)
 
 
 def ready(page, url):
@@ -74,6 +97,11 @@ def lift_veil(page):
         "(veils) => veils.forEach((v) => v.dispatchEvent(new Event('animationend')))"
     )
     page.wait_for_function(f"!document.querySelector('{VEIL}')")
+
+
+def says(page, node, *lines):
+    """Waits until that, and no more, stands under a node."""
+    page.wait_for_function(SAYS, arg=[node, list(lines)])
 
 
 def run(page, client):

@@ -6,21 +6,6 @@ import in_process
 import pytest
 
 
-@pytest.fixture
-def place(tmp_path, monkeypatch):
-    """Our `folders` module over two empty places each for encoders and adapters."""
-    host = in_process.start()
-    from llm4gen.nodes import folders  # noqa: PLC0415
-
-    for key in (folders.ENCODERS, folders.ADAPTERS):
-        roots = [tmp_path / "one" / key, tmp_path / "two" / key]
-        for root in roots:
-            root.mkdir(parents=True)
-        monkeypatch.setitem(host.folders.folder_names_and_paths, key, ([str(root) for root in roots], set()))
-    monkeypatch.setattr(host.folders, "filename_list_cache", {})
-    return folders
-
-
 def put(tmp_path, name):
     path = tmp_path / name
     path.parent.mkdir(parents=True, exist_ok=True)

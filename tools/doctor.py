@@ -1,0 +1,118 @@
+"""Says what LLM4GEN finds on this machine, what is missing or does not fit, and what to do. Run by ComfyUI's Python.
+
+    python tools/doctor.py [--comfyui DIR] [what else ComfyUI is started with, such as --base-directory DIR]
+
+Reads the headers of files, changes nothing and uses no network.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from pathlib import Path
+
+import installed
+from findings import Check, Finding, found_by, page
+from host import ROOT
+from pack import make_importable
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options, others = parse(arguments)
+    for name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ[name] = "1"
+    sys.stdout.reconfigure(errors="replace")  # a file's name may have letters that the console lacks
+    text, to_do = examine(options.comfyui.expanduser().absolute(), others)
+    print(text)
+    return 1 if to_do else 0
+
+
+def examine(comfyui: Path, arguments: Sequence[str] = ()) -> tuple[str, int]:
+    """The page, and how much there is to do. arguments: what this ComfyUI is started with.
+
+    It can be entered once in a process: a second one's folders would be added to the first's.
+    """
+    if not (comfyui / "main.py").is_file():
+        missing = Finding(
+            f"There is no ComfyUI in {comfyui}: no main.py.",
+            "Put this pack in ComfyUI/custom_nodes, or name ComfyUI's folder with --comfyui.",
+        )
+        return page([("ComfyUI", [missing])])
+    packages = found_by(lambda: installed.packages(comfyui))
+    sections = [("ComfyUI", found_by(lambda: installed.comfyui(comfyui))), ("Python", packages)]
+    if any(finding.cure for finding in packages):
+        later = [Finding("Models are looked at when the packages are there.")]
+        return page([*sections, ("Models", later)])
+    entered = found_by(lambda: enter(comfyui, arguments))
+    return page(
+        [*sections, ("Settings", entered), *model_sections(), ("Machine", found_by(installed.machine))]
+    )
+
+
+def enter(comfyui: Path, arguments: Sequence[str]) -> Iterable[Finding]:
+    """Makes the host's list of folders what its main.py makes of it; starts nothing."""
+    sys.path.insert(0, str(comfyui))
+    sys.argv = [str(comfyui / "main.py"), *arguments]
+    import comfy.options  # noqa: PLC0415
+
+    comfy.options.enable_args_parsing()
+    import folder_paths  # noqa: PLC0415
+    from comfy.cli_args import args  # noqa: PLC0415
+    from utils.extra_config import load_extra_path_config  # noqa: PLC0415
+
+    yield Finding(f"models: {folder_paths.models_dir}")
+    own = comfyui / "extra_model_paths.yaml"
+    for file in [*([own] if own.is_file() else []), *chain(*(args.extra_model_paths_config or []))]:
+        try:
+            load_extra_path_config(str(file))
+            yield Finding(f"more folders: {file}")
+        except Exception as error:  # whatever is in it
+            said = " ".join(str(error).split())
+            yield Finding(
+                f"{file} cannot be read ({type(error).__name__}: {said}).",
+                "Compare it with ComfyUI's extra_model_paths.yaml.example; ComfyUI does not start with it.",
+            )
+    if args.output_directory:
+        folder_paths.set_output_directory(os.path.abspath(args.output_directory))
+    for folder in ("checkpoints", "clip", "diffusion_models"):
+        saved = os.path.join(folder_paths.get_output_directory(), folder)
+        folder_paths.add_model_folder_path(folder, saved)
+
+
+def model_sections(pack: Path = ROOT) -> Iterable[tuple[str, list[Finding]]]:
+    """Of the models in the folders that the host's list names. pack: in which some of them may have strayed."""
+    make_importable("nodes")
+    from examination import Examination  # noqa: PLC0415
+
+    models = Examination(pack)
+    checks: dict[str, Check] = {
+        "Folders": models.places,
+        "Encoders": models.encoders,
+        "Adapters": models.adapters,
+        "Together": models.together,
+        "Checkpoints": models.checkpoints,
+        "In the wrong place": models.misplaced,
+    }
+    return [(title, found_by(check)) for title, check in checks.items()]
+
+
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        prog="doctor.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    # Not resolved: the pack may be a link in custom_nodes, and lead out of it when followed.
+    around = Path(__file__).absolute().parent.parent.parent.parent
+    parser.add_argument(
+        "--comfyui", type=Path, metavar="DIR", default=around, help="(default: the one around this pack)"
+    )
+    return parser.parse_known_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
