@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from torch import Tensor
 
@@ -22,7 +23,7 @@ def of_llm(fused: FusedCLIP, text: str) -> list[Word]:
     """
     llm, words = fused.fusion.llm.llm, words_of(text)
     tokens = llm.tokenize(words.text, fused.fusion.adapter.recipe, [0.0] * len(words.text))
-    shown = pieces(tokens.ids, llm.tokenizer.decode)
+    shown = pieces(tokens.ids, partial(llm.tokenizer.decode, clean_up_tokenization_spaces=False))
     return [Word(piece, mark=weight == 1.0) for piece, weight in zip(shown, tokens.weights, strict=True)]
 
 
@@ -30,7 +31,7 @@ def of_clip(fused: FusedCLIP, tokens: Sequence[tuple]) -> list[Word]:
     """CLIP's tokens (id, weight, number of the word) up to the end mark; the padding behind it is left out."""
     last = max((place for place, (_, _, word) in enumerate(tokens) if word), default=0)
     inner = [token for token, _, _ in tokens[1 : last + 1]]
-    shown = pieces(inner, lambda ids: fused.tokenizer.decode(ids, skip_special_tokens=False))
+    shown = pieces(inner, partial(fused.tokenizer.decode, skip_special_tokens=False))
     return [Word("<start>", mark=True), *map(Word, shown), Word("<end>", mark=True)]
 
 

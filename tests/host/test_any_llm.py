@@ -98,9 +98,10 @@ def test_its_attention_is_drawn_with_its_own_words(started, oracle, load, clip, 
     truth = adapter.adapter.attention(encode(clip)[0][0], hidden_states(oracle, SHORT, "keep"))
     rows, columns = len(drawn.rows), len(drawn.columns)
     assert relative_error(torch.from_numpy(drawn.weights), truth[0, :, :rows, :columns]) <= 1e-5
-    read = [(word.text, word.mark) for word in drawn.rows if word.text != "(space)"]
-    assert "".join(text for text, mark in read if not mark) == SHORT.replace(" ", "")
-    assert "".join(text for text, mark in read if mark) == "<user><assistant></s>"
+    read = "".join(word.text for word in drawn.rows if word.text != "(space)")
+    assert f"user>{SHORT.replace(' ', '')}assistant>" in read
+    marks = [word.mark for word in drawn.rows]
+    assert marks[0] and marks[-1] and not all(marks)
     assert len(drawn.names) == 4
 
 
