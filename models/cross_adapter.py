@@ -69,8 +69,19 @@ class CrossAdapter(nn.Module):
 
     def attend(self, llm: Tensor, clip: Tensor) -> Tensor:
         """Attention of each LLM token over all CLIP tokens, no mask: [b, l, c], [b, n, c] → [b, l, c]."""
-        split = partial(rearrange, pattern="b n (h d) -> b h n d", h=self.config.heads)
-        seen = scaled_dot_product_attention(
-            split(self.query(llm)), split(self.key(clip)), split(self.value(clip))
-        )
+        seen = scaled_dot_product_attention(*self.asked(llm, clip), self.split(self.value(clip)))
         return self.out(rearrange(seen, "b h n d -> b n (h d)"))
+
+    def attention(self, clip: Tensor, llm: Tensor) -> Tensor:
+        """How much of each CLIP token each LLM token sees: `forward`'s inputs → [b, heads, l, n], fp32; a row
+        adds up to 1."""
+        query, key = self.asked(self.llm_norm(self.llm_proj(llm)), self.clip_norm(clip))
+        each = torch.eye(clip.shape[1], device=key.device)  # as values, the CLIP tokens themselves
+        return scaled_dot_product_attention(query.float(), key.float(), each.expand(*key.shape[:2], -1, -1))
+
+    def asked(self, llm: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries [b, heads, l, d] and keys [b, heads, n, d] of the normalised states."""
+        return self.split(self.query(llm)), self.split(self.key(clip))
+
+    def split(self, states: Tensor) -> Tensor:
+        return rearrange(states, "b n (h d) -> b h n d", h=self.config.heads)

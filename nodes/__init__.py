@@ -3,6 +3,7 @@
 from comfy_api.latest import ComfyExtension, io
 
 from . import folders, routes
+from .attention import AttentionMapNode
 from .condition import ApplyToCLIP, LLM4GENConditioning
 from .load import LoadCrossAdapter, LoadLLMEncoder
 
@@ -13,7 +14,7 @@ class LLM4GENExtension(ComfyExtension):
         routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadLLMEncoder, LoadCrossAdapter, LLM4GENConditioning, ApplyToCLIP]
+        return [LoadLLMEncoder, LoadCrossAdapter, LLM4GENConditioning, ApplyToCLIP, AttentionMapNode]
 
 
 async def comfy_entrypoint() -> LLM4GENExtension:

@@ -17,6 +17,15 @@ def models() -> list[io.Input]:
     ]
 
 
+def prompt() -> io.Input:
+    return io.String.Input(
+        "text",
+        multiline=True,
+        dynamic_prompts=True,
+        tooltip="The prompt. (word:1.2) weighs both halves; embedding:name acts on CLIP alone.",
+    )
+
+
 def strength() -> io.Input:
     return io.Float.Input(
         "strength",
@@ -64,12 +73,7 @@ class LLM4GENConditioning(io.ComfyNode):
             search_aliases=["LLM4GEN", "CLIP Text Encode", "LLM prompt", "T5 prompt"],
             inputs=[
                 *models(),
-                io.String.Input(
-                    "text",
-                    multiline=True,
-                    dynamic_prompts=True,
-                    tooltip="The prompt. (word:1.2) weighs both halves; embedding:name acts on CLIP alone.",
-                ),
+                prompt(),
                 strength(),
                 io.String.Input(
                     "llm_text",

@@ -110,6 +110,16 @@ class FusedCLIP(CLIP):
             self.plain().encode_from_tokens_scheduled(clip_part(tokens), *args, **kwargs), tokens
         )
 
+    def attention(self, tokens: dict) -> Tensor:
+        """What each LLM token sees of each CLIP token, [heads, l, n]: of the first entry, if a schedule gives
+        several.
+
+        Raises: WidthMismatch, WrongRecipe.
+        """
+        (states, _), *_ = self.plain().encode_from_tokens_scheduled(clip_part(tokens))
+        self.check_fit(tokens, width=states.shape[-1])
+        return self.fusion.adapter.attention(states, self.features(tokens[OURS][0]))[0]
+
     def fuse(self, conditioning: list, tokens: dict) -> list:
         """Appends the LLM half, times `strength`, to each entry of a CLIP's conditioning.
 
@@ -119,7 +129,7 @@ class FusedCLIP(CLIP):
         self.check_fit(tokens, width=conditioning[0][0].shape[-1])
         if OURS not in tokens:
             return conditioning
-        features = self.features([pair[:2] for pair in tokens[OURS][0]])
+        features = self.features(tokens[OURS][0])
         return [self.fuse_entry(states, options, features) for states, options in conditioning]
 
     def fuse_entry(self, states: Tensor, options: dict, features: Features) -> list:
@@ -128,10 +138,10 @@ class FusedCLIP(CLIP):
             options = {**options, "cross_attn_controlnet": states}
         return [torch.cat([states, llm], dim=1), options]
 
-    def features(self, pairs: list[tuple[int, float]]) -> Features:
+    def features(self, tokens: list[tuple]) -> Features:
         """The LLM's states, emphasised by ComfyUI's rule: scaled in their difference to the empty prompt's."""
         llm, recipe = self.fusion.llm, self.fusion.adapter.recipe
-        ids, weights = zip(*pairs, strict=True)
+        ids, weights, *_ = zip(*tokens, strict=True)
         features = llm.features(ids, recipe)
         if all(weight == 1.0 for weight in weights):
             return features

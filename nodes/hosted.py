@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor
 
 from ..models.cross_adapter import CrossAdapter
@@ -107,8 +109,15 @@ class HostedAdapter(host.Hosted):
         self.recipe = recipe
 
     def fuse(self, clip: Tensor, features: Features) -> Tensor:
-        """CLIP states [b, n, c] and the LLM's → fused LLM tokens [b, l, c] at every position. Rows that are
-        equal are fused once."""
+        """CLIP states [b, n, c] and the LLM's → fused LLM tokens [b, l, c] at every position."""
+        return self.at_every_position(self.adapter, clip, features)
+
+    def attention(self, clip: Tensor, features: Features) -> Tensor:
+        """What `fuse` has each LLM token see of each CLIP token: [b, heads, l, n]."""
+        return self.at_every_position(self.adapter.attention, clip, features)
+
+    def at_every_position(self, compute: Callable, clip: Tensor, features: Features) -> Tensor:
+        """Rows that are equal are computed once."""
         device = self.ready()
         llm = features.states.to(device).expand(len(clip), -1, -1)
-        return host.as_conditioning(features.rows.spread(self.adapter(clip.to(device), llm)))
+        return host.as_conditioning(features.rows.spread(compute(clip.to(device), llm)))

@@ -9,7 +9,16 @@ from paths import ROOT
 
 MEMORY = ("comfy.model_management", "comfy.model_patcher", "comfy.ops")
 HOST = ("comfy", "comfy_api", "comfy_execution", "folder_paths", "nodes", "server", "execution")
-ROOMS = (".prompt", ".fused_clip", ".hosted", ".condition", ".load", ".folders")
+ROOMS = (
+    ".prompt",
+    ".fused_clip",
+    ".hosted",
+    ".condition",
+    ".load",
+    ".folders",
+    ".attention",
+    ".tokens_shown",
+)
 FORBIDDEN = {
     "__init__.py": ("..models", ".models", "torch", *HOST),
     "models/*.py": (*HOST, "..nodes", "..tools"),
@@ -27,6 +36,8 @@ FORBIDDEN = {
     "nodes/*.py": ("..tools", "tools", "..tests"),
     "models/formats.py": ("torch", "safetensors"),
     "nodes/sockets.py": ("..models", "torch", *ROOMS),
+    "nodes/attention_map.py": ("..models", "torch", ".host", *HOST, *ROOMS),
+    "nodes/lettering.py": ("..models", "torch", ".host", ".attention_map", *HOST, *ROOMS),
     "nodes/folders.py": (
         "torch",
         "safetensors",

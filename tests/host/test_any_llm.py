@@ -88,6 +88,23 @@ def test_its_conditioning_is_the_adapter_on_transformers_states(
     assert relative_error(states[:, 77:], truth) <= 1e-5
 
 
+@torch.inference_mode()
+def test_its_attention_is_drawn_with_its_own_words(started, oracle, load, clip, encode):
+    from llm4gen.nodes.attention import attention_map  # noqa: PLC0415
+
+    adapter = adapter_of(started, "keep")
+    fused = in_process.run(started.ours["LLM4GEN_ApplyToCLIP"], clip=clip, llm=load(), adapter=adapter)
+    drawn = attention_map(fused, SHORT, "each")
+    truth = adapter.adapter.attention(encode(clip)[0][0], hidden_states(oracle, SHORT, "keep"))
+    rows, columns = len(drawn.rows), len(drawn.columns)
+    assert relative_error(torch.from_numpy(drawn.weights), truth[0, :, :rows, :columns]) <= 1e-5
+    read = "".join(word.text for word in drawn.rows if word.text != "(space)")
+    assert f"user>{SHORT.replace(' ', '')}assistant>" in read
+    marks = [word.mark for word in drawn.rows]
+    assert marks[0] and marks[-1] and not all(marks)
+    assert len(drawn.names) == 4
+
+
 @pytest.mark.parametrize(("dtype", "most"), [("auto", 1e-2), ("bf16", 2e-2), ("fp16", 2e-2), ("fp8", 0.2)])
 @torch.inference_mode()
 def test_every_dtype_stays_close(dtype, most, started, oracle, load):

@@ -268,6 +268,18 @@ def test_each_segment_of_a_lora_schedule_is_the_one_made_by_hand(
     assert identical(encode(fused), encode(fuse(clip))), "hooks leave nothing behind"
 
 
+@torch.inference_mode()
+def test_of_a_lora_schedule_the_attention_maps_the_first_segment(model, clip, fused, fuse, load_lora):
+    from comfy_extras.nodes_hooks import SetClipHooks  # noqa: PLC0415
+
+    def attention(clip):
+        return clip.attention(clip.tokenize(SHORT))
+
+    hooked = SetClipHooks().apply_hooks(fused, True, True, hook_lora(*KEYFRAMES))[0]
+    assert torch.equal(attention(hooked), attention(fuse(load_lora(model, clip, KEYFRAMES[0][0])[1])))
+    assert not torch.equal(attention(hooked), attention(fused))
+
+
 # What core's nodes do to a conditioning
 
 

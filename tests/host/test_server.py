@@ -16,6 +16,7 @@ NODES = {
     "LLM4GEN_Conditioning": (
         MODELS | {"text": "STRING"}, SETTINGS | {"llm_text": "STRING"}, ["CONDITIONING"]
     ),
+    "LLM4GEN_Attention": (MODELS | {"text": "STRING"}, {"heads": "COMBO"}, ["IMAGE"]),
 }  # fmt: skip
 
 
