@@ -257,7 +257,14 @@ def test_the_report_says_what_is_there_and_what_fits(mixture, tmp_path, report):
 
 
 def test_the_report_names_no_folder_of_the_machine(mixture, tmp_path, report):
-    assert not re.search(r"pytest|/tmp|one[/\\]", json.dumps(report.report()))
+    from llm4gen.nodes.tokenizers import open_tokenizer  # noqa: PLC0415
+
+    own = own_encoder(tmp_path, "of its own")
+    (own / "tokenizer.json").write_text("{", encoding="utf-8")
+    assert str(own) in open_tokenizer(own / "t5.safetensors").error
+    told = json.dumps(report.report())
+    assert "The tokenizer in of its own cannot be read" in told
+    assert not re.search(r"pytest|/tmp|one[/\\]", told)
 
 
 @pytest.mark.parametrize(
