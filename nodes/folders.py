@@ -20,7 +20,8 @@ FEATURES = "llm4gen_cache"
 ADVICE = {
     ADAPTERS: "put LLM4GEN's projector.pth in ComfyUI/models/llm4gen, then refresh",
     ENCODERS: "put the T5 encoder (rankgen-t5-xl-all) in ComfyUI/models/text_encoders, then refresh",
-}  # The folders before a name, from a drive, a root or a share on.
+}
+# The folders before a name in a message, from a drive, a root or a share on.
 PLACE = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:)?[/\\]{1,2}(?:[^\s/\\'\":]+[/\\])+")
 
 
@@ -67,9 +68,12 @@ def fingerprint(key: str, name: str | None) -> str:
 
 def stamp(path: Path) -> str:
     """Changes when a model does: the files of its folder, or its file and a tokenizer beside it."""
-    files = path.iterdir() if path.is_dir() else [path, path.with_name(TOKENIZER_FILE)]
-    files = sorted(file for file in files if file.is_file())
-    return repr([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+    try:
+        files = path.iterdir() if path.is_dir() else [path, path.with_name(TOKENIZER_FILE)]
+        files = sorted(file for file in files if file.is_file())
+        return repr([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
+    except OSError as error:  # and when what was gone or forbidden no longer is
+        return str(error)
 
 
 def listed(key: str) -> dict[str, Path]:

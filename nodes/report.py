@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..models.checkpoint import recognise_adapter
-from ..models.errors import IncompleteCheckpoint, LLM4GENError, UnknownCheckpoint
+from ..models.errors import IncompleteCheckpoint, UnknownCheckpoint
 from ..models.formats import is_gguf
 from ..models.recipe import Recipe
 from ..models.source import Source, open_source
 from ..models.weights import is_headless, open_weights
 from . import folders
 from .remembered import Remembered
-from .tokenizers import tokenizer_of
+from .tokenizers import said_of, tokenizer_of
 
 PYPROJECT = Path(__file__).parent.parent / "pyproject.toml"
 MOST = 1000  # files of a folder that are remembered
@@ -61,11 +61,8 @@ def told(look: Callable[[Path], Facts], unknown: Facts) -> Callable[[Path], Fact
     def tell(path: Path) -> Facts:
         try:
             return look(path)
-        except LLM4GENError as error:
-            return replace(unknown, error=folders.without_places(str(error)))
-        except Exception as error:  # whatever a damaged file makes of a library
-            said = f"{path.name} cannot be read ({type(error).__name__}: {error}). Download it again."
-            return replace(unknown, error=folders.without_places(said))
+        except Exception as error:
+            return replace(unknown, error=folders.without_places(said_of(path, error)))
 
     return tell
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from aiohttp import web
 from aiohttp.client_exceptions import ClientError
 from aiohttp.http_exceptions import HttpProcessingError
-from server import PromptServer
 
 from ..models.errors import UnreadableText
 from . import meter, report
@@ -38,7 +38,8 @@ class Refused(Exception):
 
 def register() -> None:
     """Adds the routes to the host's server, if one is being started."""
-    instance = getattr(PromptServer, "instance", None)
+    server = sys.modules.get("server")  # who starts one has imported it; to import it brings half of the host
+    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
     if instance is not None:
         # All methods, since the host has its own pages behind whatever is not taken.
         instance.routes.route("*", "/llm4gen/tokens")(answering(tokens, "POST"))

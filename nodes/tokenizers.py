@@ -41,8 +41,15 @@ def open_tokenizer(encoder: Path) -> Opened:
     """Without the encoder's weights."""
     try:
         return Opened(tokenizer_of(open_source(encoder)))
-    except LLM4GENError as error:  # as text: the error itself would hold on to the file
-        return Opened(None, str(error))
+    except Exception as error:  # as text: the error itself would hold on to the file
+        return Opened(None, said_of(encoder, error))
+
+
+def said_of(path: Path, error: Exception) -> str:
+    """What an error says of a file, also where a damaged one makes another of it than ours."""
+    if isinstance(error, LLM4GENError):
+        return str(error)
+    return f"{path.name} cannot be read ({type(error).__name__}: {error}). Download it again."
 
 
 OPENED = Remembered(open_tokenizer, most=2)

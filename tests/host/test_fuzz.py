@@ -14,7 +14,7 @@ from paths import ROOT
 
 SEED, REQUESTS = 20261125, 2000
 ALLOWED = {200, 400, 403, 404, 405, 411, 413, 414, 415, 431}
-GROWTH = 10 << 10  # kB; much less than is sent
+GROWTH = 6 << 10  # kB; much less than is sent
 STATUS = Path("/proc/self/status")
 
 NAMES = [

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import re
+import sys
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -257,7 +258,14 @@ def test_the_report_says_what_is_there_and_what_fits(mixture, tmp_path, report):
 
 
 def test_the_report_names_no_folder_of_the_machine(mixture, tmp_path, report):
-    assert not re.search(r"pytest|/tmp|one[/\\]", json.dumps(report.report()))
+    from llm4gen.nodes.tokenizers import open_tokenizer  # noqa: PLC0415
+
+    own = own_encoder(tmp_path, "of its own")
+    (own / "tokenizer.json").write_text("{", encoding="utf-8")
+    assert str(own) in open_tokenizer(own / "t5.safetensors").error
+    told = json.dumps(report.report())
+    assert "The tokenizer in of its own cannot be read" in told
+    assert not re.search(r"pytest|/tmp|one[/\\]", told)
 
 
 @pytest.mark.parametrize(
@@ -389,13 +397,6 @@ def test_other_methods_are_refused(method, path, send):
         assert status == 405 and (method == "HEAD" or list(answer) == ["error"])
 
 
-def test_nothing_is_registered_without_a_server(started):
-    """As in this very process, whose host never started one."""
-    from server import PromptServer  # noqa: PLC0415
-
-    assert not hasattr(PromptServer, "instance")
-
-
 def test_the_server_goes_on_while_something_is_counted(started, meter, monkeypatch):
     """Counting that takes for ever holds up neither the report nor anything else."""
     from llm4gen.nodes import routes  # noqa: PLC0415
@@ -409,7 +410,11 @@ def test_the_server_goes_on_while_something_is_counted(started, meter, monkeypat
 
     monkeypatch.setattr(meter, "count", count)
     host = SimpleNamespace(routes=web.RouteTableDef())
-    monkeypatch.setattr(routes.PromptServer, "instance", host, raising=False)
+    for server in (None, SimpleNamespace(), SimpleNamespace(PromptServer=SimpleNamespace())):
+        monkeypatch.setitem(sys.modules, "server", server)
+        routes.register()
+        assert not list(host.routes), "nobody starts one"
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=host)))
     routes.register()
 
     async def ask():
