@@ -26,7 +26,6 @@ DEVELOPERS = (
     ".ci/",
     ".github/",
     "tests/",
-    "assets/",
     "tools/requirements",
     "tools/dev.py",
     "tools/install.py",
