@@ -70,7 +70,7 @@ class LLM4GENConditioning(io.ComfyNode):
             category="LLM4GEN",
             description="Encodes a prompt with CLIP and an LLM, fused by the Cross-Adapter, for any SD1.5 model. "
             "Use it in place of CLIP Text Encode, for the positive and the negative prompt alike.",
-            search_aliases=["LLM4GEN", "CLIP Text Encode", "LLM prompt", "T5 prompt"],
+            search_aliases=["LLM4GEN", "CLIP Text Encode", "LLM prompt", "T5 prompt", "ELLA"],
             inputs=[
                 *models(),
                 prompt(),
@@ -102,7 +102,7 @@ class ApplyToCLIP(io.ComfyNode):
             category="LLM4GEN",
             description="Turns the CLIP of an SD1.5 checkpoint into one that is fused with an LLM, for every node "
             "that takes a CLIP: CLIP Text Encode, Load LoRA, clip skip, hooks, prompt schedulers.",
-            search_aliases=["LLM4GEN", "LLM prompt", "T5 prompt", "fused CLIP"],
+            search_aliases=["LLM4GEN", "LLM prompt", "T5 prompt", "ELLA", "fused CLIP"],
             inputs=[*models(), strength(), *contexts()],
             outputs=[io.Clip.Output(tooltip="For CLIP Text Encode and all that takes a CLIP.")],
         )

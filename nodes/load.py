@@ -22,7 +22,7 @@ class LoadLLMEncoder(io.ComfyNode):
             category="LLM4GEN",
             description="Loads the language model that reads the prompt beside CLIP: the encoder of RankGen, "
             "T5 v1.1 or flan-T5, from models/text_encoders.",
-            search_aliases=["T5", "RankGen", "LLM4GEN", "text encoder"],
+            search_aliases=["T5", "RankGen", "LLM4GEN", "ELLA", "text encoder"],
             inputs=[
                 io.Combo.Input(
                     "encoder_name",

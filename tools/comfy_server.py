@@ -33,11 +33,16 @@ PACK = (
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def copy_pack(custom_nodes: Path) -> Path:
-    """Puts the pack into a custom_nodes folder as files: not everyone may make symbolic links."""
+def copy_pack(custom_nodes: Path, pack: Path | None = None) -> Path:
+    """Puts the pack into a custom_nodes folder as files: not everyone may make symbolic links.
+
+    pack: a folder to take whole, in place of this repository's.
+    """
     target = custom_nodes / "llm4gen"
     if target.exists():
         shutil.rmtree(target)
+    if pack:
+        return Path(shutil.copytree(pack, target))
     target.mkdir(parents=True)
     for name in PACK:
         source = ROOT / name
@@ -58,7 +63,8 @@ class Server:
     """A running ComfyUI with this pack in it, for as long as the `with` block lasts.
 
     `base` is its base directory (input, output, user, custom_nodes) and `models` are models directories laid
-    out as ComfyUI's own. Nothing is written to the ComfyUI folder.
+    out as ComfyUI's own. `pack` is a folder to run as the pack, in place of this repository. Nothing is written
+    to the ComfyUI folder.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Server:
         port: int | None = None,
         listen: str = "127.0.0.1",
         arguments: Sequence[str] = (),
+        pack: Path | None = None,
         start_timeout: float = 300,
     ) -> None:
         self.host = host
@@ -78,6 +85,7 @@ class Server:
         self.port = port or free_port()
         self.listen = listen
         self.arguments = list(arguments)
+        self.pack = pack
         self.start_timeout = start_timeout
         self.log = self.base / "server.log"
         self._process: subprocess.Popen[bytes] | None = None
@@ -124,7 +132,7 @@ class Server:
 
     def __enter__(self) -> Server:
         (self.base / "user").mkdir(parents=True, exist_ok=True)
-        copy_pack(self.base / "custom_nodes")
+        copy_pack(self.base / "custom_nodes", self.pack)
         self._copy_example_picture()
         with self.log.open("wb") as log:
             # A group of its own, so that the whole tree can be ended, and Ctrl-C reaches us alone.
