@@ -33,6 +33,9 @@ FORBIDDEN = {
         "..models.filling",
         "..models.weights",
     ),
+    "tools/steps.py": ("torch", "safetensors", "pack"),
+    "tools/fetch_*.py": ("torch", "safetensors", "transformers"),
+    "tools/fetch_hub.py": ("llm4gen", "fetch_items", "fetch_task", "fetch_plan", "host"),
     "nodes/host.py": ("..models", "comfy_api", *ROOMS),
 }
 ONLY_HOST_MAY = [path for path in (ROOT / "nodes").glob("*.py") if path.name != "host.py"]
