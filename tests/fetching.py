@@ -56,7 +56,11 @@ class Fetching:
         ours = {
             name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
         }
-        home = {"HF_HOME": str(self.base / "hf"), "HF_ENDPOINT": self.hub.url, "NO_PROXY": "127.0.0.1"}
+        home = {
+            "HF_HOME": str(self.base / "hf"),
+            "HF_ENDPOINT": self.hub.url,
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
         return {**ours, **home, **changes}
 
     def command(self, *arguments: str) -> list[str]:

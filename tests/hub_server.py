@@ -1,6 +1,7 @@
 """A hub on this machine that speaks the part of its HTTP API that the library `huggingface_hub` downloads with.
 
-It counts what it sends, and has the faults that tests ask it for. Standard library only.
+Files come from another host than answers do, as the hub's large ones, and that host takes no token. It counts what
+it sends, and has the faults that tests ask it for. Standard library only.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 CHUNK = 1 << 16
 API = re.compile(r"/api/models/([^/?]+/[^/?]+)(?:/revision/([^/?]+))?(?:\?.*)?")
 RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
+ELSEWHERE = re.compile(r"/elsewhere/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 
 @dataclass
@@ -81,8 +83,10 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if match := API.fullmatch(self.path):
             self.answer_api(*match.groups())
-        elif match := RESOLVE.fullmatch(self.path):
+        elif match := ELSEWHERE.fullmatch(self.path):
             self.answer_file(*match.groups())
+        elif match := RESOLVE.fullmatch(self.path):
+            self.answer_place(*match.groups())
         else:
             self.refuse(404)
 
@@ -110,27 +114,32 @@ class Handler(BaseHTTPRequestHandler):
         known = self.headers.get("Authorization") == f"Bearer {repository.token}"
         return None if repository.token is None or known else 401
 
-    def answer_file(self, name: str, revision: str, path: str) -> None:
+    def answer_place(self, name: str, revision: str, path: str) -> None:
         repository = self.hub.find(name, revision)
         if status := self.error(repository) or (404 if path not in repository.files else None):
             return self.refuse(status, "EntryNotFound")
-        data, entry = repository.files[path], repository.entry(path)
+        entry = repository.entry(path)
+        headers = {
+            "Location": f"http://localhost:{self.server.server_port}/elsewhere{self.path}",
+            "X-Repo-Commit": repository.commit,
+            "X-Linked-Etag": f'"{entry["sha256"]}"',
+            "X-Linked-Size": str(entry["size"]),
+            "Accept-Ranges": "bytes",
+        }
+        self.send(302, b"", headers)
+
+    def answer_file(self, name: str, revision: str, path: str) -> None:
+        if "Authorization" in self.headers:
+            return self.refuse(400)
+        repository = self.hub.find(name, revision)
+        data = repository.files[path]
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
         start = int(asked[1]) if asked else 0
         end = int(asked[2]) + 1 if asked and asked[2] else len(data)
-        headers = {
-            "X-Repo-Commit": repository.commit,
-            "ETag": f'"{entry["sha256"]}"',
-            "X-Linked-Etag": f'"{entry["sha256"]}"',
-            "X-Linked-Size": str(len(data)),
-            "Accept-Ranges": "bytes",
-        }
+        headers = {"Accept-Ranges": "bytes", "Content-Length": str(end - start)}
         if asked:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
-        self.send_response(206 if asked else 200)
-        for header, value in (headers | {"Content-Length": str(end - start)}).items():
-            self.send_header(header, value)
-        self.end_headers()
+        self.begin(206 if asked else 200, headers)
         if self.command == "GET":
             self.send_part(path, data, start, end)
 
@@ -157,9 +166,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send(status, b"{}", {"X-Error-Code": code} if code and status == 404 else {})
 
     def send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
-        self.send_response(status)
-        for header, value in (headers | {"Content-Length": str(len(body))}).items():
-            self.send_header(header, value)
-        self.end_headers()
+        self.begin(status, headers | {"Content-Length": str(len(body))})
         if self.command == "GET":
             self.wfile.write(body)
+
+    def begin(self, status: int, headers: dict[str, str]) -> None:
+        self.send_response(status)
+        for header, value in headers.items():
+            self.send_header(header, value)
+        self.end_headers()

@@ -17,10 +17,11 @@ from paths import ROOT, TOOLS
 
 sys.path.insert(0, str(TOOLS))
 import fetch_hub
+import fetch_items
 import fetch_plan
 import fetch_weights
 from convert import NAMES
-from fetch_items import DTYPE, ITEMS
+from fetch_items import DTYPE, ITEMS, find_present
 from fetch_task import SHRINKS, Task
 
 PLACES = {"adapter": "llm4gen", "encoder": "text_encoders", "unet": "diffusion_models"}
@@ -280,6 +281,15 @@ def test_a_damaged_file_of_that_name_is_neither_taken_nor_replaced(fetching):
     done = fetching.run("--only", "adapter")
     assert done.returncode == fetch_hub.FAILED and str(fetching.models / ADAPTER) in last_line(done)
     assert (fetching.models / ADAPTER).read_bytes() == b"half" and fetching.hub.sent == []
+
+
+def test_another_model_of_that_name_is_not_taken(tmp_path):
+    torch.save(tiny.adapter_tensors(), tmp_path / "pytorch_model.bin")
+    assert fetch_items.what_is_wrong(ITEMS["adapter"], tmp_path / "pytorch_model.bin") is None
+    assert find_present(ITEMS["encoder"], [tmp_path], None) is None, "many models have this name"
+    (tmp_path / "pytorch_model.bin").rename(tmp_path / "rankgen-t5-xl-all.bin")
+    with pytest.raises(fetch_hub.CannotFetch, match="another model"):
+        find_present(ITEMS["encoder"], [tmp_path], None)
 
 
 @pytest.mark.parametrize("how", ["closed", "HF_HUB_OFFLINE"])

@@ -76,7 +76,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
 
 def fetch(options: argparse.Namespace) -> None:
     """Raises: CannotFetch, CannotWrite, HostError, LLM4GENError, OSError, Ended."""
-    places = model_folders(given_comfyui(options.comfyui) if options.comfyui else comfyui_around())
+    places = model_folders(find_comfyui(options.comfyui))
     absent = [
         item for item in map(ITEMS.get, options.only) if not is_present(item, places[item.key], options.dtype)
     ]
@@ -100,20 +100,10 @@ def fetch(options: argparse.Namespace) -> None:
         carry_out(task)
 
 
-def comfyui_around() -> Path:
-    """The ComfyUI whose custom_nodes this pack lies in. Links are not followed: they lead to where it was cloned."""
-    folder = Path(os.path.abspath(__file__)).parents[2]
-    if folder.name != "custom_nodes":
-        raise CannotFetch(
-            FAILED,
-            f"This pack lies in {folder}, which is no ComfyUI's custom_nodes. Name the folder with --comfyui.",
-        )
-    return given_comfyui(folder.parent)
-
-
-def given_comfyui(folder: Path) -> Path:
-    """Raises: HostError if it is none."""
-    return given_host(folder, Path(sys.executable)).comfyui
+def find_comfyui(given: Path | None) -> Path:
+    """The one that was named, or that whose custom_nodes this pack lies in: its links are not followed, which lead
+    to where it was cloned. Raises: HostError if it is none."""
+    return given_host(given or Path(os.path.abspath(__file__)).parents[3], Path(sys.executable)).comfyui
 
 
 def is_present(item: Item, places: Sequence[Path], dtype: str | None) -> bool:
