@@ -182,17 +182,13 @@ def instructions(items: Iterable[Item], places: Mapping[str, Sequence[Path]], dt
     """How to do it without this program."""
     lines = ["By hand, with a browser, here or on another machine:"]
     for item in items:
-        folder, page = (
-            places[item.key][0],
-            f"{HUB}/{item.repository}/tree/{PINNED[item.repository] or 'main'}",
-        )
+        folder = places[item.key][0]
+        page = f"{HUB}/{item.repository}/tree/{PINNED[item.repository] or 'main'}"
         size = f"about {item.about:,} bytes" if item.about else "size not known"
         what = item.file
         if item.in_folder:
-            what, page = (
-                "the .safetensors in it, or else the .bin, which keeps that ending",
-                f"{page}/{item.file}",
-            )
+            page = f"{page}/{item.file}"
+            what = "the .safetensors in it, or else the .bin, which keeps that ending"
         lines += [f"{item.name}:", f"  page  {page}", f"  file  {what} ({size})"]
         lines += [f"  to    {folder / item.by_hand}"]
         lines += [] if folder.is_dir() else ["  (make the folder)"]

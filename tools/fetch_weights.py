@@ -61,10 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except CannotWrite as error:
         message, code = f"{error} What was downloaded is kept.", NO_ROOM
     except OSError as error:
-        message, code = (
-            f"{error}. Make room or give access; what was downloaded is kept. Run this again.",
-            NO_ROOM,
-        )
+        code = NO_ROOM
+        message = f"{error}. Make room or give access; what was downloaded is kept. Run this again."
     print(f"error: {message}", file=sys.stderr)
     return code
 
