@@ -127,7 +127,7 @@ def test_a_folder_that_could_not_be_filled_is_gone(folder, tmp_path, monkeypatch
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(convert, "write_tensors", full)
+    monkeypatch.setattr("safetensors_writer.write_tensors", full)
     assert run(folder, tmp_path / "new") == 1
     assert not (tmp_path / "new").exists()
 

@@ -45,6 +45,9 @@ FORBIDDEN = {
         "..models.filling",
         "..models.weights",
     ),
+    "tools/steps.py": ("torch", "safetensors", "pack"),
+    "tools/fetch_*.py": ("torch", "safetensors", "transformers"),
+    "tools/fetch_hub.py": ("llm4gen", "fetch_items", "fetch_task", "fetch_plan", "host"),
     "nodes/host.py": ("..models", "comfy_api", *ROOMS),
     # HTTP alone.
     "nodes/routes.py": ("torch", "transformers", "comfy", "comfy_api", "folder_paths", *ROOMS),

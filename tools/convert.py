@@ -14,15 +14,17 @@ import argparse
 import hashlib
 import os
 import shutil
-import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+# The Python of ComfyUI for Windows looks for no module beside the script that it runs.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
 from pack import make_importable
-from safetensors_writer import CannotWrite, Outline, in_one_step, write_tensors
+from steps import CannotWrite, Ended, ended_between_steps, sha256
 
 if TYPE_CHECKING:
     from llm4gen.models.conversion import Conversion
@@ -31,7 +33,6 @@ if TYPE_CHECKING:
 VERSION = 2
 TARGETS = (".safetensors", ".sft")
 NAMES = ("fp32", "bf16", "fp16", "fp8")
-CHUNK = 16 << 20
 IN_FOLDER = "model.safetensors"  # as transformers calls the weights in a folder
 
 
@@ -52,33 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-class Ended(Exception):
-    """By Ctrl-C or SIGTERM. number: of the signal."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
-
-
-@contextmanager
-def ended_between_steps() -> Iterator[Callable[[], None]]:
-    """Lets Ctrl-C and SIGTERM wait until the yielded function is called, which raises Ended. Raised at once, in
-    the middle of a library, they would come out of it as errors of other kinds."""
-    asked: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, frame: asked.append(number)) for number in numbers]
-
-    def check() -> None:
-        if asked:
-            raise Ended(asked[0])
-
-    try:
-        yield check
-    finally:
-        for number, handler in zip(numbers, before, strict=True):
-            signal.signal(number, handler)
-
-
 def convert(
     source: Path, target: Path | None, dtype: str | None, force: bool, check: Callable[[], None]
 ) -> None:
@@ -86,6 +60,8 @@ def convert(
 
     Raises: LLM4GENError, CannotWrite, OSError.
     """
+    from safetensors_writer import Outline, in_one_step, write_tensors  # noqa: PLC0415
+
     from llm4gen.models.conversion_plans import plan_conversion  # noqa: PLC0415
     from llm4gen.models.weights import files_of  # noqa: PLC0415
 
@@ -175,15 +151,6 @@ def origin(source: Path, files: Sequence[Path], check: Callable[[], None]) -> di
         "source_sha256": "\n".join(lines),
         "converter": f"LLM4GEN for ComfyUI, tools/convert.py {VERSION}",
     }
-
-
-def sha256(path: Path, check: Callable[[], None]) -> str:
-    checksum = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            check()
-            checksum.update(chunk)
-    return checksum.hexdigest()
 
 
 def tell_of_tokenizer(plan: Conversion, target: Path) -> None:

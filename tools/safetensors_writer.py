@@ -19,12 +19,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
+from steps import CannotWrite, lock
 from torch import Tensor
-
-try:
-    import fcntl
-except ImportError:  # Windows: there an open file cannot be removed anyway
-    fcntl = None
 
 # Ends the name of a file that is being written: no program takes it for weights.
 UNFINISHED = ".unfinished"
@@ -36,10 +32,6 @@ STORED = {
 }
 # What writing to a full disk ends in: no space, none for this user, none in one file.
 FULL = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))
-
-
-class CannotWrite(RuntimeError):
-    """The file cannot be written; the message says why and what to do."""
 
 
 @dataclass(frozen=True)
@@ -134,18 +126,6 @@ def remove_unfinished(path: Path) -> None:
                     f"{path.name} is being written by another run ({scratch.name}), or what that left cannot be "
                     "removed. Wait for it, or remove that file."
                 ) from error
-
-
-def lock(file: BinaryIO) -> None:
-    """Marks an open file as in use until it is closed. Raises: BlockingIOError if it is marked already."""
-    if fcntl is None:
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise
-    except OSError:  # a file system without locks
-        return
 
 
 def keep_name(folder: Path) -> None:
