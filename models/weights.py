@@ -17,6 +17,7 @@ from torch import Tensor
 from .eight_bits import cast, split_scales
 from .errors import UnreadableFile
 from .formats import PICKLES, SUFFIXES
+from .widths import DTYPES
 
 # What transformers calls the weights in a folder, the better format first.
 FOLDER_NAMES = (

@@ -44,7 +44,8 @@ CODES = """exit codes:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    signal.signal(signal.SIGTERM, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):  # the first as well: a shell may have it ignored
+        signal.signal(number, interrupt)
     make_importable()
     from llm4gen.models.errors import LLM4GENError  # noqa: PLC0415
 
