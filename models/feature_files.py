@@ -17,7 +17,7 @@ from .llm import Features
 from .rows import Rows
 
 SUFFIX, PART = ".features", ".part"
-VERSION = 1  # goes up when the same LLM would say something else, or files are laid out otherwise
+VERSION = 2  # goes up when the same LLM would say something else, or files are laid out otherwise
 ABANDONED = 3600  # seconds after which a part is no longer being written
 LIMIT = 2 << 30  # bytes on disk; some 2000 prompts of T5-XL
 

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .checkpoint import t5_names
@@ -16,10 +15,10 @@ from .conversion import Conversion, dtypes_of
 from .decoder import Decoder, DecoderConfig
 from .errors import UnknownCheckpoint
 from .gguf_checkpoint import ROTATION, in_our_order, names_of, recognise_gguf, vector_of
-from .gguf_file import GgufFile, Quantised
+from .gguf_file import GgufFile, Quantised, outline
 from .llm import load_tokenizer
 from .t5 import T5Config, T5Encoder
-from .weights import PIECE, Weights
+from .weights import PIECE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +58,7 @@ def plan_gguf(path: Path, dtype: str) -> Conversion:
         for theirs, ours in names_of(file, config).items()
     }
     return GgufConversion(
-        Weights(path, {name: torch.zeros(()).expand(tensor.shape) for name, tensor in found.items()}),
+        outline(path, found),
         f"{kind}, {config.layers} layers of width {config.width}",
         dtype,
         dtypes_of(blueprint, {theirs: ours for ours, theirs in published.items()}, dtype),
@@ -77,5 +76,4 @@ def plan_gguf(path: Path, dtype: str) -> Conversion:
 def furnish(file: GgufFile, config: DecoderConfig, folder: Path) -> None:
     """Writes the config.json and the tokenizer that the file has inside. Raises: MissingTokenizer."""
     load_tokenizer(file.path, config.vocabulary).save_pretrained(str(folder))
-    told = config.transformers
-    told.save_pretrained(str(folder))
+    config.transformers.save_pretrained(str(folder))

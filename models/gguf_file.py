@@ -82,8 +82,12 @@ class GgufFile:
 
     def outline(self) -> Weights:
         """The shapes alone, for checks: as tensors without memory."""
-        shapes = {name: torch.zeros(()).expand(tensor.shape) for name, tensor in self.tensors.items()}
-        return Weights(self.path, shapes)
+        return outline(self.path, self.tensors)
+
+
+def outline(path: Path, tensors: dict[str, Quantised]) -> Weights:
+    """Shapes as tensors without memory."""
+    return Weights(path, {name: torch.zeros(()).expand(tensor.shape) for name, tensor in tensors.items()})
 
 
 def library() -> ModuleType:
