@@ -44,11 +44,24 @@ def ensure_standins(target: Path) -> bool:
         fresh = scratch / target.name
         _write_all(fresh)
         (fresh / STAMP).write_text(json.dumps({"version": VERSION}), encoding="utf-8")
-        if target.exists():
-            target.replace(scratch / "old")
-        fresh.replace(target)
+        return put_in_place(fresh, target, scratch / "old")
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def put_in_place(fresh: Path, target: Path, old: Path) -> bool:
+    """Says whether it did. Another process, another of the tests' workers say, may have been faster: its files are
+    in use by now, and stay."""
+    if is_current(target):
+        return False
+    if target.exists():
+        target.replace(old)
+    try:
+        fresh.replace(target)
+    except OSError:
+        if not is_current(target):
+            raise
+        return False
     return True
 
 

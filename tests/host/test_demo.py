@@ -54,6 +54,23 @@ def test_real_files_come_before_stand_ins(workflow, object_info, tmp_path):
     assert not any(choice.standin for choice in chosen)
 
 
+def test_stand_ins_that_another_worker_made_meanwhile_stay(tmp_path, monkeypatch):
+    target, writing = tmp_path / "standins", []
+
+    def write(folder):
+        folder.mkdir()
+        (folder / "encoder").write_text(str(len(writing)))
+        writing.append(folder)
+        if len(writing) == 1:
+            assert standins.ensure_standins(target)  # the other worker, from start to end
+
+    monkeypatch.setattr(standins, "_write_all", write)
+    assert not standins.ensure_standins(target)
+    assert (target / "encoder").read_text() == "1", "files that are in use were replaced"
+    assert not standins.ensure_standins(target) and len(writing) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["standins"], "something was left over"
+
+
 @pytest.mark.parametrize(
     "body", [b"", b"\xff" * 8, struct.pack("<Q", 3) + b"{{{"], ids=["empty", "huge", "no json"]
 )
