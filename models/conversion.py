@@ -13,8 +13,11 @@ from torch import Tensor, nn
 
 from .eight_bits import MARK, magnitude, scale_for, scale_name
 from .errors import IncompleteCheckpoint
+from .formats import TOKENIZER_FILE, has_tokenizer
 from .weights import Weights, in_pieces
 from .widths import DTYPES, kept_as
+
+HOST_TOKENIZER = "ComfyUI's T5 tokenizer"
 
 
 @dataclass(frozen=True)
@@ -102,3 +105,10 @@ def check_range(name: str, values: Tensor, dtype: torch.dtype) -> None:
         f"{name} has values up to {largest:g}, and {short[dtype]} ends at {torch.finfo(dtype).max:g}. "
         + (f"Choose {wider[0]}." if wider else "No dtype that can be chosen holds them.")
     )
+
+
+def t5_tokenizer(encoder: Path) -> tuple[Path | None, str]:
+    """The folder of a T5's own tokenizer, if it has one, and what a new file's metadata says of it."""
+    folder = encoder if encoder.is_dir() else encoder.parent
+    own = folder.resolve() if has_tokenizer(folder) else None
+    return own, f"{own.name}/{TOKENIZER_FILE}" if own else HOST_TOKENIZER

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 
 from .checkpoint import ADAPTER_MARK, T5_MARK, recognise_adapter, recognise_t5
-from .conversion import Conversion, dtypes_of
+from .conversion import Conversion, dtypes_of, t5_tokenizer
 from .cross_adapter import CrossAdapter
 from .decoder import Decoder
 from .decoder_checkpoint import is_transformers_folder, recognise_decoder
 from .errors import UnknownCheckpoint
 from .filling import describe, find_prefix
-from .formats import TOKENIZER_FILE, has_tokenizer, is_gguf
+from .formats import TOKENIZER_FILE, is_gguf
 from .gguf_conversion import plan_gguf
 from .recipe import recipe_metadata
 from .t5 import T5Encoder
@@ -21,7 +21,6 @@ from .weights import Weights, open_weights
 from .widths import DTYPES
 
 ENCODER_DTYPE = "bf16"  # unless another is asked for: half of fp32, and no T5's weights leave its range
-HOST_TOKENIZER = "ComfyUI's T5 tokenizer"
 BESIDE = (".json", ".jinja", ".model", ".txt")  # of a transformers folder: its config and its tokenizer
 
 
@@ -49,9 +48,7 @@ def plan_conversion(path: Path, dtype: str | None = None) -> Conversion:
 
 def plan_t5(weights: Weights, dtype: str) -> Conversion:
     config, names = recognise_t5(weights)
-    folder = weights.path if weights.path.is_dir() else weights.path.parent
-    own = folder.resolve() if has_tokenizer(folder) else None
-    tokenizer = f"{own.name}/{TOKENIZER_FILE}" if own else HOST_TOKENIZER
+    own, tokenizer = t5_tokenizer(weights.path)
     return Conversion(
         weights,
         f"T5 encoder, {config.layers} layers of width {config.width}",

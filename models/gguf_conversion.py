@@ -11,7 +11,7 @@ import numpy as np
 from torch import Tensor
 
 from .checkpoint import t5_names
-from .conversion import Conversion, dtypes_of
+from .conversion import Conversion, dtypes_of, t5_tokenizer
 from .decoder import Decoder, DecoderConfig
 from .errors import UnknownCheckpoint
 from .gguf_checkpoint import ROTATION, in_our_order, names_of, recognise_gguf, vector_of
@@ -49,9 +49,11 @@ def plan_gguf(path: Path, dtype: str) -> Conversion:
         )
     if isinstance(config, T5Config):
         blueprint, kind = T5Encoder(config, device="meta"), "T5 encoder"
+        own, tokenizer = t5_tokenizer(path)
         published = {ours: theirs for theirs, ours in t5_names("", config.layers).items()}
     else:
         blueprint, kind = Decoder(config), config.transformers.model_type
+        own, tokenizer = None, path.name  # inside the file
         published = {ours: ours for ours in blueprint.state_dict()}
     found = {
         published[ours]: in_our_order(file.tensors[theirs], ours, file.architecture, config)
@@ -62,7 +64,8 @@ def plan_gguf(path: Path, dtype: str) -> Conversion:
         f"{kind}, {config.layers} layers of width {config.width}",
         dtype,
         dtypes_of(blueprint, {theirs: ours for ours, theirs in published.items()}, dtype),
-        {},
+        {"tokenizer": tokenizer},
+        own,
         furnish=partial(furnish, file, config) if isinstance(config, DecoderConfig) else None,
         matrices={name: tensor for name, tensor in found.items() if len(tensor.shape) > 1},
         vectors={

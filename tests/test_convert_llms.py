@@ -7,6 +7,7 @@ import pytest
 import torch
 import transformers
 from gguf_files import Kind
+from safetensors import safe_open
 from tiny import relative_error
 
 from llm4gen.models.errors import UnreadableFile
@@ -62,6 +63,7 @@ def test_a_gguf_file_becomes_a_folder_that_transformers_reads_as_well(family, tm
     monkeypatch.setattr("llm4gen.models.gguf_conversion.load_tokenizer", lambda *_: Tokenizer())
     assert run(tmp_path / "llm.gguf", "--dtype", "fp32") == 0
     new = tmp_path / "llm-fp32"
+    assert tokenizer_of(new / "model.safetensors") == "llm.gguf"
     assert relative_error(states(new), states(tmp_path / "llm.gguf")) <= 1e-5
     plain = transformers.AutoModel.from_pretrained(str(new), dtype=torch.float32).eval()
     with torch.inference_mode():
@@ -74,11 +76,26 @@ class Tokenizer:
         pass
 
 
-def test_a_t5_in_a_gguf_file_becomes_one_file(tmp_path):
+def test_a_t5_in_a_gguf_file_becomes_one_file(tmp_path, capsys):
     oracle = gguf_files.t5(num_layers=2)
     gguf_files.write_t5(tmp_path / "t5.gguf", oracle, Kind.Q8_0)
     assert run(tmp_path / "t5.gguf", tmp_path / "t5.safetensors", "--dtype", "fp32") == 0
     assert relative_error(states(tmp_path / "t5.safetensors"), states(tmp_path / "t5.gguf")) <= 1e-5
+    assert tokenizer_of(tmp_path / "t5.safetensors") == "ComfyUI's T5 tokenizer"
+
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "tokenizer.json").write_text("{}")
+    (tmp_path / "t5.gguf").rename(tmp_path / "own" / "t5.gguf")
+    capsys.readouterr()
+    assert run(tmp_path / "own" / "t5.gguf", tmp_path / "new.safetensors", "--dtype", "fp32") == 0
+    assert tokenizer_of(tmp_path / "new.safetensors") == "own/tokenizer.json"
+    assert f"with the tokenizer files of {tmp_path / 'own'}" in capsys.readouterr().out
+
+
+def tokenizer_of(file):
+    """What a new file says."""
+    with safe_open(file, framework="pt") as opened:
+        return opened.metadata()["tokenizer"]
 
 
 @pytest.mark.skipif(not REAL_LLM.is_file(), reason=f"NO REAL LLM: {REAL_LLM.name} was not fetched")

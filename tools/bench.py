@@ -10,27 +10,22 @@ some rounds, and ratios are taken within a round: what slows the machine for a w
 from __future__ import annotations
 
 import argparse
-import contextlib
 import itertools
-import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
 
 import psutil
 import torch
+from bench_process import Worker, difference, running, say
 from bench_report import CALLS, Result, Results, Variant, accelerator, machine, table, verdict
 from bench_weights import LAYERS, Files, ensure_files
-from host import COMFYUI_DIR, HOST_DIR, Host
-from safetensors.torch import load_file
-from torch import Tensor
+from host import COMFYUI_DIR, HOST_DIR
 from transformers import AutoTokenizer
 
 # Number of tokens, in words → the two wordings.
@@ -59,50 +54,6 @@ class Setting:
     rounds: int
 
 
-class Worker:
-    """A process that measures one variant when told to."""
-
-    def __init__(self, variant: Variant, setting: Setting) -> None:
-        comfyui = setting.comfyui
-        command = [sys.executable, str(WORKER), "--comfyui", str(comfyui), "--device", variant.device]
-        command += ["--encoder", str(variant.encoder), "--adapter", str(setting.files.adapter)]
-        command += ["--threads", str(setting.threads)]
-        command += ["--dtype", variant.dtype] if variant.dtype else []
-        self.variant = variant
-        self.log = tempfile.TemporaryFile()  # noqa: SIM115 -- lives as long as the process
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.log,
-            encoding="utf-8",
-            env=Host(comfyui, Path(sys.executable)).environment(),
-        )
-
-    def ask(self, do: str, **command: Any) -> dict[str, Any]:
-        assert self.process.stdin and self.process.stdout
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(json.dumps({"do": do, **command}) + "\n")
-            self.process.stdin.flush()
-        reply = self.process.stdout.readline()
-        if not reply:
-            self.process.wait()
-            self.log.seek(0)
-            tail = "\n".join(self.log.read().decode(errors="replace").splitlines()[-20:])
-            raise SystemExit(f"{self.variant.label} ended with exit code {self.process.returncode}.\n{tail}")
-        return json.loads(reply)
-
-    def worked(self) -> float:
-        """Seconds of processor time that it took so far, over all cores."""
-        times = psutil.Process(self.process.pid).cpu_times()
-        return times.user + times.system
-
-    def close(self) -> None:
-        self.process.kill()  # it holds nothing that would have to be saved
-        self.process.communicate()
-        self.log.close()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="four layers: to try the tool itself")
@@ -125,7 +76,7 @@ def main() -> None:
         ]
     for variant in other_loads(files):
         say(f"Loading: {variant.label} from the {variant.weights} …")
-        with running([variant], setting) as [worker]:
+        with started([variant], setting) as [worker]:
             results[variant] = Result(loaded=worker.ask("load"))
 
     print("\n" + table(results))
@@ -176,20 +127,15 @@ def read_prompts(tokenizer: Path) -> Prompts:
     return prompts
 
 
-@contextlib.contextmanager
-def running(variants: list[Variant], setting: Setting) -> Iterator[list[Worker]]:
-    """A process for each variant, its weights file in the system's file cache."""
-    workers: list[Worker] = []
-    try:
-        for variant in variants:
-            with variant.encoder.open("rb") as file:
-                while file.read(64 << 20):
-                    pass
-            workers.append(Worker(variant, setting))
-        yield workers
-    finally:
-        for worker in workers:
-            worker.close()
+def started(variants: list[Variant], setting: Setting) -> AbstractContextManager[list[Worker]]:
+    """A process for each variant."""
+    shared = ["--comfyui", setting.comfyui, "--adapter", setting.files.adapter, "--threads", setting.threads]
+    commands = {}
+    for variant in variants:
+        own = ["--device", variant.device, "--encoder", variant.encoder]
+        own += ["--dtype", variant.dtype] if variant.dtype else []
+        commands[variant] = list(map(str, [WORKER, *shared, *own]))
+    return running(commands, setting.comfyui)
 
 
 def measure(
@@ -197,7 +143,7 @@ def measure(
 ) -> float:
     """Loads, warms up and compares, then times in rounds; adds to `results`. Returns how many cores other
     programs kept busy meanwhile."""
-    with running(variants, setting) as workers:
+    with started(variants, setting) as workers:
         for worker in workers:
             say(f"Loading: {worker.variant.label} …")
             results[worker.variant] = Result(loaded=worker.ask("load"))
@@ -207,9 +153,7 @@ def measure(
             turn(workers, prompts, tokens, scratch)
             # The truth is the published way on the CPU, for every device.
             for variant, which in itertools.product(variants, CALLS):
-                truth, found = (
-                    load_file(scratch / f"{label} {tokens} {which}") for label in (PUBLISHED, variant.label)
-                )
+                truth, found = (scratch / f"{label} {tokens} {which}" for label in (PUBLISHED, variant.label))
                 results[variant].differences[tokens, which] = difference(truth, found)
         psutil.cpu_percent()  # from here on
         start, ours = time.perf_counter(), sum(worker.worked() for worker in workers)
@@ -246,19 +190,6 @@ def note_times(
     for (variant, which), seconds in times.items():
         results[variant].seconds[tokens, which].append(seconds)
         results[variant].ratios[tokens, which].append(reference / seconds)
-
-
-def difference(truth: dict[str, Tensor], found: dict[str, Tensor]) -> tuple[float, float]:
-    """The worse of both prompts: largest difference, and norm of the difference over the norm of all tokens."""
-    pairs = [(truth[name], found[name]) for name in truth]
-    return (
-        max(float((a - b).abs().max()) for a, b in pairs),
-        max(float((a - b).norm() / a.norm()) for a, b in pairs),
-    )
-
-
-def say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,13 @@ answer a line to stdout; whatever libraries print goes to stderr.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import psutil
 import torch
-from pack import make_importable
+from bench_child import device_peak, enter_host, memory_now, memory_peak, serve, take_stdout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -175,36 +172,6 @@ def clip_states(device: str) -> dict[str, Tensor]:
     }
 
 
-def enter_host(comfyui: Path, device: str) -> None:
-    """Makes ComfyUI and the pack importable, as the host itself has them."""
-    sys.path[0] = str(comfyui)
-    make_importable()
-    from comfy.cli_args import args  # noqa: PLC0415
-
-    args.cpu = device == "cpu"  # before anything else of comfy, which looks for a device
-
-
-def memory_now() -> int:
-    """Bytes of this process in memory; mapped files count as far as they were read."""
-    return psutil.Process().memory_info().rss
-
-
-def memory_peak() -> int:
-    """The most bytes that this process ever had in memory."""
-    if sys.platform == "win32":
-        return psutil.Process().memory_info().peak_wset
-    if sys.platform == "linux":
-        status = Path("/proc/self/status").read_text(encoding="utf-8")
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    import resource  # noqa: PLC0415
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def device_peak() -> int:
-    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
-
-
 @torch.inference_mode()  # as the host runs its nodes
 def answer(way: Way, command: dict[str, Any]) -> dict[str, Any]:
     """Does one command: `load`, `prepare`, `context` (first or repeated) or `peak`."""
@@ -236,17 +203,15 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu, or what torch calls the accelerator")
     options = parser.parse_args()
 
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8", buffering=1)
-    os.dup2(2, 1)
     torch.set_num_threads(options.threads)
+    replies = take_stdout()
     if options.dtype is None:
         tokenizer = options.comfyui / "comfy" / "text_encoders" / "t5_tokenizer"
         way: Way = Published(options.encoder, options.adapter, tokenizer, options.device)
     else:
         enter_host(options.comfyui, options.device)
         way = Ours(options.encoder, options.adapter, options.dtype)
-    for line in sys.stdin:
-        print(json.dumps(answer(way, json.loads(line))), file=replies)
+    serve(partial(answer, way), replies)
 
 
 if __name__ == "__main__":

@@ -85,7 +85,9 @@ def run_test(host: Host, models: list[Path], options: argparse.Namespace, extra:
 
 
 def run_bench(host: Host, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
-    return run_child(host, [host.python, TOOLS / "bench.py", *extra])
+    encoders = extra[:1] == ["encoders"]
+    tool = TOOLS / ("bench_encoders.py" if encoders else "bench.py")
+    return run_child(host, [host.python, tool, *extra[encoders:]])
 
 
 def run_serve(host: Host, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
@@ -188,7 +190,11 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         "must pass. Further arguments go to pytest both times, and may choose nothing for the second. With "
         "--comfyui: all of it, on that ComfyUI alone",
     )
-    add("bench", "measure against the published way; further arguments go to tools/bench.py")
+    add(
+        "bench",
+        "measure against the published way; `bench encoders`: kinds of encoder files. Further arguments go to "
+        "tools/bench.py and tools/bench_encoders.py",
+    )
     options, extra = parser.parse_known_args(arguments)
     if extra and options.command not in ("test", "bench"):
         parser.error(f"{options.command} does not know {' '.join(extra)}")

@@ -1,0 +1,91 @@
+"""A process that measures one variant when told to: the benchmark's side of the pipe."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import psutil
+from bench_report import Variant
+from host import Host
+from safetensors.torch import load_file
+
+
+class Worker:
+    def __init__(self, variant: Variant, command: Sequence[str], comfyui: Path) -> None:
+        """command: this Python's arguments. The process takes JSON commands and answers each with a line of JSON."""
+        self.variant = variant
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115 -- lives as long as the process
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.log,
+            encoding="utf-8",
+            env=Host(comfyui, Path(sys.executable)).environment(),
+        )
+
+    def ask(self, do: str, **command: Any) -> dict[str, Any]:
+        assert self.process.stdin and self.process.stdout
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(json.dumps({"do": do, **command}) + "\n")
+            self.process.stdin.flush()
+        reply = self.process.stdout.readline()
+        if not reply:
+            self.process.wait()
+            self.log.seek(0)
+            tail = "\n".join(self.log.read().decode(errors="replace").splitlines()[-20:])
+            raise SystemExit(f"{self.variant.label} ended with exit code {self.process.returncode}.\n{tail}")
+        return json.loads(reply)
+
+    def worked(self) -> float:
+        """Seconds of processor time that it took so far, over all cores."""
+        times = psutil.Process(self.process.pid).cpu_times()
+        return times.user + times.system
+
+    def close(self) -> None:
+        self.process.kill()  # it holds nothing that would have to be saved
+        self.process.communicate()
+        self.log.close()
+
+
+@contextlib.contextmanager
+def running(commands: dict[Variant, Sequence[str]], comfyui: Path) -> Iterator[list[Worker]]:
+    """A process for each variant, its weights in the system's file cache."""
+    workers: list[Worker] = []
+    try:
+        for variant, command in commands.items():
+            read_through(variant.encoder)
+            workers.append(Worker(variant, command, comfyui))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def read_through(place: Path) -> None:
+    """Has the system keep a file, or a folder's files, in its cache."""
+    for path in sorted(place.iterdir()) if place.is_dir() else [place]:
+        with path.open("rb") as file:
+            while file.read(64 << 20):
+                pass
+
+
+def difference(truth: Path, found: Path) -> tuple[float, float]:
+    """Of two files of tensors, the worst: largest difference, and norm of the difference over the norm."""
+    wanted, got = load_file(truth), load_file(found)
+    pairs = [(wanted[name], got[name]) for name in wanted]
+    return (
+        max(float((a - b).abs().max()) for a, b in pairs),
+        max(float((a - b).norm() / a.norm()) for a, b in pairs),
+    )
+
+
+def say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
