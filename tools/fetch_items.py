@@ -196,5 +196,6 @@ def instructions(items: Iterable[Item], places: Mapping[str, Sequence[Path]], dt
             command = convert_command(
                 folder / item.by_hand, folder / item.target_name(dtype), item.dtype(dtype)
             )
-            lines += ["  which loads as it is; for a .safetensors of it, then run", f"        {command}"]
+            lines += ["  then  run this, which makes the .safetensors that the example workflows name"]
+            lines += ["        (without it, choose the file as it is in the loader)", f"        {command}"]
     return "\n".join(lines)
