@@ -132,6 +132,34 @@ def test_extra_model_paths_are_honoured_as_the_host_does(kind, old_names, fetchi
     assert str(found.parent) == wanted["unet"]
 
 
+@pytest.mark.floor
+def test_the_hosts_own_arguments_are_honoured_as_it_does(fetching):
+    """Its base directory, and in a file beside the ComfyUI one more place, in front."""
+    base, config = fetching.base / "base", fetching.base / "more.yaml"
+    config.write_text("a:\n  base_path: mine\n  is_default: true\n  text_encoders: t5\n")
+    given = ["--base-directory", str(base), "--extra-model-paths-config", str(config)]
+    places = {name: str(base / "models" / key) for name, key in PLACES.items()}
+    assert offered_places(fetching.run(*given[:2], "--offline")) == places
+    places["encoder"] = str(fetching.base / "mine" / "t5")
+    assert offered_places(fetching.run("--offline", *given)) == places
+    assert fetching.run(*given, "--only", "unet").returncode == 0
+    assert (base / "models" / TUNED).is_file() and fetching.files() == set()
+
+
+@pytest.mark.parametrize("wrong", [["--offlien"], ["--base-directory"], ["adapter"]])
+def test_an_argument_of_nobodys_is_named_in_one_line(wrong, fetching):
+    done = fetching.run("--offline", *wrong)
+    assert done.returncode == fetch_hub.USAGE and wrong[0] in last_line(done)
+    assert len(done.stderr.splitlines()) == 1, "ComfyUI's usage hides it"
+
+
+@pytest.mark.parametrize("config", ["absent.yaml", "bad.yaml"])
+def test_a_bad_file_of_more_folders_is_named_in_one_line(config, fetching):
+    (fetching.base / "bad.yaml").write_text("a: [")
+    done = fetching.run("--offline", "--extra-model-paths-config", str(fetching.base / config))
+    assert done.returncode == fetch_hub.FAILED and config in last_line(done)
+
+
 def test_what_lies_in_any_of_the_hosts_folders_is_there(fetching):
     (fetching.models / "unet").mkdir(parents=True)
     (fetching.models / "unet" / "llm4gen_sd15_unet.bin").write_bytes(b"x")

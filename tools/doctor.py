@@ -11,9 +11,9 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 
+import host_folders
 import installed
 from findings import Check, Finding, found_by, page
 from host import ROOT
@@ -53,33 +53,16 @@ def examine(comfyui: Path, arguments: Sequence[str] = ()) -> tuple[str, int]:
 
 
 def enter(comfyui: Path, arguments: Sequence[str]) -> Iterable[Finding]:
-    """Makes the host's list of folders what its main.py makes of it; starts nothing."""
-    sys.path.insert(0, str(comfyui))
-    sys.argv = [str(comfyui / "main.py"), *arguments]
-    import comfy.options  # noqa: PLC0415
-
-    comfy.options.enable_args_parsing()
+    """The folders of this process become the host's."""
+    configs = host_folders.enter(comfyui, arguments)
     import folder_paths  # noqa: PLC0415
-    from comfy.cli_args import args  # noqa: PLC0415
-    from utils.extra_config import load_extra_path_config  # noqa: PLC0415
 
     yield Finding(f"models: {folder_paths.models_dir}")
-    own = comfyui / "extra_model_paths.yaml"
-    for file in [*([own] if own.is_file() else []), *chain(*(args.extra_model_paths_config or []))]:
-        try:
-            load_extra_path_config(str(file))
-            yield Finding(f"more folders: {file}")
-        except Exception as error:  # whatever is in it
-            said = " ".join(str(error).split())
-            yield Finding(
-                f"{file} cannot be read ({type(error).__name__}: {said}).",
-                "Compare it with ComfyUI's extra_model_paths.yaml.example; ComfyUI does not start with it.",
-            )
-    if args.output_directory:
-        folder_paths.set_output_directory(os.path.abspath(args.output_directory))
-    for folder in ("checkpoints", "clip", "diffusion_models"):
-        saved = os.path.join(folder_paths.get_output_directory(), folder)
-        folder_paths.add_model_folder_path(folder, saved)
+    for config in configs:
+        if config.error is None:
+            yield Finding(f"more folders: {config.path}")
+        else:
+            yield Finding(f"{config.path} cannot be read ({config.error}).", host_folders.CURE)
 
 
 def model_sections(pack: Path = ROOT) -> Iterable[tuple[str, list[Finding]]]:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import host_folders
 from convert import NAMES
 from fetch_hub import FAILED, HUB, CannotFetch
 from host import MODEL_FOLDERS
@@ -99,29 +100,22 @@ ITEMS = {
 }
 
 
-def model_folders(comfyui: Path) -> dict[str, list[Path]]:
+def model_folders(comfyui: Path, arguments: Sequence[str]) -> dict[str, list[Path]]:
     """Where a ComfyUI looks for models, by its keys, as it answers itself; new ones go into the first place.
 
-    Raises: CannotFetch.
+    arguments: what this ComfyUI is started with. Raises: CannotFetch, SystemExit.
     """
-    sys.path.insert(0, str(comfyui))
-    extra = comfyui / "extra_model_paths.yaml"
     try:
+        configs = host_folders.enter(comfyui, arguments)
         import folder_paths  # noqa: PLC0415
-        from utils.extra_config import load_extra_path_config  # noqa: PLC0415
-
-        if extra.is_file():
-            load_extra_path_config(str(extra))
     except ImportError as error:
         raise CannotFetch(
             FAILED,
             f"{sys.executable} cannot run the ComfyUI in {comfyui} ({error}). Run this with ComfyUI's own Python.",
         ) from error
-    except Exception as error:  # what the host meets in a file that is none of its kind
-        line = " ".join(str(error).split())
-        raise CannotFetch(
-            FAILED, f"{extra} cannot be read, by ComfyUI neither: {line}. Correct it."
-        ) from error
+    for config in configs:
+        if config.error:
+            raise CannotFetch(FAILED, f"{config.path} cannot be read ({config.error}). {host_folders.CURE}")
     own = Path(folder_paths.models_dir)
     # As nodes/folders.py does it; to import that would take all of ComfyUI.
     folder_paths.add_model_folder_path("llm4gen", str(own / "llm4gen"))

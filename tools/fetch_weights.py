@@ -2,6 +2,7 @@
 
     python tools/fetch_weights.py
     python tools/fetch_weights.py --comfyui DIR --dtype fp8 --only adapter encoder
+    python tools/fetch_weights.py [what ComfyUI is started with, such as --base-directory DIR]
 
 The adapter and the encoder become .safetensors, by tools/convert.py. A run that was interrupted in any way is gone
 on with by the next one. HF_ENDPOINT, HF_TOKEN and proxies are honoured, as the library huggingface_hub does it.
@@ -43,14 +44,14 @@ CODES = """exit codes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
+    options, others = parse(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):  # the first as well: a shell may have it ignored
         signal.signal(number, interrupt)
     make_importable()
     from llm4gen.models.errors import LLM4GENError  # noqa: PLC0415
 
     try:
-        fetch(options)
+        fetch(options, others)
         return 0
     except (KeyboardInterrupt, Ended) as end:
         print("interrupted: run this again to go on with it", file=sys.stderr)
@@ -73,9 +74,12 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
-def fetch(options: argparse.Namespace) -> None:
-    """Raises: CannotFetch, CannotWrite, HostError, LLM4GENError, OSError, Ended."""
-    places = model_folders(find_comfyui(options.comfyui))
+def fetch(options: argparse.Namespace, others: Sequence[str]) -> None:
+    """others: what this ComfyUI is started with.
+
+    Raises: CannotFetch, CannotWrite, HostError, LLM4GENError, OSError, Ended, SystemExit.
+    """
+    places = model_folders(find_comfyui(options.comfyui), others)
     absent = [
         item for item in map(ITEMS.get, options.only) if not is_present(item, places[item.key], options.dtype)
     ]
@@ -166,12 +170,14 @@ def revision(text: str) -> tuple[str, str]:
     return known[name], commit
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """And what is left: ComfyUI's own."""
     parser = argparse.ArgumentParser(
         prog="fetch_weights.py",
         description=__doc__,
         epilog=CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add(
@@ -192,9 +198,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=HASH",
         help="take this commit of a repository (default: the newest; an interrupted run's, if there was one)",
     )
-    options = parser.parse_args(arguments)
+    options, others = parser.parse_known_args(arguments)
     options.revision = dict(options.revision)
-    return options
+    return options, others
 
 
 if __name__ == "__main__":

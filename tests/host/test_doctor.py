@@ -260,6 +260,14 @@ def test_the_command_finds_what_extra_model_paths_yaml_names(comfyui, tmp_path):
     assert (text.splitlines()[-1], code) == ("3 things to do.", 1), text
 
 
+def test_the_command_with_an_argument_of_nobodys(comfyui):
+    tool = comfyui / "custom_nodes" / "llm4gen" / "tools" / "doctor.py"
+    done = subprocess.run([sys.executable, tool, "--comfyuii"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: unrecognized arguments: --comfyuii")
+
+
 def test_the_command_on_an_old_comfyui_with_a_broken_configuration(comfyui):
     version, own = comfyui / "comfyui_version.py", comfyui / "extra_model_paths.yaml"
     before = version.read_text(encoding="utf-8")
