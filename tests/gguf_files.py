@@ -7,6 +7,7 @@ import numpy as np
 import tiny
 import torch
 import transformers
+from tokenizers.pre_tokenizers import ByteLevel
 
 from paths import TOOLS
 
@@ -87,13 +88,32 @@ def write_decoder(path, oracle, kind=Kind.F32, extra=None, **header):
     write(path, arch, tensors, kind, sizes | header)
 
 
+def own_tokenizer(*words):
+    """A tokenizer as a file has it in its header: a piece for each byte, each beginning of a word, and the end."""
+    starts = [word[:length] for word in words for length in range(2, len(word) + 1)]
+    pieces = [*sorted(ByteLevel.alphabet()), *starts, "<|endoftext|>"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.token_type": [1] * (len(pieces) - 1) + [3],  # the last is no text
+        "tokenizer.ggml.merges": [f"{start[:-1]} {start[-1]}" for start in starts],
+        "tokenizer.ggml.eos_token_id": len(pieces) - 1,
+    }
+
+
 def write(path, arch, tensors, kind, header):
     """Matrices in an encoding; vectors, and T5's position bias, in fp32, as llama.cpp leaves them."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name("Small")
     for name, value in header.items():
-        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
-        add(name if name.startswith("split.") else f"{arch}.{name}", value)
+        add = {
+            str: writer.add_string,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            list: writer.add_array,
+        }[type(value)]
+        add(name if name.startswith(("split.", "tokenizer.")) else f"{arch}.{name}", value)
     for name, tensor in tensors.items():
         plain = tensor.ndim == 1 or "rel_b" in name
         chosen = Kind.F32 if plain else packable(kind, tensor.shape[-1])

@@ -15,10 +15,11 @@ import tiny
 import torch
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from gguf_files import write_t5
+from gguf_files import make, own_tokenizer, write_decoder, write_t5
 from safetensors.torch import save_file
 from standins import ADAPTER, ENCODER
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer
 
 JSON = {"Content-Type": "application/json"}
 ASKED = {"text": "a cat", "llm_text": None, "encoder": None, "adapter": None}
@@ -338,6 +339,30 @@ def test_the_server_counts_and_reports(prefix, send):
     assert status == 200 and told.keys() == {"encoders", "adapters", "pairs", "advice", "version"}
     (fitting,) = [pair for pair in told["pairs"] if pair["encoder"] == ENCODER and pair["adapter"] == ADAPTER]
     assert fitting["fits"] is True
+
+
+@pytest.fixture
+def own_gguf(models):
+    """Among the server's encoders, one with a tokenizer inside, which has a piece for `cat` and none for `dog`."""
+    path = models / "text_encoders" / "routes-own.gguf"
+    path.parent.mkdir(exist_ok=True)
+    header = own_tokenizer("cat")
+    size = len(header["tokenizer.ggml.tokens"])
+    write_decoder(path, make("Qwen2", vocab_size=size), **header)
+    yield path
+    path.unlink()
+
+
+@pytest.mark.parametrize(("text", "total"), [("cat dog", 3 + 2 + 4), ("cat dog " * 60, 3 + 60 * 6 + 1)])
+def test_the_server_counts_with_a_gguf_files_own_tokenizer(text, total, own_gguf, send):
+    inside = AutoTokenizer.from_pretrained(own_gguf.parent, gguf_file=own_gguf.name, local_files_only=True)
+    ids = inside(f"pre {text}")["input_ids"]
+    assert len(ids) == total, "three letters, then a space before each word, and the last"
+    asked = json.dumps(ASKED | {"text": text, "encoder": own_gguf.name, "adapter": ADAPTER})
+    status, counted = send("POST", "/llm4gen/tokens", asked)
+    assert status == 200 and "note" not in counted
+    cut = inside.decode(ids[256:]).strip()
+    assert counted["llm"] == {"tokens": len(ids), "limit": 256, "cut": cut}
 
 
 def test_without_a_model_it_counts_too(empty_server):
