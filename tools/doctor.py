@@ -2,7 +2,7 @@
 
     python tools/doctor.py [--comfyui DIR] [what else ComfyUI is started with, such as --base-directory DIR]
 
-Reads the headers of files, changes nothing and uses no network.
+Reads the headers of files, changes nothing and uses no network. Exit code 1: there is something to do.
 """
 
 from __future__ import annotations
@@ -13,9 +13,12 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+# The Python of ComfyUI for Windows looks for no module beside the script that it runs.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
 import host_folders
 import installed
-from findings import Check, Finding, found_by, page
+from findings import Check, Finding, failed, found_by, page
 from host import ROOT
 from pack import make_importable
 
@@ -46,10 +49,11 @@ def examine(comfyui: Path, arguments: Sequence[str] = ()) -> tuple[str, int]:
     if any(finding.cure for finding in packages):
         later = [Finding("Models are looked at when the packages are there.")]
         return page([*sections, ("Models", later)])
-    entered = found_by(lambda: enter(comfyui, arguments))
-    return page(
-        [*sections, ("Settings", entered), *model_sections(), ("Machine", found_by(installed.machine))]
-    )
+    try:
+        sections += [("Settings", list(enter(comfyui, arguments))), *model_sections()]
+    except Exception as error:  # of ComfyUI's modules or the packages that they import
+        return page([*sections, ("Models", [failed(error)])])
+    return page([*sections, ("Machine", found_by(installed.machine))])
 
 
 def enter(comfyui: Path, arguments: Sequence[str]) -> Iterable[Finding]:
@@ -89,10 +93,12 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    # Not resolved: the pack may be a link in custom_nodes, and lead out of it when followed.
-    around = Path(__file__).absolute().parent.parent.parent.parent
     parser.add_argument(
-        "--comfyui", type=Path, metavar="DIR", default=around, help="(default: the one around this pack)"
+        "--comfyui",
+        type=Path,
+        metavar="DIR",
+        default=host_folders.AROUND,
+        help="(default: the one around this pack)",
     )
     return parser.parse_known_args(arguments)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
+# The one whose custom_nodes this pack lies in: its links are not followed, which lead to where it was cloned.
+AROUND = Path(os.path.abspath(__file__)).parents[3]
 CONFIG = "extra_model_paths.yaml"
 CURE = f"Compare it with ComfyUI's {CONFIG}.example; ComfyUI does not start with it."
 
@@ -39,7 +41,7 @@ def enter(comfyui: Path, arguments: Sequence[str]) -> list[Config]:
     configs = [Config(file, read(file)) for file in files]
     if given.output_directory:
         folder_paths.set_output_directory(os.path.abspath(given.output_directory))
-    for folder in ("checkpoints", "clip", "diffusion_models"):
+    for folder in ("checkpoints", "clip", "vae", "diffusion_models", "loras"):
         saved = os.path.join(folder_paths.get_output_directory(), folder)
         folder_paths.add_model_folder_path(folder, saved)
     return configs
