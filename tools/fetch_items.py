@@ -29,7 +29,8 @@ class Item:
 
     kind: what the converter calls it; "" is put in as it is, with its own ending. file: in its repository, or the
     folder that holds it, with `/`. key: ComfyUI's, of the folder it goes into. target: its name there, with
-    `{dtype}` if it has a choice. by_hand: the name for the file as published. about: bytes, if known.
+    `{dtype}` if it has a choice. by_hand: the name for the file as published. about: bytes, if known. other_names:
+    under which it may be there, too.
     """
 
     name: str
@@ -174,7 +175,7 @@ def convert_command(source: Path, target: Path, dtype: str | None) -> str:
 
 def instructions(items: Iterable[Item], places: Mapping[str, Sequence[Path]], dtype: str | None) -> str:
     """How to do it without this program."""
-    lines = ["By hand, with a browser, here or on another machine:"]
+    lines, named = ["By hand, with a browser, here or on another machine:"], []
     for item in items:
         folder = places[item.key][0]
         page = f"{HUB}/{item.repository}/tree/{PINNED[item.repository] or 'main'}"
@@ -187,9 +188,12 @@ def instructions(items: Iterable[Item], places: Mapping[str, Sequence[Path]], dt
         lines += [f"  to    {folder / item.by_hand}"]
         lines += [] if folder.is_dir() else ["  (make the folder)"]
         if item.kind:
-            command = convert_command(
-                folder / item.by_hand, folder / item.target_name(dtype), item.dtype(dtype)
-            )
-            lines += ["  then  run this, which makes the .safetensors that the example workflows name"]
-            lines += ["        (without it, choose the file as it is in the loader)", f"        {command}"]
+            target = folder / item.target_name(dtype)
+            named.append(item.target_name(None))
+            command = convert_command(folder / item.by_hand, target, item.dtype(dtype))
+            lines += [f"  then  run this, which makes {target.name} of it:", f"        {command}"]
+    if named:
+        lines += [
+            f"The example workflows name {' and '.join(named)}; any other file is chosen in their loaders."
+        ]
     return "\n".join(lines)

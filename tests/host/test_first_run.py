@@ -32,7 +32,7 @@ BY_HAND = re.compile(
     r"  file +(?P<file>.*) \(.*\)\n"
     r"  to +(?P<target>.*)\n"
     r"(?P<make>  \(make the folder\)\n)?"
-    r"(?:  then +run this, .*\n.*\n +(?P<command>.*)\n?)?",
+    r"(?:  then +run this, .*\n +(?P<command>.*)\n?)?",
     re.MULTILINE,
 )
 SIZE, STEPS = (64, 64), 2
