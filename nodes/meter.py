@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import folder_paths
@@ -68,28 +70,37 @@ def recipe_for(adapter: str | None) -> tuple[Recipe, str | None]:
     return found.recipe or Recipe(), found.error
 
 
+@contextmanager
+def read_by_the_host() -> Iterator[None]:
+    """Raises: UnreadableText for what it fails at, such as `embedding:` without a name, or a thousand parentheses."""
+    try:
+        yield
+    except Exception as error:
+        raise UnreadableText(
+            f"ComfyUI itself fails at this text ({type(error).__name__}). Look at its parentheses and embeddings."
+        ) from error
+
+
 def count_clip(text: str) -> dict:
     """By the host's own rule, which keeps short words, and what has an emphasis of its own, in one chunk.
 
     Raises: UnreadableText.
     """
-    try:
+    with read_by_the_host():
         chunks = clip_tokenizer().tokenize_with_weights(text, return_word_ids=True)[SD15]
-    except Exception as error:  # such as `embedding:` without a name, or a thousand parentheses
-        raise UnreadableText(
-            f"ComfyUI's own CLIP tokenizer fails at this text ({type(error).__name__}). Look at its parentheses and "
-            "embeddings."
-        ) from error
+        words = words_of(text).text
     tokens = [[token for token, _, word in chunk if word] for chunk in chunks]
     lost = [
         token for chunk in tokens[1:] for token in chunk if isinstance(token, int)
     ]  # else of an embedding
-    cut = end_of(words_of(text).text, clip_tokenizer().decode(lost)) if lost else ""
+    cut = end_of(words, clip_tokenizer().decode(lost)) if lost else ""
     return {"tokens": sum(map(len, tokens)), "limit": CLIP_LIMIT, "cut": cut}
 
 
 def count_llm(text: str, tokenizer: PreTrainedTokenizerBase, recipe: Recipe) -> dict:
-    words = words_of(text).text
+    """Raises: UnreadableText."""
+    with read_by_the_host():
+        words = words_of(text).text
     read = tokenize(tokenizer, words, recipe)
     cut = cut_words(tokenizer, words, recipe) if read.dropped else ""
     return {"tokens": read.total, "limit": recipe.tokens, "cut": cut}

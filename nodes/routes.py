@@ -63,8 +63,8 @@ async def tokens(request: web.Request) -> web.Response:
     asked = checked(await body_of(request))
     try:
         counted = await asyncio.get_running_loop().run_in_executor(COUNTING, lambda: meter.count(**asked))
-    except UnreadableText as error:
-        raise Refused(400, str(error)) from error
+    except UnreadableText as error:  # no fault of the request's: half a syntax, while it is typed
+        counted = {"note": str(error)}
     return web.json_response(counted)
 
 

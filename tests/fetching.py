@@ -19,19 +19,28 @@ OLDEST = ROOT / ".host" / "oldest"
 MEBIBYTE = 1 << 20
 # A lie: every disk has room.
 ROOMY = "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(0, 0, 1 << 50)"
+# What a ComfyUI writes to, or its user does.
+WRITTEN = {"models", "custom_nodes", "input", "output", "temp", "user", "extra_model_paths.yaml"}
+
+
+def fresh_comfyui(target: Path) -> Path:
+    """The host's own code in a folder of its own, which the server can be started in."""
+    target.mkdir()
+    for path in COMFYUI.iterdir():
+        if path.name in ("main.py", "folder_paths.py"):  # where these are, the rest is looked for
+            shutil.copy(path, target)
+        elif path.name not in WRITTEN and path.suffix not in (".log", ".db"):
+            (target / path.name).symlink_to(path)
+    return target
 
 
 class Fetching:
-    """comfyui: a folder with the host's own code for folders, and no models."""
+    """comfyui: one as after its installation, without a model."""
 
     def __init__(self, base: Path, hub: Hub):
         self.base, self.hub = base, hub
-        self.comfyui = base / "ComfyUI"
+        self.comfyui = fresh_comfyui(base / "ComfyUI")
         self.models = self.comfyui / "models"
-        self.comfyui.mkdir()
-        for name in ("comfy", "utils", "main.py"):
-            (self.comfyui / name).symlink_to(COMFYUI / name)
-        shutil.copy(COMFYUI / "folder_paths.py", self.comfyui)  # where this file is, models are
         hub.repositories = {
             LLM4GEN: Repository({"README.md": b"", "projector.pth": b"", UNET: os.urandom(100_000)}),
             RANKGEN: Repository({"pytorch_model.bin": b""}, "apache-2.0"),
@@ -44,10 +53,10 @@ class Fetching:
     def publish_unet(self, size: int) -> None:
         self.hub.repositories[LLM4GEN].files[UNET] = os.urandom(size)
 
-    def publish_models(self) -> None:
-        """An adapter and an encoder as published, but small."""
+    def publish_models(self, **sizes: int) -> None:
+        """An adapter and an encoder as published, but small. sizes: the adapter's."""
         adapter, encoder = self.base / "adapter.pth", self.base / "encoder.bin"
-        torch.save(tiny.adapter_tensors(), adapter)
+        torch.save(tiny.adapter_tensors(**sizes), adapter)
         torch.save(tiny.rankgen_tensors(tiny.t5_encoder()), encoder)
         self.hub.repositories[LLM4GEN].files["projector.pth"] = adapter.read_bytes()
         self.hub.repositories[RANKGEN].files["pytorch_model.bin"] = encoder.read_bytes()
@@ -66,9 +75,12 @@ class Fetching:
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, str(TOOLS / "fetch_weights.py"), "--comfyui", str(self.comfyui), *arguments]
 
-    def run(self, *arguments: str, command: list[str] | None = None, **environment: str):
+    def run(
+        self, *arguments: str, command: list[str] | None = None, cwd: Path | None = None, **environment: str
+    ):
         return subprocess.run(
             command or self.command(*arguments),
+            cwd=cwd,
             env=self.environment(**environment),
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -6,6 +6,7 @@ import gguf
 import tiny
 import torch
 import transformers
+from tokenizers.pre_tokenizers import ByteLevel
 
 from paths import TOOLS
 
@@ -55,6 +56,20 @@ def write_decoder(path, oracle, kind=Kind.F32, extra=None, **header):
     """A transformers model without its head."""
     tensors = [*(extra or {}).items(), *decoder_tensors(oracle.state_dict().items(), oracle.config)]
     write_gguf(path, arch_of(oracle.config), tensors, kind, decoder_header(oracle.config) | header)
+
+
+def own_tokenizer(*words):
+    """A tokenizer as a file has it in its header: a piece for each byte, each beginning of a word, and the end."""
+    starts = [word[:length] for word in words for length in range(2, len(word) + 1)]
+    pieces = [*sorted(ByteLevel.alphabet()), *starts, "<|endoftext|>"]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "qwen2",
+        "tokenizer.ggml.tokens": pieces,
+        "tokenizer.ggml.token_type": [1] * (len(pieces) - 1) + [3],  # the last is no text
+        "tokenizer.ggml.merges": [f"{start[:-1]} {start[-1]}" for start in starts],
+        "tokenizer.ggml.eos_token_id": len(pieces) - 1,
+    }
 
 
 def expanded(model, kind):

@@ -65,6 +65,25 @@ def test_a_killed_run_is_gone_on_with_at_any_byte_of_the_same_commit(fetching):
 
 
 @needs_signals
+def test_a_killed_run_is_gone_on_with_when_its_commit_is_gone(fetching):
+    with stall(fetching) as process:
+        process.kill()
+    kept = part(fetching).stat().st_size
+    fetching.hub.repositories[LLM4GEN].commit = "d" * 40  # the history was written anew, over the same file
+    done = fetching.run("--only", "unet")
+    assert done.returncode == 0 and f"commit {'d' * 40}" in done.stdout
+    assert f"{kept:,} here already" in done.stdout
+    assert (fetching.models / TUNED).read_bytes() == fetching.unet
+
+
+def test_a_network_that_is_lost_for_good_is_told_with_what_is_kept(fetching):
+    fetching.hub.repositories[LLM4GEN].stated[UNET] = {"size": 100_001}  # a byte more never comes
+    done = fetching.run("--only", "unet")
+    assert done.returncode == fetch_hub.UNREACHED and "is kept: run this again" in last_line(done)
+    assert part(fetching).stat().st_size == 100_000
+
+
+@needs_signals
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_stopped_run_keeps_what_it_has(number, code, fetching):
     with stall(fetching) as process:

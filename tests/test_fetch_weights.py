@@ -61,7 +61,7 @@ def test_only_what_was_asked_for_comes(fetching):
     done = fetching.run("--only", "unet")
     assert done.returncode == 0 and fetching.files() == {TUNED}
     assert {name for name, _ in fetching.hub.asked} == {LLM4GEN}
-    assert fetching.run("--only", "encoder", "--dtype", "fp8").returncode == 0
+    assert fetching.run("--only", "encoder", "encoder", "--dtype", "fp8").returncode == 0
     assert fetching.files() == {TUNED, ENCODER.replace("bf16", "fp8")}
     sent = len(fetching.hub.sent)
     assert "there already" in fetching.run("--only", "encoder").stdout, "without --dtype any will do"
@@ -132,6 +132,34 @@ def test_extra_model_paths_are_honoured_as_the_host_does(kind, old_names, fetchi
     assert str(found.parent) == wanted["unet"]
 
 
+@pytest.mark.floor
+def test_the_hosts_own_arguments_are_honoured_as_it_does(fetching):
+    """Its base directory, and in a file beside the ComfyUI one more place, in front."""
+    base, config = fetching.base / "base", fetching.base / "more.yaml"
+    config.write_text("a:\n  base_path: mine\n  is_default: true\n  text_encoders: t5\n")
+    given = ["--base-directory", str(base), "--extra-model-paths-config", str(config)]
+    places = {name: str(base / "models" / key) for name, key in PLACES.items()}
+    assert offered_places(fetching.run(*given[:2], "--offline")) == places
+    places["encoder"] = str(fetching.base / "mine" / "t5")
+    assert offered_places(fetching.run("--offline", *given)) == places
+    assert fetching.run(*given, "--only", "unet").returncode == 0
+    assert (base / "models" / TUNED).is_file() and fetching.files() == set()
+
+
+@pytest.mark.parametrize("wrong", [["--offlien"], ["--base-directory"], ["adapter"]])
+def test_an_argument_of_nobodys_is_named_in_one_line(wrong, fetching):
+    done = fetching.run("--offline", *wrong)
+    assert done.returncode == fetch_hub.USAGE and wrong[0] in last_line(done)
+    assert len(done.stderr.splitlines()) == 1, "ComfyUI's usage hides it"
+
+
+@pytest.mark.parametrize("config", ["absent.yaml", "bad.yaml"])
+def test_a_bad_file_of_more_folders_is_named_in_one_line(config, fetching):
+    (fetching.base / "bad.yaml").write_text("a: [")
+    done = fetching.run("--offline", "--extra-model-paths-config", str(fetching.base / config))
+    assert done.returncode == fetch_hub.FAILED and config in last_line(done)
+
+
 def test_what_lies_in_any_of_the_hosts_folders_is_there(fetching):
     (fetching.models / "unet").mkdir(parents=True)
     (fetching.models / "unet" / "llm4gen_sd15_unet.bin").write_bytes(b"x")
@@ -168,13 +196,13 @@ def test_an_absent_comfyui_is_said_in_one_line(place, fetching):
     assert done.returncode == fetch_hub.FAILED and "--comfyui" in last_line(done)
 
 
-@pytest.mark.parametrize("tool", ["fetch_weights.py", "convert.py"])
+@pytest.mark.parametrize("tool", ["fetch_weights.py", "convert.py", "doctor.py"])
 def test_a_python_that_looks_beside_no_script_runs_it(tool):
     """As the one of ComfyUI for Windows."""
     done = subprocess.run(
         [sys.executable, "-I", str(TOOLS / tool), "--help"], capture_output=True, check=False
     )
-    assert done.returncode == 0 and b"--dtype" in done.stdout
+    assert done.returncode == 0 and f"usage: {tool}".encode() in done.stdout
 
 
 def test_every_exit_code_is_in_the_help(fetching):
@@ -265,7 +293,7 @@ def test_what_is_done_by_hand_as_it_says_is_recognised(fetching):
     assert done.returncode == fetch_hub.UNREACHED and "offline" in last_line(done)
     assert fetching.hub.asked == []
     place = re.search(r"^  to +(.*)$", done.stdout, re.MULTILINE)[1]
-    command = shlex.split(done.stdout.splitlines()[-1])
+    command = shlex.split(re.search(r"^  then  run this.*\n(.*)$", done.stdout, re.MULTILINE)[1])
     (fetching.models / "llm4gen").mkdir(parents=True)
     with open(place, "wb") as file:
         file.write(fetching.hub.repositories[LLM4GEN].files["projector.pth"])

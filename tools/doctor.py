@@ -2,7 +2,7 @@
 
     python tools/doctor.py [--comfyui DIR] [what else ComfyUI is started with, such as --base-directory DIR]
 
-Reads the headers of files, changes nothing and uses no network.
+Reads the headers of files, changes nothing and uses no network. Exit code 1: there is something to do.
 """
 
 from __future__ import annotations
@@ -11,11 +11,14 @@ import argparse
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 
+# The Python of ComfyUI for Windows looks for no module beside the script that it runs.
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import host_folders
 import installed
-from findings import Check, Finding, found_by, page
+from findings import Check, Finding, failed, found_by, page
 from host import ROOT
 from pack import make_importable
 
@@ -46,40 +49,24 @@ def examine(comfyui: Path, arguments: Sequence[str] = ()) -> tuple[str, int]:
     if any(finding.cure for finding in packages):
         later = [Finding("Models are looked at when the packages are there.")]
         return page([*sections, ("Models", later)])
-    entered = found_by(lambda: enter(comfyui, arguments))
-    return page(
-        [*sections, ("Settings", entered), *model_sections(), ("Machine", found_by(installed.machine))]
-    )
+    try:
+        sections += [("Settings", list(enter(comfyui, arguments))), *model_sections()]
+    except Exception as error:  # of ComfyUI's modules or the packages that they import
+        return page([*sections, ("Models", [failed(error)])])
+    return page([*sections, ("Machine", found_by(installed.machine))])
 
 
 def enter(comfyui: Path, arguments: Sequence[str]) -> Iterable[Finding]:
-    """Makes the host's list of folders what its main.py makes of it; starts nothing."""
-    sys.path.insert(0, str(comfyui))
-    sys.argv = [str(comfyui / "main.py"), *arguments]
-    import comfy.options  # noqa: PLC0415
-
-    comfy.options.enable_args_parsing()
+    """The folders of this process become the host's."""
+    configs = host_folders.enter(comfyui, arguments)
     import folder_paths  # noqa: PLC0415
-    from comfy.cli_args import args  # noqa: PLC0415
-    from utils.extra_config import load_extra_path_config  # noqa: PLC0415
 
     yield Finding(f"models: {folder_paths.models_dir}")
-    own = comfyui / "extra_model_paths.yaml"
-    for file in [*([own] if own.is_file() else []), *chain(*(args.extra_model_paths_config or []))]:
-        try:
-            load_extra_path_config(str(file))
-            yield Finding(f"more folders: {file}")
-        except Exception as error:  # whatever is in it
-            said = " ".join(str(error).split())
-            yield Finding(
-                f"{file} cannot be read ({type(error).__name__}: {said}).",
-                "Compare it with ComfyUI's extra_model_paths.yaml.example; ComfyUI does not start with it.",
-            )
-    if args.output_directory:
-        folder_paths.set_output_directory(os.path.abspath(args.output_directory))
-    for folder in ("checkpoints", "clip", "diffusion_models"):
-        saved = os.path.join(folder_paths.get_output_directory(), folder)
-        folder_paths.add_model_folder_path(folder, saved)
+    for config in configs:
+        if config.error is None:
+            yield Finding(f"more folders: {config.path}")
+        else:
+            yield Finding(f"{config.path} cannot be read ({config.error}).", host_folders.CURE)
 
 
 def model_sections(pack: Path = ROOT) -> Iterable[tuple[str, list[Finding]]]:
@@ -106,10 +93,12 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    # Not resolved: the pack may be a link in custom_nodes, and lead out of it when followed.
-    around = Path(__file__).absolute().parent.parent.parent.parent
     parser.add_argument(
-        "--comfyui", type=Path, metavar="DIR", default=around, help="(default: the one around this pack)"
+        "--comfyui",
+        type=Path,
+        metavar="DIR",
+        default=host_folders.AROUND,
+        help="(default: the one around this pack)",
     )
     return parser.parse_known_args(arguments)
 

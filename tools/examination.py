@@ -51,7 +51,11 @@ class Examination:
         """Unless there is one that only has to be moved."""
         if key not in self.strays.values():
             advice = folders.ADVICE[key].removesuffix(", then refresh")
-            yield Finding(f"There is no {KINDS[key]}.", f"{advice[:1].upper()}{advice[1:]}.")
+            advice = advice.replace(f"ComfyUI/models/{key}", str(home(key)))
+            yield Finding(
+                f"There is no {KINDS[key]}.",
+                f"{advice[:1].upper()}{advice[1:]}, or let tools/fetch_weights.py do it.",
+            )
 
     def places(self) -> Iterable[Finding]:
         for key in KINDS:
@@ -124,14 +128,19 @@ class Examination:
                 f"No .safetensors of SD1.5; {', '.join(path.name for path in pickles)} may be, or not."
             )
         else:
-            cure = "Put any SD1.5 checkpoint in ComfyUI/models/checkpoints."
+            cure = f"Put any SD1.5 checkpoint in {home('checkpoints')}."
             yield Finding("There is no SD1.5 checkpoint.", cure)
 
     def misplaced(self) -> Iterable[Finding]:
         for path, key in self.strays.items():
             what = f"an LLM4GEN {KINDS[key]}, and" if key else "no code, and"
-            cure = f"Move it to ComfyUI/models{f'/{key}' if key else ', to the folder of its kind'}."
-            yield Finding(f"{path} is {what} is not found there.", cure)
+            place = home(key) if key else f"the folder of its kind in {folder_paths.models_dir}"
+            yield Finding(f"{path} is {what} is not found there.", f"Move it to {place}.")
+
+
+def home(key: str) -> Path:
+    """Where new files of a folder key go on this machine."""
+    return Path(folder_paths.get_folder_paths(key)[0])
 
 
 def kind_of(path: Path) -> str | None:

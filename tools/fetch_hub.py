@@ -54,7 +54,9 @@ def look_up(name: str, revision: str | None) -> Repository:
     try:
         info = library().HfApi().model_info(name, revision=revision, files_metadata=True, timeout=PATIENCE)
     except Exception as error:
-        raise explained(error, name, revision) from error
+        if told := explained(error, name, revision):
+            raise told from error
+        raise
     files = (
         RemoteFile(file.rfilename, file.size or 0, (file.lfs or {}).get("sha256"))
         for file in info.siblings or ()
@@ -87,7 +89,14 @@ def receive(repository: Repository, file: RemoteFile, part: Path) -> None:
             if size_of(part) > file.size:
                 part.unlink()
             if not of_network(error) or size_of(part) <= before:
-                raise explained(error, repository.name, repository.commit) from error
+                told = explained(error, repository.name, repository.commit)
+                if told is None:
+                    raise
+                if told.code == UNREACHED:
+                    told = CannotFetch(
+                        UNREACHED, f"{told}. What came is kept: run this again to go on with it."
+                    )
+                raise told from error
             time.sleep(PAUSE)
 
 
@@ -157,8 +166,8 @@ def status_of(error: Exception) -> int | None:
     return getattr(getattr(error, "response", None), "status_code", None)
 
 
-def explained(error: Exception, name: str, revision: str | None) -> Exception:
-    """The error as a user is told it, or itself if it is none of the hub's. name: of the repository."""
+def explained(error: Exception, name: str, revision: str | None) -> CannotFetch | None:
+    """The error as a user is told it; None if it is none of the hub's. name: of the repository."""
     status, page = status_of(error), f"{HUB}/{name}"
     if status == 401:
         return CannotFetch(
@@ -182,5 +191,5 @@ def explained(error: Exception, name: str, revision: str | None) -> Exception:
         reason = (
             f"it answers {status}" if status else (str(error).strip() or type(error).__name__).splitlines()[0]
         )
-        return CannotFetch(UNREACHED, f"The hub cannot be reached for {name}: {reason}")
-    return error
+        return CannotFetch(UNREACHED, f"The hub cannot be reached for {name}: {reason.rstrip('.')}")
+    return None

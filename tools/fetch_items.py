@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import host_folders
 from convert import NAMES
 from fetch_hub import FAILED, HUB, CannotFetch
 from host import MODEL_FOLDERS
@@ -28,7 +29,8 @@ class Item:
 
     kind: what the converter calls it; "" is put in as it is, with its own ending. file: in its repository, or the
     folder that holds it, with `/`. key: ComfyUI's, of the folder it goes into. target: its name there, with
-    `{dtype}` if it has a choice. by_hand: the name for the file as published. about: bytes, if known.
+    `{dtype}` if it has a choice. by_hand: the name for the file as published. about: bytes, if known. other_names:
+    under which it may be there, too.
     """
 
     name: str
@@ -99,29 +101,22 @@ ITEMS = {
 }
 
 
-def model_folders(comfyui: Path) -> dict[str, list[Path]]:
+def model_folders(comfyui: Path, arguments: Sequence[str]) -> dict[str, list[Path]]:
     """Where a ComfyUI looks for models, by its keys, as it answers itself; new ones go into the first place.
 
-    Raises: CannotFetch.
+    arguments: what this ComfyUI is started with. Raises: CannotFetch, SystemExit.
     """
-    sys.path.insert(0, str(comfyui))
-    extra = comfyui / "extra_model_paths.yaml"
     try:
+        configs = host_folders.enter(comfyui, arguments)
         import folder_paths  # noqa: PLC0415
-        from utils.extra_config import load_extra_path_config  # noqa: PLC0415
-
-        if extra.is_file():
-            load_extra_path_config(str(extra))
     except ImportError as error:
         raise CannotFetch(
             FAILED,
             f"{sys.executable} cannot run the ComfyUI in {comfyui} ({error}). Run this with ComfyUI's own Python.",
         ) from error
-    except Exception as error:  # what the host meets in a file that is none of its kind
-        line = " ".join(str(error).split())
-        raise CannotFetch(
-            FAILED, f"{extra} cannot be read, by ComfyUI neither: {line}. Correct it."
-        ) from error
+    for config in configs:
+        if config.error:
+            raise CannotFetch(FAILED, f"{config.path} cannot be read ({config.error}). {host_folders.CURE}")
     own = Path(folder_paths.models_dir)
     # As nodes/folders.py does it; to import that would take all of ComfyUI.
     folder_paths.add_model_folder_path("llm4gen", str(own / "llm4gen"))
@@ -180,7 +175,7 @@ def convert_command(source: Path, target: Path, dtype: str | None) -> str:
 
 def instructions(items: Iterable[Item], places: Mapping[str, Sequence[Path]], dtype: str | None) -> str:
     """How to do it without this program."""
-    lines = ["By hand, with a browser, here or on another machine:"]
+    lines, named = ["By hand, with a browser, here or on another machine:"], []
     for item in items:
         folder = places[item.key][0]
         page = f"{HUB}/{item.repository}/tree/{PINNED[item.repository] or 'main'}"
@@ -193,8 +188,12 @@ def instructions(items: Iterable[Item], places: Mapping[str, Sequence[Path]], dt
         lines += [f"  to    {folder / item.by_hand}"]
         lines += [] if folder.is_dir() else ["  (make the folder)"]
         if item.kind:
-            command = convert_command(
-                folder / item.by_hand, folder / item.target_name(dtype), item.dtype(dtype)
-            )
-            lines += ["  which loads as it is; for a .safetensors of it, then run", f"        {command}"]
+            target = folder / item.target_name(dtype)
+            named.append(item.target_name(None))
+            command = convert_command(folder / item.by_hand, target, item.dtype(dtype))
+            lines += [f"  then  run this, which makes {target.name} of it:", f"        {command}"]
+    if named:
+        lines += [
+            f"The example workflows name {' and '.join(named)}; any other file is chosen in their loaders."
+        ]
     return "\n".join(lines)

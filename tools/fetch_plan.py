@@ -43,7 +43,7 @@ def kept_commit(items: Iterable[Item], places: Mapping[str, Sequence[Path]], rep
     for item in items:
         manifest = read_manifest(scratch_of(item, places[item.key][0]))
         if manifest.get("repository") == repository:
-            return str(manifest.get("commit"))
+            return manifest.get("commit")
     return None
 
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from convert import convert
 from fetch_hub import DAMAGED, CannotFetch, RemoteFile, Repository, receive, size_of
@@ -87,8 +88,8 @@ def carry_out(task: Task) -> None:
             convert(task.whole, task.target, task.dtype, False, check)
     else:
         os.replace(task.whole, task.target)
+        print(f"done: {task.target}", flush=True)  # as the converter says it
     tidy(task.scratch)
-    print(f"{task.item.name}: done, {task.target}", flush=True)
 
 
 def tidy(scratch: Path) -> None:
@@ -108,7 +109,7 @@ def begin(task: Task) -> None:
     os.replace(new, task.scratch / "manifest.json")
 
 
-def read_manifest(scratch: Path) -> dict[str, object]:
+def read_manifest(scratch: Path) -> dict[str, Any]:
     try:
         return json.loads((scratch / "manifest.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -2,6 +2,7 @@
 
     python tools/fetch_weights.py
     python tools/fetch_weights.py --comfyui DIR --dtype fp8 --only adapter encoder
+    python tools/fetch_weights.py [what ComfyUI is started with, such as --base-directory DIR]
 
 The adapter and the encoder become .safetensors, by tools/convert.py. A run that was interrupted in any way is gone
 on with by the next one. HF_ENDPOINT, HF_TOKEN and proxies are honoured, as the library huggingface_hub does it.
@@ -21,11 +22,12 @@ from types import FrameType
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from convert import NAMES
-from fetch_hub import FAILED, NO_ROOM, UNCONFIRMED, UNREACHED, CannotFetch, Repository, look_up
+from fetch_hub import FAILED, NO_ROOM, REFUSED, UNCONFIRMED, UNREACHED, CannotFetch, Repository, look_up
 from fetch_items import DTYPE, ITEMS, PINNED, Item, convert_command, find_present, instructions, model_folders
 from fetch_plan import check_room, kept_commit, plan_task
 from fetch_task import Task, carry_out, scratch_of, tidy
 from host import HostError, given_host
+from host_folders import AROUND
 from pack import make_importable
 from steps import CannotWrite, Ended
 
@@ -34,7 +36,7 @@ CODES = """exit codes:
   0  all is in its place
   1  an error that its message explains: no ComfyUI there, a damaged file, ...
   2  wrong arguments
-  3  the hub cannot be reached, or --offline: what to do by hand was printed
+  3  the hub cannot be reached, or --offline: what to do was printed
   4  the hub refuses, or does not have it (401, 403, 404)
   5  the disk: no room, or it cannot be written to
   6  what came is not what the hub states (sha256): it was deleted
@@ -43,14 +45,15 @@ CODES = """exit codes:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parse(arguments)
+    options, others = parse(arguments)
     for number in (signal.SIGINT, signal.SIGTERM):  # the first as well: a shell may have it ignored
         signal.signal(number, interrupt)
+    sys.stdout.reconfigure(errors="replace")  # a folder's name may have letters that the console lacks
     make_importable()
     from llm4gen.models.errors import LLM4GENError  # noqa: PLC0415
 
     try:
-        fetch(options)
+        fetch(options, others)
         return 0
     except (KeyboardInterrupt, Ended) as end:
         print("interrupted: run this again to go on with it", file=sys.stderr)
@@ -73,12 +76,14 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt(number)
 
 
-def fetch(options: argparse.Namespace) -> None:
-    """Raises: CannotFetch, CannotWrite, HostError, LLM4GENError, OSError, Ended."""
-    places = model_folders(find_comfyui(options.comfyui))
-    absent = [
-        item for item in map(ITEMS.get, options.only) if not is_present(item, places[item.key], options.dtype)
-    ]
+def fetch(options: argparse.Namespace, others: Sequence[str]) -> None:
+    """others: what this ComfyUI is started with.
+
+    Raises: CannotFetch, CannotWrite, HostError, LLM4GENError, OSError, Ended, SystemExit.
+    """
+    places = model_folders(find_comfyui(options.comfyui), others)
+    wanted = [ITEMS[name] for name in dict.fromkeys(options.only)]
+    absent = [item for item in wanted if not is_present(item, places[item.key], options.dtype)]
     if not absent:
         return
     try:
@@ -100,9 +105,8 @@ def fetch(options: argparse.Namespace) -> None:
 
 
 def find_comfyui(given: Path | None) -> Path:
-    """The one that was named, or that whose custom_nodes this pack lies in: its links are not followed, which lead
-    to where it was cloned. Raises: HostError if it is none."""
-    return given_host(given or Path(os.path.abspath(__file__)).parents[3], Path(sys.executable)).comfyui
+    """The one that was named, or the one around this pack. Raises: HostError if it is none."""
+    return given_host(given or AROUND, Path(sys.executable)).comfyui
 
 
 def is_present(item: Item, places: Sequence[Path], dtype: str | None) -> bool:
@@ -112,7 +116,7 @@ def is_present(item: Item, places: Sequence[Path], dtype: str | None) -> bool:
     print(f"{item.name}: there already, {found}")
     if item.kind and found.suffix != ".safetensors":
         target = found.with_name(item.target_name(dtype))
-        print(f"  for a .safetensors of it, run\n  {convert_command(found, target, item.dtype(dtype))}")
+        print(f"  to make {target.name} of it, run\n  {convert_command(found, target, item.dtype(dtype))}")
     tidy(scratch_of(item, places[0]))  # a run may have been killed just before it did that
     return True
 
@@ -124,7 +128,13 @@ def look_up_all(
     found = {}
     for name in dict.fromkeys(item.repository for item in items):
         print(f"asking the hub for {name} ...", flush=True)
-        found[name] = look_up(name, asked.get(name) or kept_commit(items, places, name) or PINNED[name])
+        kept = None if name in asked else kept_commit(items, places, name)
+        try:
+            found[name] = look_up(name, asked.get(name) or kept or PINNED[name])
+        except CannotFetch as error:
+            if kept is None or error.code != REFUSED:
+                raise
+            found[name] = look_up(name, PINNED[name])  # that commit may be gone, and its file not
     return found
 
 
@@ -166,12 +176,14 @@ def revision(text: str) -> tuple[str, str]:
     return known[name], commit
 
 
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """And what is left: ComfyUI's own."""
     parser = argparse.ArgumentParser(
         prog="fetch_weights.py",
         description=__doc__,
         epilog=CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     add = parser.add_argument
     add(
@@ -192,9 +204,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="NAME=HASH",
         help="take this commit of a repository (default: the newest; an interrupted run's, if there was one)",
     )
-    options = parser.parse_args(arguments)
+    options, others = parser.parse_known_args(arguments)
     options.revision = dict(options.revision)
-    return options
+    return options, others
 
 
 if __name__ == "__main__":

@@ -25,17 +25,21 @@ Check = Callable[[], Iterable[Finding]]
 
 
 def found_by(check: Check) -> list[Finding]:
-    """A check's findings; one that fails is a finding, too."""
+    """A check's findings; that it fails is one more."""
+    findings = []
     try:
-        return list(check())
+        findings.extend(check())
     except Exception as error:  # whatever a damaged installation makes of it
-        said = str(error).splitlines()[0] if str(error) else "no more is known"
-        return [
-            Finding(
-                f"This could not be looked at ({type(error).__name__}: {said}).",
-                "Do what else is to do here, then run this again with the Python that runs ComfyUI.",
-            )
-        ]
+        findings.append(failed(error))
+    return findings
+
+
+def failed(error: Exception) -> Finding:
+    said = str(error).strip().splitlines()[0] if str(error).strip() else "no more is known"
+    return Finding(
+        f"This could not be looked at ({type(error).__name__}: {said}).",
+        "Do what else is to do here, then run this again with the Python that runs ComfyUI.",
+    )
 
 
 def page(sections: Iterable[tuple[str, list[Finding]]]) -> tuple[str, int]:

@@ -59,8 +59,13 @@ def write_gguf(path: Path | str, arch: str, tensors: Tensors, kind: Kind, header
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name("Small")
     for name, value in header.items():
-        add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32}[type(value)]
-        add(name if name.startswith("split.") else f"{arch}.{name}", value)
+        add = {
+            str: writer.add_string,
+            int: writer.add_uint32,
+            float: writer.add_float32,
+            list: writer.add_array,
+        }[type(value)]
+        add(name if name.startswith(("split.", "tokenizer.")) else f"{arch}.{name}", value)
     for name, tensor in tensors:
         plain = tensor.ndim == 1 or "rel_b" in name
         chosen = Kind.F32 if plain else packable(kind, tensor.shape[-1])

@@ -69,20 +69,28 @@ def packages(comfyui: Path) -> Iterable[Finding]:
 def machine() -> Iterable[Finding]:
     import folder_paths  # noqa: PLC0415
     import psutil  # noqa: PLC0415 -- ComfyUI brings it
-    import torch  # noqa: PLC0415
 
     memory = psutil.virtual_memory()
     yield Finding(f"memory: {memory.available / GB:.1f} GB free of {memory.total / GB:.1f} GB")
     place = Path(folder_paths.models_dir)
     place = next(folder for folder in (place, *place.parents) if folder.is_dir())
     yield Finding(f"disk: {shutil.disk_usage(place).free / GB:.1f} GB free where the models are")
-    cards = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    for card in cards:
-        free, total = torch.cuda.mem_get_info(card)
-        name = torch.cuda.get_device_name(card)
-        yield Finding(f"GPU: {name}, {free / GB:.1f} GB free of {total / GB:.1f} GB")
-    if not cards:
-        apple = torch.backends.mps.is_available()
-        yield Finding(
-            "GPU: Apple's" if apple else "GPU: none that torch sees; the CPU does it, and takes longer"
-        )
+    for card in [*cards()] or ["none that torch sees; the CPU does it, and takes longer"]:
+        yield Finding(f"GPU: {card}")
+
+
+def cards() -> Iterable[str]:
+    """What torch can compute on beside the CPU; AMD's cards go by the name of cuda there."""
+    import torch  # noqa: PLC0415
+
+    if torch.cuda.is_available():
+        for card in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(card)
+            yield f"{torch.cuda.get_device_name(card)}, {free / GB:.1f} GB free of {total / GB:.1f} GB"
+    intel = getattr(torch, "xpu", None)
+    if intel and intel.is_available():
+        for card in range(intel.device_count()):
+            total = intel.get_device_properties(card).total_memory
+            yield f"{intel.get_device_name(card)}, {total / GB:.1f} GB"
+    if torch.backends.mps.is_available():
+        yield "Apple's"

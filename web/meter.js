@@ -6,6 +6,7 @@ import { fill } from "./texts.js";
 
 const CHUNKS = "chunks of 77"; // the choice of `long_prompt` with which CLIP loses nothing
 const SHOWN = 40; // characters of what is cut
+const LONGEST = 20_000; // characters that are counted, of both texts together: the server refuses longer ones
 const CHANGES = /[{}]|\/\/|\/\*/; // {a|b} and comments: the front end rewrites them when the graph is run
 const questions = new WeakMap();
 
@@ -14,9 +15,11 @@ export function meter(node, _report, words) {
   const fused = node.comfyClass === CONDITIONING ? node : fusedClip(node);
   const text = fused && value(node, "text");
   if (typeof text !== "string") return [];
+  const llmText = value(node, "llm_text");
+  const typed = text + (llmText ?? "");
+  if (typed.length > LONGEST) return [];
   if (!questions.has(node)) questions.set(node, new Question("/llm4gen/tokens"));
   const question = questions.get(node);
-  const llmText = value(node, "llm_text");
   question.put({
     text,
     llm_text: typeof llmText === "string" ? llmText : null,
@@ -25,8 +28,9 @@ export function meter(node, _report, words) {
   });
   // Words for the LLM that only a run can tell: no count stands for them. With strength 0 it reads nothing.
   const unread = (isLinked(node, "llm_text") && typeof llmText !== "string") || value(fused, "strength") === 0;
-  const about = CHANGES.test(text + (llmText ?? "")) ? "≈ " : "";
-  return question.answer ? lines(question.answer, value(fused, "long_prompt") === CHUNKS, unread, about, words) : [];
+  const about = CHANGES.test(typed) ? "≈ " : "";
+  // Of what the host fails at, half a syntax mostly, nothing is counted.
+  return question.answer?.clip ? lines(question.answer, value(fused, "long_prompt") === CHUNKS, unread, about, words) : [];
 }
 
 function lines({ clip, llm, note }, inChunks, unread, about, words) {

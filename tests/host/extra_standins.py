@@ -105,9 +105,12 @@ def write_published(standins, target):
         "diffusion_models/llm4gen_sd15_unet.safetensors": tuned_unet(checkpoint),
         "controlnet/control_v11p_sd15_canny_fp16.safetensors": controlnet(),
         "loras/my_sd15_lora.safetensors": lora(checkpoint),
-        "text_encoders/rankgen-t5-xl-all.bin": load_file(standins / "text_encoders" / ENCODER),
-        "llm4gen/projector.pth": torch.load(standins / "llm4gen" / ADAPTER),
+        "text_encoders/rankgen-t5-xl-all-bf16.safetensors": {
+            name: tensor.bfloat16()
+            for name, tensor in load_file(standins / "text_encoders" / ENCODER).items()
+        },
+        "llm4gen/projector.safetensors": torch.load(standins / "llm4gen" / ADAPTER),
     }
     for name, tensors in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        (save_file if name.endswith(".safetensors") else torch.save)(tensors, target / name)
+        save_file(tensors, target / name)

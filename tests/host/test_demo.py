@@ -48,9 +48,15 @@ def test_real_files_come_before_stand_ins(workflow, object_info, tmp_path):
         "encoder_name",
         ["clip_l.safetensors", standins.ENCODER, "x/RankGen-all.bin"],
     )
-    info |= listing("LLM4GEN_LoadCrossAdapter", "adapter_name", ["a.pth", "projector.pth", standins.ADAPTER])
+    info |= listing(
+        "LLM4GEN_LoadCrossAdapter", "adapter_name", ["a.pth", "projector.safetensors", standins.ADAPTER]
+    )
     _, chosen = with_present_models(workflow, info, [tmp_path])
-    assert [choice.name for choice in chosen] == ["mine.safetensors", "x/RankGen-all.bin", "projector.pth"]
+    assert [choice.name for choice in chosen] == [
+        "mine.safetensors",
+        "x/RankGen-all.bin",
+        "projector.safetensors",
+    ]
     assert not any(choice.standin for choice in chosen)
 
 

@@ -1,10 +1,12 @@
 """tools/doctor.py: its verdict on ComfyUIs that are set up well and badly."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import doctor
 import findings
@@ -78,9 +80,9 @@ def test_all_well(models, told):
 def test_empty_folders(models, told):
     _, to_do = told()
     assert [finding.cure for finding in to_do] == [
-        "Put the T5 encoder (rankgen-t5-xl-all) in ComfyUI/models/text_encoders.",
-        "Put LLM4GEN's projector.pth in ComfyUI/models/llm4gen.",
-        "Put any SD1.5 checkpoint in ComfyUI/models/checkpoints.",
+        f"Put the T5 encoder (rankgen-t5-xl-all) in {models / 'text_encoders'}, or let tools/fetch_weights.py do it.",
+        f"Put LLM4GEN's projector.pth in {models / 'llm4gen'}, or let tools/fetch_weights.py do it.",
+        f"Put any SD1.5 checkpoint in {models / 'checkpoints'}.",
     ]
 
 
@@ -149,10 +151,8 @@ def test_an_adapter_in_the_wrong_folder(folder, models, told, tmp_path):
     wrong.mkdir(parents=True, exist_ok=True)
     shutil.move(models / "llm4gen" / "projector.safetensors", wrong / "projector.safetensors")
     _, (only,) = told()
-    assert (
-        str(wrong / "projector.safetensors") in only.text
-        and only.cure == "Move it to ComfyUI/models/llm4gen."
-    )
+    assert str(wrong / "projector.safetensors") in only.text
+    assert only.cure == f"Move it to {models / 'llm4gen'}."
 
 
 @pytest.mark.parametrize("folder", ["checkpoints", "llm4gen", "pack"])
@@ -162,9 +162,8 @@ def test_an_encoder_in_the_wrong_folder(folder, models, told, tmp_path):
     wrong.mkdir(parents=True, exist_ok=True)
     shutil.move(models / "text_encoders" / "t5.safetensors", wrong / "t5.safetensors")
     _, (only,) = told()
-    assert (
-        str(wrong / "t5.safetensors") in only.text and only.cure == "Move it to ComfyUI/models/text_encoders."
-    )
+    assert str(wrong / "t5.safetensors") in only.text
+    assert only.cure == f"Move it to {models / 'text_encoders'}."
 
 
 def test_the_packs_own_folder_holds_nothing_that_strayed():
@@ -204,10 +203,25 @@ def test_packages_are_held_against_what_the_pack_asks_for(tmp_path, monkeypatch)
 
 def test_a_check_that_fails_is_a_thing_to_do():
     def check():
+        yield findings.Finding("found before")
         raise KeyError("x\ny")
 
     text, number = findings.page([("One", findings.found_by(check)), ("Two", [])])
-    assert number == 1 and "KeyError" in text and "Two" not in text
+    assert number == 1 and "KeyError" in text and "found before" in text and "Two" not in text
+
+
+@pytest.mark.parametrize("kind", ["xpu", "none"])
+def test_a_card_of_intels_is_one(kind, monkeypatch):
+    """As torch tells of it; no machine here has one."""
+    for place in (torch.cuda, torch.xpu, torch.backends.mps):
+        monkeypatch.setattr(place, "is_available", lambda: False)
+    if kind == "xpu":
+        monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
+        monkeypatch.setattr(torch.xpu, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.xpu, "get_device_name", lambda card: f"Arc {card}")
+        properties = SimpleNamespace(total_memory=16 << 30)
+        monkeypatch.setattr(torch.xpu, "get_device_properties", lambda card: properties)
+    assert list(installed.cards()) == (["Arc 0, 16.0 GB"] if kind == "xpu" else [])
 
 
 # The command
@@ -228,10 +242,15 @@ def comfyui(tmp_path_factory):
     return target
 
 
-def run(comfyui, *arguments):
+def run(comfyui, *arguments, **environment):
     command = [sys.executable, comfyui / "custom_nodes" / "llm4gen" / "tools" / "doctor.py", *arguments]
     done = subprocess.run(
-        list(map(str, command)), capture_output=True, text=True, encoding="utf-8", check=False
+        list(map(str, command)),
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
     )
     assert done.stderr == ""
     return done.stdout, done.returncode
@@ -260,6 +279,14 @@ def test_the_command_finds_what_extra_model_paths_yaml_names(comfyui, tmp_path):
     assert (text.splitlines()[-1], code) == ("3 things to do.", 1), text
 
 
+def test_the_command_with_an_argument_of_nobodys(comfyui):
+    tool = comfyui / "custom_nodes" / "llm4gen" / "tools" / "doctor.py"
+    done = subprocess.run([sys.executable, tool, "--comfyuii"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: unrecognized arguments: --comfyuii")
+
+
 def test_the_command_on_an_old_comfyui_with_a_broken_configuration(comfyui):
     version, own = comfyui / "comfyui_version.py", comfyui / "extra_model_paths.yaml"
     before = version.read_text(encoding="utf-8")
@@ -271,6 +298,14 @@ def test_the_command_on_an_old_comfyui_with_a_broken_configuration(comfyui):
     own.unlink()
     assert (text.splitlines()[-1], code) == ("2 things to do.", 1), text
     assert "LLM4GEN needs 0.24.1 or newer" in text and "extra_model_paths.yaml.example" in text
+
+
+@pytest.mark.parametrize("name", ["einops", "yaml"])
+def test_the_command_with_a_package_that_cannot_be_imported(name, comfyui, tmp_path):
+    (tmp_path / f"{name}.py").write_text(f"raise ImportError('half of {name} is there')", encoding="utf-8")
+    text, code = run(comfyui, PYTHONPATH=str(tmp_path))
+    assert (text.splitlines()[-1], code) == ("1 thing to do.", 1), text
+    assert f"ImportError: half of {name} is there" in text
 
 
 def test_a_folder_that_is_no_comfyui(tmp_path):

@@ -102,6 +102,7 @@ FEED = """([id, type, words]) => {
   source.widgets[0].value = words;
   source.connect(0, node, node.findInputSlot("llm_text"));
 }"""
+GONE = f"(id) => ({NOTE})(id) === null"
 # Boxes on the screen: the note's text and the node that it belongs to.
 BOXES = """(id) => {
   const node = app.graph.getNodeById(id);
@@ -191,6 +192,27 @@ def test_typing_asks_a_few_times_and_ends_with_the_right_count(page, graph, coun
     assert len(page.asked) == len(set(page.asked))
 
 
+def test_half_a_syntax_and_a_long_text_are_no_errors(page, graph, count):
+    """The console shows every refusal of the server's in red."""
+    says(page, graph, counts(*count(page.evaluate(PROMPT)[str(graph)]["inputs"]["text"])))
+    page.complaints.clear()
+    page.evaluate(SET, [graph, "text", "a cat embedding:"])
+    page.wait_for_function(GONE, arg=graph)
+    page.evaluate(SET, [graph, "text", "a cat embedding:x"])
+    says(page, graph, counts(*count("a cat")))
+    longest = "cat " * 5000
+    page.evaluate(SET, [graph, "text", longest])
+    page.wait_for_function(f"(id) => ({NOTE})(id)?.[0]?.startsWith('CLIP 5000/75')", arg=graph)
+    page.asked.clear()
+    page.evaluate(SET, [graph, "text", f"{longest}c"])
+    page.wait_for_function(GONE, arg=graph)
+    page.wait_for_timeout(600)  # ms: twice as long as a question must stand
+    assert page.asked == []
+    page.evaluate(SET, [graph, "text", longest])
+    page.wait_for_function(f"(id) => ({NOTE})(id)?.[0]?.startsWith('CLIP 5000/75')", arg=graph)
+    assert page.complaints == []
+
+
 def test_a_cut_prompt_names_the_first_words_that_are_cut(page, graph, count):
     text = " ".join(WORDS)
     page.evaluate(SET, [graph, "text", text])
@@ -252,4 +274,4 @@ def test_clip_text_encode_has_one_behind_llm4gen_clip_alone(page, count):
     checkpoint = page.evaluate(FIND, "CheckpointLoaderSimple")[0]
     plain = "([from, to]) => app.graph.getNodeById(from).connect(1, app.graph.getNodeById(to), 0)"
     page.evaluate(plain, [checkpoint, node])
-    page.wait_for_function(f"(id) => ({NOTE})(id) === null", arg=node)
+    page.wait_for_function(GONE, arg=node)

@@ -15,10 +15,11 @@ import tiny
 import torch
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
-from gguf_files import write_t5
+from gguf_files import make, own_tokenizer, write_decoder, write_t5
 from safetensors.torch import save_file
 from standins import ADAPTER, ENCODER
 from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoTokenizer
 
 JSON = {"Content-Type": "application/json"}
 ASKED = {"text": "a cat", "llm_text": None, "encoder": None, "adapter": None}
@@ -185,8 +186,11 @@ def test_what_cannot_be_read_counts_as_published_and_is_told_without_a_path(plac
     assert not re.search(r"pytest|tmp|one[/\\]", note)
 
 
-@pytest.mark.parametrize("text", ["embedding:", "a cat embedding: ", "(" * 2000 + "a" + ")" * 2000])
-def test_what_the_hosts_tokenizer_fails_at_is_told(text, meter, clip):
+HALF = ["embedding:", "a cat embedding: ", "(" * 2000 + "a" + ")" * 2000]  # of a syntax
+
+
+@pytest.mark.parametrize("text", HALF, ids=["embedding", "words", "parentheses"])
+def test_what_the_host_fails_at_is_told(text, meter, clip):
     from llm4gen.models.errors import UnreadableText  # noqa: PLC0415
 
     with pytest.raises((IndexError, RecursionError)):
@@ -337,6 +341,30 @@ def test_the_server_counts_and_reports(prefix, send):
     assert fitting["fits"] is True
 
 
+@pytest.fixture
+def own_gguf(models):
+    """Among the server's encoders, one with a tokenizer inside, which has a piece for `cat` and none for `dog`."""
+    path = models / "text_encoders" / "routes-own.gguf"
+    path.parent.mkdir(exist_ok=True)
+    header = own_tokenizer("cat")
+    size = len(header["tokenizer.ggml.tokens"])
+    write_decoder(path, make("Qwen2", vocab_size=size), **header)
+    yield path
+    path.unlink()
+
+
+@pytest.mark.parametrize(("text", "total"), [("cat dog", 3 + 2 + 4), ("cat dog " * 60, 3 + 60 * 6 + 1)])
+def test_the_server_counts_with_a_gguf_files_own_tokenizer(text, total, own_gguf, send):
+    inside = AutoTokenizer.from_pretrained(own_gguf.parent, gguf_file=own_gguf.name, local_files_only=True)
+    ids = inside(f"pre {text}")["input_ids"]
+    assert len(ids) == total, "three letters, then a space before each word, and the last"
+    asked = json.dumps(ASKED | {"text": text, "encoder": own_gguf.name, "adapter": ADAPTER})
+    status, counted = send("POST", "/llm4gen/tokens", asked)
+    assert status == 200 and "note" not in counted
+    cut = inside.decode(ids[256:]).strip()
+    assert counted["llm"] == {"tokens": len(ids), "limit": 256, "cut": cut}
+
+
 def test_without_a_model_it_counts_too(empty_server):
     connection = http.client.HTTPConnection("127.0.0.1", empty_server.port, timeout=60)
     connection.request("POST", "/llm4gen/tokens", json.dumps(ASKED), JSON)
@@ -349,7 +377,7 @@ BAD = {
         "", "{", "[]", "1", "null", '"a"', "\0", b"\xff\xfe", "[" * 60000, "9" * 5000, "{}",
         *(json.dumps(ASKED | wrong) for wrong in (
             {"text": None}, {"text": 1}, {"text": ["a"]}, {"text": "\ud800"}, {"llm_text": 1}, {"llm_text": "\udfff a"},
-            {"encoder": 1}, {"encoder": ["x"]}, {"adapter": {}}, {"adapter": True}, {"more": 1}, {"text": "embedding:"},
+            {"encoder": 1}, {"encoder": ["x"]}, {"adapter": {}}, {"adapter": True}, {"more": 1},
         )),
     ],
     413: [json.dumps(ASKED | {"text": "a" * 20001}), json.dumps(ASKED | {"llm_text": "a" * 20001}), " " * 65537],
@@ -364,6 +392,15 @@ BAD = {
 def test_a_body_that_is_not_as_agreed_is_refused(status, body, send):
     found, answer = send("POST", "/llm4gen/tokens", body)
     assert found == status and list(answer) == ["error"] and answer["error"]
+
+
+@pytest.mark.parametrize("name", ["text", "llm_text"])
+@pytest.mark.parametrize("text", HALF, ids=["embedding", "words", "parentheses"])
+def test_half_a_syntax_is_no_fault_of_the_request(text, name, send):
+    """Who types is not at the end yet, and a browser shows every refusal in red."""
+    status, answer = send("POST", "/llm4gen/tokens", json.dumps(ASKED | {name: text}))
+    counted = name == "llm_text" and "(" not in text  # embeddings are CLIP's alone
+    assert status == 200 and set(answer) == ({"clip", "llm"} if counted else {"note"})
 
 
 def test_what_is_just_within_the_limits_is_not(send):

@@ -24,11 +24,11 @@ PROMPT = (
 GRAPH = {
     "CheckpointLoaderSimple": {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"},
     "LLM4GEN_LoadLLMEncoder": {
-        "encoder_name": "rankgen-t5-xl-all.bin",
+        "encoder_name": "rankgen-t5-xl-all-bf16.safetensors",
         "dtype": "auto",
         "device": "default",
     },
-    "LLM4GEN_LoadCrossAdapter": {"adapter_name": "projector.pth"},
+    "LLM4GEN_LoadCrossAdapter": {"adapter_name": "projector.safetensors"},
     "EmptyLatentImage": {"width": 512, "height": 512, "batch_size": 1},
     "KSampler": {
         "model": ("CheckpointLoaderSimple", 0),
