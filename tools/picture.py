@@ -41,7 +41,10 @@ SETTLED = 2000  # ms after which the front end has drawn what it was told to
 # Moves the open graph into the canvas's corner, so large that it fits; its place in the page.
 _PREPARE = """
 ([margin, width, largest]) => {
-  const boxes = [...app.graph.nodes.map((n) => n.getBounding()), ...app.graph.groups.map((g) => g._bounding)];
+  // Not its own getBounding(): a node that has just grown tells its former size there.
+  const box = ({ pos: [x, y], size: [wide, high] }, title) => [x, y - title, wide, high + title];
+  const nodes = app.graph.nodes.map((node) => box(node, LiteGraph.NODE_TITLE_HEIGHT));
+  const boxes = [...nodes, ...app.graph.groups.map((group) => box(group, 0))];
   const left = Math.min(...boxes.map((b) => b[0])) - margin;
   const top = Math.min(...boxes.map((b) => b[1])) - margin;
   const right = Math.max(...boxes.map((b) => b[0] + b[2])) + margin;

@@ -86,40 +86,40 @@ LLM_LOADER, ADAPTER_LOADER, ATTENTION = (
     "LLM4GEN_Attention",
 )
 LOADERS = (
-    Node("CheckpointLoaderSimple", (0, 0, 350, 98)),
-    Node(LLM_LOADER, (0, 150, 350, 106)),
-    Node(ADAPTER_LOADER, (0, 308, 350, 58)),
+    Node("CheckpointLoaderSimple", (0, 0, 300, 98)),
+    Node(LLM_LOADER, (0, 150, 300, 106)),
+    Node(ADAPTER_LOADER, (0, 308, 300, 58)),
 )
 FUSION = {"clip": (0, 1), "llm": (1, 0), "adapter": (2, 0)}  # outputs of LOADERS
-CONDITIONING = Node("LLM4GEN_Conditioning", (430, 0, 400, 366), {"text": PROMPT}, FUSION)
-CLIP = Node("LLM4GEN_ApplyToCLIP", (430, 0, 300, 146), {}, FUSION)
-SAMPLER = Node("KSampler", (910, 0, 270, 262), {}, {"model": (0, 0), "positive": (3, 0)})
+CONDITIONING = Node("LLM4GEN_Conditioning", (350, 0, 330, 366), {"text": PROMPT}, FUSION)
+CLIP = Node("LLM4GEN_ApplyToCLIP", (350, 0, 270, 146), {}, FUSION)
+SAMPLER = Node("KSampler", (730, 0, 240, 262), {}, {"model": (0, 0), "positive": (3, 0)})
 # Picture → what it shows. Of the help pages': the node and its neighbours.
 SCENES = {
     LLM_LOADER: (
-        Node(LLM_LOADER, (0, 0, 350, 106)),
-        Node(ADAPTER_LOADER, (0, 158, 350, 58)),
-        Node(CLIP.type, (430, 0, 300, 146), {}, {"llm": (0, 0), "adapter": (1, 0)}),
+        Node(LLM_LOADER, (0, 0, 300, 106)),
+        Node(ADAPTER_LOADER, (0, 158, 300, 58)),
+        Node(CLIP.type, (350, 0, 270, 146), {}, {"llm": (0, 0), "adapter": (1, 0)}),
     ),
     ADAPTER_LOADER: (
         *LOADERS,
-        Node(CONDITIONING.type, (430, 0, 400, 366), {"text": PROMPT, "strength": 0.8}, FUSION),
+        Node(CONDITIONING.type, (350, 0, 330, 366), {"text": PROMPT}, FUSION),
     ),
     CONDITIONING.type: (*LOADERS, CONDITIONING, SAMPLER),
     CLIP.type: (
         *LOADERS,
         CLIP,
-        Node("CLIPTextEncode", (800, 0, 340, 170), {"text": PROMPT}, {"clip": (3, 0)}),
-        Node("CLIPTextEncode", (800, 222, 340, 144), {"text": "blurry"}, {"clip": (3, 0)}),
+        Node("CLIPTextEncode", (670, 0, 270, 170), {"text": PROMPT}, {"clip": (3, 0)}),
+        Node("CLIPTextEncode", (670, 222, 270, 144), {"text": "blurry"}, {"clip": (3, 0)}),
     ),
     ATTENTION: (
         *LOADERS,
-        Node(ATTENTION, (430, 0, 320, 200), {"text": SHEEP}, FUSION),
-        Node("PreviewImage", (820, 0, 430, 366), {}, {"images": (3, 0)}),
+        Node(ATTENTION, (350, 0, 250, 200), {"text": SHEEP}, FUSION),
+        Node("PreviewImage", (650, 0, 400, 366), {}, {"images": (3, 0)}),
     ),
-    "too_long": (*LOADERS, Node(CONDITIONING.type, (430, 0, 400, 366), {"text": TOO_LONG}, FUSION)),
+    "too_long": (*LOADERS, Node(CONDITIONING.type, (350, 0, 330, 366), {"text": TOO_LONG}, FUSION)),
 }
-EMPTY_LISTS = (Node(LLM_LOADER, (0, 0, 350, 106)), Node(ADAPTER_LOADER, (430, 0, 350, 58)))
+EMPTY_LISTS = (Node(LLM_LOADER, (0, 0, 300, 106)), Node(ADAPTER_LOADER, (350, 0, 300, 58)))
 
 
 def draw(host: Host, executable: str, target: Path = PICTURES) -> Iterator[Path]:

@@ -41,8 +41,9 @@ COVERED = """async (workflow) => {
   const { canvas, ds } = app.canvas;
   const covered = () => app.graph.nodes.map((node) => {
     const drawn = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
-    const [left, top, width, height] = node.getBounding();
-    if (!drawn) return [`${node.type} ${node.id}`, left, top, left + width, top + height];
+    const { pos: [left, top], size: [width, height] } = node; // getBounding() may tell a former size
+    const title = LiteGraph.NODE_TITLE_HEIGHT;
+    if (!drawn) return [`${node.type} ${node.id}`, left, top - title, left + width, top + height];
     const { x, y } = canvas.getBoundingClientRect();
     const corner = (right, down) => ds.convertCanvasToOffset([right - x, down - y]);
     return [`${node.type} ${node.id}`, ...corner(drawn.left, drawn.top), ...corner(drawn.right, drawn.bottom)];
