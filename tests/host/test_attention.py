@@ -1,5 +1,7 @@
 """LLM4GEN Attention Map: what is drawn is what was computed, under words that tell which is which."""
 
+from copy import copy
+from dataclasses import replace
 from functools import cache
 
 import in_process
@@ -108,6 +110,21 @@ def test_rows_are_what_the_llm_reads_and_columns_what_clip_reads(layout):
     assert [word.mark for word in drawn.columns] == [True, *[False] * 7, True]
 
 
+def test_a_token_at_the_templates_border_is_the_users_if_one_letter_of_it_is(fused, adapter):
+    from llm4gen.nodes.attention import attention_map  # noqa: PLC0415
+    from llm4gen.nodes.fused_clip import Fusion  # noqa: PLC0415
+
+    close = copy(adapter)
+    close.recipe = replace(adapter.recipe, template="a re{text}s, please")
+    with torch.inference_mode():
+        drawn = attention_map(
+            fused.around(fused.plain(), Fusion(fused.fusion.llm, close)), "d cat", "average"
+        )
+    rows = [(word.text, word.mark) for word in drawn.rows if word.text != "(space)"]
+    theirs = [("a", True), (",", True), ("please", True), ("</s>", True)]
+    assert rows == [theirs[0], ("red", False), ("cats", False), *theirs[1:]]
+
+
 def test_letters_of_several_tokens_are_numbered(layout):
     drawn = [word.text for word in layout("青い羊 🐑").columns]
     assert drawn == [
@@ -150,8 +167,6 @@ def test_the_shares_told_are_the_weights(layout, weights):
 
 def test_every_word_is_written_beside_its_own_row_and_column(layout):
     """Another word changes the picture there and nowhere else."""
-    from dataclasses import replace  # noqa: PLC0415
-
     from llm4gen.nodes.attention_map import CELL, Word  # noqa: PLC0415
 
     drawn = layout("a blue sheep, a brown vase")
@@ -183,8 +198,6 @@ def test_one_scale_for_all_heads_and_their_mean_is_the_average(layout):
 
 
 def test_marks_beyond_the_scale_do_not_stretch_it(layout):
-    from dataclasses import replace  # noqa: PLC0415
-
     drawn = layout(PROMPTS[0])
     much = drawn.weights.copy()
     much[:, :, 0] = 0.9
