@@ -304,3 +304,12 @@ def test_a_long_title_ends_where_the_picture_does():
         assert text.startswith(cut.removesuffix("…")) and cut.endswith("…")
         assert width(cut, 18) <= most < width(longer, 18)
     assert shortened(text, 18, width(text, 18)) == text
+
+
+def test_a_title_of_thousands_of_letters_is_measured_a_few_times(monkeypatch):
+    from llm4gen.nodes import lettering  # noqa: PLC0415
+
+    measured = []
+    monkeypatch.setattr(lettering, "width", lambda text, size: measured.append(text) or 9 * len(text))
+    assert lettering.shortened("sheep " * 2000, 18, 100) == "sheep shee…"
+    assert len(measured) < 20
