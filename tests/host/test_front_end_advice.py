@@ -158,6 +158,7 @@ def test_every_language_says_all_of_it(empty):
 
 def test_a_file_that_cannot_be_used_is_named(page, nodes, put_adapter, client):
     loader = nodes["LLM4GEN_LoadCrossAdapter"]
+    before = page.evaluate(HEIGHT, loader)
     put_adapter("damaged.safetensors", lambda path: path.write_bytes(b"no weights"))
     (error,) = [
         adapter["error"]
@@ -166,8 +167,10 @@ def test_a_file_that_cannot_be_used_is_named(page, nodes, put_adapter, client):
     ]
     assert "damaged.safetensors" in error
     says(page, loader, error)
+    page.wait_for_function(f"([id, high]) => ({HEIGHT})(id)[1] > high", arg=[loader, before[1]])
     page.evaluate(SET, [loader, "adapter_name", ADAPTER])
     page.wait_for_function(f"(id) => ({NOTE})(id) === null", arg=loader)
+    assert page.evaluate(HEIGHT, loader) == before  # else the workflow would be saved with the room for the note
 
 
 def test_two_that_do_not_fit_are_told_apart_before_they_are_run(page, nodes, put_adapter):
