@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator
 from functools import cache
 
@@ -65,10 +66,16 @@ def width(text: str, size: int) -> int:
 
 def shortened(text: str, size: int, most: int) -> str:
     """A text's beginning that is at most so many pixels wide."""
-    end = len(text)
-    while end and width(text[:end].rstrip() + "…" * (end < len(text)), size) > most:
-        end -= 1
-    return text[:end].rstrip() + "…" * (end < len(text))
+
+    def beginning(end: int) -> str:
+        return text[:end].rstrip() + "…" * (end < len(text))
+
+    def is_too_wide(end: int) -> bool:
+        return width(beginning(end), size) > most
+
+    # Halved, since it may be thousands of letters, each of which has to be looked for in fonts.
+    end = bisect_left(range(len(text) + 1), True, key=is_too_wide) - 1
+    return beginning(max(end, 0))
 
 
 def write(

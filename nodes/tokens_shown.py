@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import zip_longest
 
 from torch import Tensor
 
+from ..models.llm import LLM
+from ..models.recipe import Recipe
 from .attention_map import Word
 from .fused_clip import FusedCLIP
 from .prompt import words_of
@@ -17,14 +20,28 @@ LONGEST = 24  # letters shown of one token
 
 
 def of_llm(fused: FusedCLIP, text: str) -> list[Word]:
-    """What the LLM reads: the user's words, and as marks what the template adds.
+    """What the LLM reads: the user's words, and as marks what the template adds."""
+    llm, recipe, words = fused.fusion.llm.llm, fused.fusion.adapter.recipe, words_of(text).text
+    ids = llm.tokenize(words, recipe).ids
+    shown = pieces(ids, partial(llm.tokenizer.decode, clean_up_tokenization_spaces=False))
+    return [
+        Word(piece, mark=not own)
+        for piece, own in zip_longest(shown, of_the_users(llm, recipe, words)[: len(ids)], fillvalue=False)
+    ]
 
-    The tokenizer spreads weights on the user's letters alone, and so tells which tokens are theirs.
+
+def of_the_users(llm: LLM, recipe: Recipe, words: str) -> list[bool]:
+    """Which of the prompt's tokens hold something that the user wrote, if only a part of it.
+
+    A token at the border may hold letters of both, as `.a` does in a template that ends in a full stop: it is the
+    user's. Spaces decide only on tokens that hold nothing else.
     """
-    llm, words = fused.fusion.llm.llm, words_of(text)
-    tokens = llm.tokenize(words.text, fused.fusion.adapter.recipe, [0.0] * len(words.text))
-    shown = pieces(tokens.ids, partial(llm.tokenizer.decode, clean_up_tokenization_spaces=False))
-    return [Word(piece, mark=weight == 1.0) for piece, weight in zip(shown, tokens.weights, strict=True)]
+    prompt, theirs = recipe.prompt(words), [weight == 0 for weight in recipe.spread([0.0] * len(words))]
+    found = []
+    for start, end in llm.tokenizer(prompt, verbose=False, return_offsets_mapping=True)["offset_mapping"]:
+        inked = [place for place in range(start, end) if not prompt[place].isspace()]
+        found.append(any(theirs[place] for place in inked or range(start, end)))
+    return found
 
 
 def of_clip(fused: FusedCLIP, tokens: Sequence[tuple]) -> list[Word]:

@@ -8,19 +8,21 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from comfy_server import Server
 from host import COMFYUI_DIR, VENV_DIR, Host, venv_python
 from workflow import example_workflows, model_files, read_workflow
 
 if TYPE_CHECKING:
+    from PIL import Image
     from playwright.sync_api import Page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "msedge")
@@ -34,22 +36,27 @@ BROWSER_ARGUMENTS = (
 )
 WIDTH = 1500  # pixels of the thumbnail
 MARGIN = 24  # around the graph, in its own units
+SETTLED = 2000  # ms after which the front end has drawn what it was told to
 
+# Moves the open graph into the canvas's corner, so large that it fits; its place in the page.
 _PREPARE = """
-async ({ workflow, margin, width }) => {
-  await app.loadGraphData(workflow);
-  const boxes = [...app.graph.nodes.map((n) => n.getBounding()), ...app.graph.groups.map((g) => g._bounding)];
+([margin, width, largest]) => {
+  // Not its own getBounding(): a node that has just grown tells its former size there.
+  const box = ({ pos: [x, y], size: [wide, high] }, title) => [x, y - title, wide, high + title];
+  const nodes = app.graph.nodes.map((node) => box(node, LiteGraph.NODE_TITLE_HEIGHT));
+  const boxes = [...nodes, ...app.graph.groups.map((group) => box(group, 0))];
   const left = Math.min(...boxes.map((b) => b[0])) - margin;
   const top = Math.min(...boxes.map((b) => b[1])) - margin;
   const right = Math.max(...boxes.map((b) => b[0] + b[2])) + margin;
   const bottom = Math.max(...boxes.map((b) => b[1] + b[3])) + margin;
-  const scale = width / (right - left);
+  const scale = Math.min(largest, width / (right - left));
   app.canvas.ds.scale = scale;
   app.canvas.ds.offset = [-left, -top];
   app.canvas.show_info = false;
   app.canvas.setDirty(true, true);
   const canvas = app.canvas.canvas.getBoundingClientRect();
-  return { x: canvas.x, y: canvas.y, width, height: Math.round((bottom - top) * scale) };
+  const [wide, high] = [right - left, bottom - top].map((length) => Math.round(length * scale));
+  return { x: canvas.x, y: canvas.y, width: wide, height: high };
 }
 """
 # Menus and toasts float over the canvas. The nodes' text fields lie over it too, and stay.
@@ -93,10 +100,23 @@ def wait_for_canvas(page: Page, url: str) -> None:
     page.wait_for_function("app.graph.nodes.length > 0", timeout=60_000)
 
 
-def draw(host: Host, files: Sequence[Path], executable: str) -> Iterator[Path]:
-    """Writes the picture of each workflow file beside it, as the front end draws it."""
+def photograph(page: Page, width: int, largest: float = math.inf) -> Image.Image:
+    """The open graph as the front end draws it, without all that floats over it.
+
+    width: of the picture, in pixels. largest: the scale that small graphs stop at, where they get narrower.
+    """
     from PIL import Image  # noqa: PLC0415
 
+    clip = page.evaluate(_PREPARE, [MARGIN, width, largest])
+    hiding = page.add_style_tag(content=_HIDE)
+    page.wait_for_timeout(SETTLED)
+    picture = page.screenshot(clip=clip)
+    hiding.evaluate("(element) => element.remove()")
+    return Image.open(io.BytesIO(picture)).convert("RGB")
+
+
+def draw(host: Host, files: Sequence[Path], executable: str) -> Iterator[Path]:
+    """Writes the picture of each workflow file beside it, as the front end draws it."""
     workflows = {file: read_workflow(file) for file in files}
     with tempfile.TemporaryDirectory() as name:
         base, models = Path(name, "base"), Path(name, "models")
@@ -109,12 +129,9 @@ def draw(host: Host, files: Sequence[Path], executable: str) -> Iterator[Path]:
             page.route("**/llm4gen/report", lambda route: route.abort())  # it would tell of the empty files
             for file, workflow in workflows.items():
                 wait_for_canvas(page, server.url)
-                page.wait_for_timeout(2000)
-                arguments: dict[str, Any] = {"workflow": workflow, "margin": MARGIN, "width": WIDTH}
-                clip = page.evaluate(_PREPARE, arguments)
-                page.add_style_tag(content=_HIDE)
-                page.wait_for_timeout(2000)
-                picture = Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
+                page.wait_for_timeout(SETTLED)
+                page.evaluate("(workflow) => app.loadGraphData(workflow)", workflow)
+                picture = photograph(page, WIDTH)
                 target = file.with_suffix(".jpg")
                 picture.save(target, quality=88, optimize=True)
                 yield target

@@ -38,13 +38,14 @@ function fill(note, lines, key) {
 /** Always behind the node's own widgets: values are saved by their place. */
 function add(node) {
   addStyle();
+  const before = node.size?.[1];
   const element = document.createElement("div");
   const text = document.createElement("div");
   element.className = "llm4gen-note";
   element.append(text);
   const widget = node.addDOMWidget(NAME, "llm4gen_note", element, { serialize: false, margin: MARGIN });
   widget.serialize = false; // this keeps it out of workflows, the option out of prompts
-  const note = { widget, text, height: 16 };
+  const note = { widget, text, height: 16, before };
   widget.computeLayoutSize = undefined; // else it would take a share of the prompt's height
   widget.computeSize = (width) => [width ?? 0, note.height + 2 * MARGIN];
   note.observer = new ResizeObserver(() => {
@@ -56,11 +57,13 @@ function add(node) {
   return note;
 }
 
-function remove(node, { widget, observer }) {
+function remove(node, { widget, observer, before }) {
+  const grown = node.size?.[1] <= node.computeSize?.()[1]; // by the note alone, and not by hand
   observer.disconnect();
   notes.delete(node);
   widget.onRemove?.();
   node.widgets.splice(node.widgets.indexOf(widget), 1);
+  if (grown && before < node.size[1]) node.setSize?.([node.size[0], before]);
 }
 
 function addStyle() {

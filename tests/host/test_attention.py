@@ -1,11 +1,14 @@
 """LLM4GEN Attention Map: what is drawn is what was computed, under words that tell which is which."""
 
+from copy import copy
+from dataclasses import replace
 from functools import cache
 
 import in_process
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 LONG = "a blue sheep next to a brown vase, behind them a red bookcase, " * 8  # 128 CLIP tokens
 PROMPTS = [
@@ -62,6 +65,24 @@ def colours_at(picture, layout, panels, rows, columns):
     return (picture[0].numpy()[y, x] * 255).round().reshape(panels, rows, columns, 3)
 
 
+def place_of(picture, text, colour, size=13):
+    """Where a text stands in a picture, as [left, middle]; None if it does not."""
+    from llm4gen.nodes.attention_map import PAPER  # noqa: PLC0415
+    from llm4gen.nodes.lettering import width, write  # noqa: PLC0415
+
+    stencil = Image.new("RGB", (width(text, size), 16), PAPER)
+    write(stencil, (0, 8), text, size, colour)
+    stencil, whole = np.asarray(stencil), np.asarray(picture)
+    high, wide, _ = stencil.shape
+    for top in range(len(whole) - high):
+        at = -1
+        while (at := whole[top + 8].tobytes().find(stencil[8].tobytes(), at + 1)) >= 0:
+            part = whole[top : top + high, at // 3 : at // 3 + wide]
+            if at % 3 == 0 and np.array_equal(part, stencil):
+                return at // 3, top + 8
+    return None
+
+
 @pytest.mark.parametrize("heads", ["average", "each"])
 @pytest.mark.parametrize("text", PROMPTS, ids=["words", "emphasis", "scripts", "long", "empty"])
 def test_each_cells_colour_is_its_weights_place_on_the_scale(text, heads, draw, layout, weights, clip):
@@ -108,6 +129,21 @@ def test_rows_are_what_the_llm_reads_and_columns_what_clip_reads(layout):
     assert [word.mark for word in drawn.columns] == [True, *[False] * 7, True]
 
 
+def test_a_token_at_the_templates_border_is_the_users_if_one_letter_of_it_is(fused, adapter):
+    from llm4gen.nodes.attention import attention_map  # noqa: PLC0415
+    from llm4gen.nodes.fused_clip import Fusion  # noqa: PLC0415
+
+    close = copy(adapter)
+    close.recipe = replace(adapter.recipe, template="a re{text}s, please")
+    with torch.inference_mode():
+        drawn = attention_map(
+            fused.around(fused.plain(), Fusion(fused.fusion.llm, close)), "d cat", "average"
+        )
+    rows = [(word.text, word.mark) for word in drawn.rows if word.text != "(space)"]
+    theirs = [("a", True), (",", True), ("please", True), ("</s>", True)]
+    assert rows == [theirs[0], ("red", False), ("cats", False), *theirs[1:]]
+
+
 def test_letters_of_several_tokens_are_numbered(layout):
     drawn = [word.text for word in layout("青い羊 🐑").columns]
     assert drawn == [
@@ -150,8 +186,6 @@ def test_the_shares_told_are_the_weights(layout, weights):
 
 def test_every_word_is_written_beside_its_own_row_and_column(layout):
     """Another word changes the picture there and nowhere else."""
-    from dataclasses import replace  # noqa: PLC0415
-
     from llm4gen.nodes.attention_map import CELL, Word  # noqa: PLC0415
 
     drawn = layout("a blue sheep, a brown vase")
@@ -183,8 +217,6 @@ def test_one_scale_for_all_heads_and_their_mean_is_the_average(layout):
 
 
 def test_marks_beyond_the_scale_do_not_stretch_it(layout):
-    from dataclasses import replace  # noqa: PLC0415
-
     drawn = layout(PROMPTS[0])
     much = drawn.weights.copy()
     much[:, :, 0] = 0.9
@@ -194,3 +226,90 @@ def test_marks_beyond_the_scale_do_not_stretch_it(layout):
         np.array_equal(higher.shades[:, :, 1:], drawn.shades[:, :, 1:])
         and higher.shades[:, :, 0].min() == 255
     )
+
+
+@pytest.mark.parametrize(("heads", "which"), [("average", "The average of 8"), ("each", "Each of 8")])
+def test_what_is_told_above_and_below_stands_in_the_picture(heads, which, layout):
+    from llm4gen.nodes.attention_map import FAINT, HEADING, INK  # noqa: PLC0415
+
+    drawn, empty = layout(LONG, heads), layout("", heads)
+    picture = drawn.draw()
+    lines = [drawn.caption, *drawn.notes]
+    assert f"{which} heads." in drawn.caption and len(lines) == 3
+    heights = [place_of(picture, line, FAINT)[1] for line in lines]
+    assert heights == sorted(heights)
+    assert place_of(empty.draw(), "(empty prompt)", INK, HEADING)
+    assert place_of(layout("two\n  words", heads).draw(), "“two words”", INK, HEADING)
+
+
+def test_the_legend_runs_from_the_least_to_the_most_of_the_words(layout):
+    from llm4gen.nodes.attention_map import INK, LEGEND, RAMP, percent  # noqa: PLC0415
+
+    drawn = layout(PROMPTS[0])
+    words = drawn.weights[:, :, 1:-1]
+    least, most = percent(words.min()), percent(words.max())
+    beyond = drawn.weights.copy()
+    beyond[:, 2, 0] = 0.9
+    within = np.minimum(drawn.weights, words.max())
+    for weights, more in ((beyond, " and more"), (within, "")):
+        picture = replace(drawn, weights=weights).draw()
+        left, y = place_of(picture, least, INK)
+        right, level = place_of(picture, f"{most}{more} of a row's attention", INK)
+        ramp = [picture.getpixel((right - 6 - LEGEND[0] + x, y)) for x in (0, LEGEND[0] - 1)]
+        assert left < right and y == level
+        np.testing.assert_allclose(ramp, RAMP[[0, -1]], atol=3)
+
+
+def test_shares_are_told_in_two_digits():
+    from llm4gen.nodes.attention_map import percent  # noqa: PLC0415
+
+    assert [percent(share) for share in (0.5, 0.034, 0.0084)] == ["50 %", "3.4 %", "0.84 %"]
+
+
+def test_marks_are_paler_than_words(layout):
+    from llm4gen.nodes.attention_map import FAINT, INK, Word  # noqa: PLC0415
+
+    drawn = layout(PROMPTS[0])
+    rows = [Word("sheep", mark=True), Word("vase"), *drawn.rows[2:]]
+    picture = replace(drawn, rows=rows).draw()
+    assert place_of(picture, "sheep", FAINT)[1] < place_of(picture, "vase", INK)[1]
+    columns = [Word("", mark=word.mark) for word in drawn.columns]
+    darkest = []
+    for mark in (True, False):
+        columns[2] = Word("sheep", mark=mark)
+        shown = replace(drawn, columns=columns)
+        darkest.append(np.asarray(shown.draw())[shown.top : shown.corner(0)[1]].min())
+    assert darkest[0] > darkest[1] + 40
+
+
+def test_panels_run_like_lines_of_a_page_each_under_its_own_name(layout):
+    from llm4gen.nodes.attention_map import INK  # noqa: PLC0415
+
+    drawn = layout(PROMPTS[0], "each")
+    picture, corners = drawn.draw(), [drawn.corner(panel) for panel in range(8)]
+    assert corners == sorted(corners, key=lambda corner: corner[::-1])
+    for name, (left, top) in zip(drawn.names, corners, strict=True):
+        x, y = place_of(picture, name, INK)
+        assert x == left - drawn.beside and top - drawn.above < y < top
+
+
+def test_a_long_title_ends_where_the_picture_does():
+    from llm4gen.nodes.lettering import shortened, width  # noqa: PLC0415
+
+    text = "a blue sheep and a brown vase"
+    for most in range(width("a blue", 18), width(text, 18)):
+        cut = shortened(text, 18, most)
+        rest = text[len(cut) - 1 :]
+        longer = text[: len(text) - len(rest.lstrip()) + 1] + "…"
+        assert text.startswith(cut.removesuffix("…")) and cut.endswith("…")
+        assert width(cut, 18) <= most < width(longer, 18)
+    assert shortened(text, 18, width(text, 18)) == text
+
+
+def test_a_title_of_thousands_of_letters_is_measured_a_few_times(monkeypatch):
+    from llm4gen.nodes import lettering  # noqa: PLC0415
+
+    measured = []
+    monkeypatch.setattr(lettering, "width", lambda text, size: measured.append(text) or 9 * len(text))
+    assert lettering.shortened("sheep " * 2000, 18, 100) == "sheep shee…"
+    assert len(measured) < 20

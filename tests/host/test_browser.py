@@ -8,6 +8,8 @@ import standins
 from front_end import FAULTY, PROMPT, UNREGISTERED, assert_no_warnings, drop, first_page, run
 from workflow import TEXT_TO_IMAGE, read_workflow, to_prompt
 
+from paths import ROOT
+
 playwright = pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: the browser is not driven.")
 
 LOADERS = {
@@ -37,6 +39,22 @@ WRITE = """(words) => {
 PICTURE = """() => {
   const [image] = app.graph.nodes.find((n) => n.type === "SaveImage").imgs ?? [];
   return image?.complete && image.naturalWidth ? [image.naturalWidth, image.naturalHeight] : null;
+}"""
+# A graph of one node; the middle of its title, in the page's pixels.
+ONE = """(type) => {
+  app.graph.clear();
+  const node = LiteGraph.createNode(type);
+  node.pos = [400, 200];
+  app.graph.add(node);
+  const canvas = app.canvas.canvas.getBoundingClientRect();
+  const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] - 15]);
+  return [canvas.x + x, canvas.y + y];
+}"""
+# The pictures of a help page, loaded: where each lies, and how wide it is and is shown.
+PICTURES = """async (page) => {
+  const pictures = [...page.querySelectorAll("img")];
+  await Promise.all(pictures.map((picture) => picture.decode()));
+  return pictures.map((picture) => [new URL(picture.src).pathname, picture.naturalWidth, picture.clientWidth]);
 }"""
 
 
@@ -105,6 +123,38 @@ def test_a_missing_adapter_is_explained_where_people_look(page):
     page.get_by_test_id("error-overlay-see-errors").click()
     advice = "To use this node, put LLM4GEN's projector.pth in ComfyUI/models/llm4gen, then refresh."
     page.get_by_text(advice).first.wait_for()
+
+
+@pytest.mark.usefixtures("look")
+def test_every_help_page_is_shown_with_its_pictures_and_its_graph(page, client):
+    page.get_by_test_id("error-overlay-dismiss").click()
+    ours = [n for n, node in client.object_info().items() if node["python_module"] == "custom_nodes.llm4gen"]
+    shown = set()
+    for node in ours:
+        open_help(page, node)
+        text = (ROOT / "web" / "docs" / f"{node}.md").read_text(encoding="utf-8")
+        sheet = page.locator(".node-help-content")
+        sheet.get_by_role("heading", name=text.splitlines()[0].removeprefix("# "), exact=True).wait_for()
+        assert sheet.locator("pre").inner_text().strip() == text.split("```")[1].strip()
+        pictures = sheet.evaluate(PICTURES)
+        named = re.findall(r"\]\((.*?)\)", text)
+        assert [place for place, _, _ in pictures] == [f"/extensions/llm4gen/docs/{name}" for name in named]
+        assert named[0] == f"pictures/{node}.jpg"
+        assert all(wide > 500 and 100 < seen <= wide for _, wide, seen in pictures), pictures
+        shown.update(named)
+    drawn = {f"pictures/{path.name}" for path in (ROOT / "web" / "docs" / "pictures").iterdir()}
+    assert drawn - shown == {"pictures/text_to_image.jpg"}  # README's
+
+
+def open_help(page, node):
+    """Selects a node of the type, by the mouse, and asks for its help."""
+    middle, info = page.evaluate(ONE, node), page.get_by_test_id("info-button")
+    for _ in range(20):  # a canvas that was just filled takes clicks only a moment later
+        page.mouse.click(*middle)
+        with suppress(playwright.TimeoutError):
+            info.wait_for(timeout=1000)
+            break
+    info.click()
 
 
 def choose(page, node):

@@ -1,6 +1,7 @@
 """What the real front end says of the files before anything is run: none there, unfit ones, two that do not fit."""
 
 import re
+from itertools import combinations
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from front_end import (
 )
 from safetensors.torch import save_file
 from standins import ADAPTER, ENCODER, cross_adapter
-from workflow import TEXT_TO_IMAGE, read_workflow
+from workflow import TEXT_TO_IMAGE, example_workflows, read_workflow
 
 pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: the browser is not driven.")
 
@@ -33,6 +34,33 @@ HEIGHT = """(id) => {
   return [node.computeSize()[1], node.size[1], node.widgets.length];
 }"""
 
+# Loads a graph, waits until all is said under its nodes and none grows any more: what each node covers, as
+# [its type and id, left, top, right, bottom] in the graph's units.
+COVERED = """async (workflow) => {
+  await app.loadGraphData(workflow);
+  const { canvas, ds } = app.canvas;
+  const covered = () => app.graph.nodes.map((node) => {
+    const drawn = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
+    const { pos: [left, top], size: [width, height] } = node; // getBounding() may tell a former size
+    const title = LiteGraph.NODE_TITLE_HEIGHT;
+    if (!drawn) return [`${node.type} ${node.id}`, left, top - title, left + width, top + height];
+    const { x, y } = canvas.getBoundingClientRect();
+    const corner = (right, down) => ds.convertCanvasToOffset([right - x, down - y]);
+    return [`${node.type} ${node.id}`, ...corner(drawn.left, drawn.top), ...corner(drawn.right, drawn.bottom)];
+  });
+  const speaks = (node) =>
+    ["LLM4GEN_LoadLLMEncoder", "LLM4GEN_LoadCrossAdapter", "LLM4GEN_Conditioning"].includes(node.type) ||
+    (node.type === "CLIPTextEncode" && node.getInputNode(0).type === "LLM4GEN_ApplyToCLIP");
+  const said = () => app.graph.nodes.filter(speaks).every((n) => n.widgets.some((w) => w.name === "llm4gen_note"));
+  let before, now = "";
+  do {
+    before = now;
+    await new Promise((resolve) => setTimeout(resolve, 150));
+    now = JSON.stringify(covered());
+  } while (now !== before || !said());
+  return covered();
+}"""
+
 
 @pytest.fixture(scope="module")
 def page(server, browser):
@@ -41,13 +69,20 @@ def page(server, browser):
 
 
 @pytest.fixture(scope="module", params=[CLASSIC_IN_ENGLISH, VUE_IN_CHINESE], ids=["classic", "vue"])
-def empty_page(request, page, empty_server):
-    """The plainest example where no model is."""
+def empty(request, page, empty_server):
+    """The front end where no model is."""
     settings = {"Comfy.TutorialCompleted": True, **request.param}  # that server knows of no one's settings
     with fresh_page(page, empty_server.url, **settings) as fresh:
         fresh.words = fresh.evaluate(TEXTS)[request.param["Comfy.Locale"]]
-        drop(fresh, TEXT_TO_IMAGE, read_workflow(TEXT_TO_IMAGE)["id"])
         yield fresh
+
+
+@pytest.fixture
+def empty_page(empty):
+    """With the plainest example in it."""
+    empty.evaluate("app.graph.clear()")
+    drop(empty, TEXT_TO_IMAGE, read_workflow(TEXT_TO_IMAGE)["id"])
+    return empty
 
 
 @pytest.fixture
@@ -91,6 +126,17 @@ def test_an_empty_list_is_explained(empty_page, empty_client, loader, folder):
     empty_page.get_by_text(line, exact=True).wait_for()
 
 
+@pytest.mark.parametrize("file", example_workflows(), ids=lambda file: file.stem)
+def test_no_node_covers_another_with_all_that_is_said_under_them(file, empty):
+    nodes = empty.evaluate(COVERED, read_workflow(file))
+    over = [
+        (one, other)
+        for (one, *a), (other, *b) in combinations(nodes, 2)
+        if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+    ]
+    assert over == []
+
+
 def test_prompts_are_counted_where_no_model_is(empty_page):
     """As the published files would have it."""
     node = empty_page.evaluate(FIND, "LLM4GEN_Conditioning")[0]
@@ -101,17 +147,18 @@ def test_prompts_are_counted_where_no_model_is(empty_page):
     assert line == empty_page.words["cut"].replace("{half}", "CLIP").replace("{words}", "\u2068zebra\u2069")
 
 
-def test_every_language_says_all_of_it(empty_page):
+def test_every_language_says_all_of_it(empty):
     """Also those that this front end does not offer yet, such as German."""
     blanks = {
         language: {name: sorted(re.findall(r"{\w+}", text)) for name, text in sentences.items()}
-        for language, sentences in empty_page.evaluate(TEXTS).items()
+        for language, sentences in empty.evaluate(TEXTS).items()
     }
     assert blanks == dict.fromkeys(LANGUAGES, blanks["en"])
 
 
 def test_a_file_that_cannot_be_used_is_named(page, nodes, put_adapter, client):
     loader = nodes["LLM4GEN_LoadCrossAdapter"]
+    before = page.evaluate(HEIGHT, loader)
     put_adapter("damaged.safetensors", lambda path: path.write_bytes(b"no weights"))
     (error,) = [
         adapter["error"]
@@ -120,8 +167,12 @@ def test_a_file_that_cannot_be_used_is_named(page, nodes, put_adapter, client):
     ]
     assert "damaged.safetensors" in error
     says(page, loader, error)
+    page.wait_for_function(f"([id, high]) => ({HEIGHT})(id)[1] > high", arg=[loader, before[1]])
     page.evaluate(SET, [loader, "adapter_name", ADAPTER])
     page.wait_for_function(f"(id) => ({NOTE})(id) === null", arg=loader)
+    assert (
+        page.evaluate(HEIGHT, loader) == before
+    )  # else the workflow would be saved with the room for the note
 
 
 def test_two_that_do_not_fit_are_told_apart_before_they_are_run(page, nodes, put_adapter):
