@@ -3,12 +3,16 @@
 from copy import copy
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import in_process
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from transformers import AutoTokenizer
+
+from paths import COMFYUI
 
 LONG = "a blue sheep next to a brown vase, behind them a red bookcase, " * 8  # 128 CLIP tokens
 PROMPTS = [
@@ -144,6 +148,26 @@ def test_a_token_at_the_templates_border_is_the_users_if_one_letter_of_it_is(fus
     assert rows == [theirs[0], ("red", False), ("cats", False), *theirs[1:]]
 
 
+def test_a_users_space_does_not_make_the_templates_word_theirs(started):
+    """Of a tokenizer that spells spaces in the tokens themselves."""
+    from llm4gen.models.recipe import Recipe  # noqa: PLC0415
+    from llm4gen.nodes.tokens_shown import of_the_users  # noqa: PLC0415
+
+    place = COMFYUI / "comfy" / "text_encoders" / "qwen25_tokenizer"
+    llm = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(place))
+    template, text = "user:{text}assistant", " a cat "
+    pieces = llm.tokenizer.convert_ids_to_tokens(llm.tokenizer(template.format(text=text))["input_ids"])
+    assert pieces == ["user", ":", "Ġa", "Ġcat", "Ġassistant"]
+    assert of_the_users(llm, Recipe(template=template), text) == [False, False, True, True, False]
+
+
+def test_no_letter_is_put_together_of_more_tokens_than_utf_8_has_bytes_for_one():
+    from llm4gen.nodes.tokens_shown import HALF_A_LETTER, pieces  # noqa: PLC0415
+
+    numbered = [f"{HALF_A_LETTER} {number}/4" for number in (1, 2, 3, 4)]
+    assert pieces(range(5), lambda part: HALF_A_LETTER) == [*numbered, HALF_A_LETTER]
+
+
 def test_letters_of_several_tokens_are_numbered(layout):
     drawn = [word.text for word in layout("青い羊 🐑").columns]
     assert drawn == [
@@ -199,6 +223,7 @@ def test_every_word_is_written_beside_its_own_row_and_column(layout):
         if side == "rows":
             assert x < left and 0 <= y - top - at * CELL < CELL
         else:
+            assert np.corrcoef(*changed[:2])[0, 1] < -0.5, "rises to the right"
             assert y < top and 0 <= (x - left - at * CELL) - (top - y) < CELL
 
 
@@ -208,6 +233,14 @@ def test_letters_that_no_font_has_are_told_apart(monkeypatch):
     monkeypatch.setattr(lettering, "SYSTEM_FONTS", ())
     texts = [lettering.fitting(text, 13)[1] for text in ("sheep", "青", "羊", "\n", "🐑")]
     assert texts == ["sheep", "\\u9752", "\\u7f8a", "\\n", "\\U0001f411"]
+
+
+@pytest.mark.parametrize("text", ["кот", "café", "青い羊", "x 🐑 y"])
+def test_the_font_is_one_that_lacks_the_fewest_letters(text):
+    from llm4gen.nodes.lettering import fitting, fonts, lacks  # noqa: PLC0415
+
+    escaped = sum(lacks(fitting(text, 13)[0], letter) for letter in text)
+    assert escaped == min(sum(lacks(font, letter) for letter in text) for font in fonts(13))
 
 
 def test_one_scale_for_all_heads_and_their_mean_is_the_average(layout):
