@@ -6,8 +6,6 @@ The package is optional: it is imported when such a file is opened, and not befo
 from __future__ import annotations
 
 import math
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -49,16 +47,9 @@ class Quantised:
             rows = self.order if rows is None else self.order[rows]
         out = torch.empty(len(data if rows is None else rows), self.shape[-1], dtype=dtype)
         step = max(1, PIECE // self.shape[-1])
-
-        @torch.inference_mode()  # as the tensor may have been made: each thread has a mode of its own
-        def fill(start: int) -> None:
+        for start in range(0, len(out), step):
             part = slice(start, start + step)
             out[part] = self.numbers(data[part] if rows is None else data[rows[part]])
-
-        starts = range(0, len(out), step)
-        # The library works on one core, and lets others work meanwhile.
-        with ThreadPoolExecutor(max(1, min(len(starts), torch.get_num_threads()))) as threads:
-            deque(threads.map(fill, starts), maxlen=0)
         return out[0] if len(self.shape) == 1 else out
 
     def numbers(self, data: np.ndarray) -> Tensor:
