@@ -203,13 +203,15 @@ def cast_weights(weights: Weights, wanted: dict[str, torch.dtype]) -> Iterator[t
     """Reads tensors in other dtypes than the file's, a batch at a time: (name, values, their scale).
 
     The file is mapped anew for each batch, so that the pages which were read go with the mapping: the memory
-    held is that of the result and one batch, not that of the file as well.
+    held is that of the result and one batch, not that of the file as well. Less than a batch, such as the norms of
+    a file that stays mapped, is read as it is: around each, another mapping would touch pages again.
     """
     names, tensors, read = list(wanted), weights.tensors, 0
-    if weights.mapped:
+    anew = weights.mapped and sum(tensors[name].nbytes for name in names) > CAST_BATCH
+    if anew:
         tensors = open_weights(weights.path).tensors
     while names:
-        if weights.mapped and read >= CAST_BATCH:
+        if anew and read >= CAST_BATCH:
             tensors, read = open_weights(weights.path).tensors, 0
         name = names.pop(0)
         tensor = tensors[name] if weights.mapped else tensors.pop(name)
