@@ -98,3 +98,11 @@ def widen(matrix: Tensor, dtype: torch.dtype) -> Tensor:
         bits |= size.bitwise_left_shift_(4)
         torch.mul(bits.view(torch.bfloat16), 2.0**120, out=out[start : start + rows])
     return out
+
+
+def largest_code(tensor: Tensor) -> int:
+    """Of all 8-bit numbers' bits without the sign, the largest: larger magnitudes have larger ones, infinity and NaN
+    the largest. Needs no memory, and a fraction of the time of torch's casts to a dtype that has such operations."""
+    positive = int(tensor.view(torch.int8).amax())  # of signed bytes, the negative numbers' are the least
+    negative = int(tensor.view(torch.uint8).amax()) - 0x80  # of unsigned bytes, they are the largest
+    return max(positive, negative)

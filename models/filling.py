@@ -10,6 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from .eight_bits import largest_code
 from .errors import IncompleteCheckpoint
 from .progress import Progress, silent
 from .weights import Weights, cast_weights
@@ -128,8 +129,11 @@ def is_finite(tensor: Tensor, *, scaled: bool = False) -> bool:
     no infinity: what does not fit becomes the largest of them, which only those use that were scaled to it."""
     if tensor.dtype.itemsize > 1:
         return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor))
-    largest, limit = tensor.bfloat16().abs().amax(), torch.finfo(tensor.dtype).max
-    return bool(largest <= limit if scaled else largest < limit)
+    largest, limit = (
+        largest_code(tensor),
+        largest_code(torch.tensor(torch.finfo(tensor.dtype).max, dtype=tensor.dtype)),
+    )
+    return largest <= limit if scaled else largest < limit
 
 
 def describe(names: list[str], most: int = 4) -> str:

@@ -11,6 +11,7 @@ from llm4gen.models.checkpoint import load_cross_adapter, load_t5_encoder
 from llm4gen.models.decoder_checkpoint import load_decoder
 from llm4gen.models.eight_bits import cast, widen
 from llm4gen.models.errors import IncompleteCheckpoint
+from llm4gen.models.filling import is_finite
 from llm4gen.models.rows import distinct_rows, real_rows
 from llm4gen.models.source import open_source
 from llm4gen.models.widths import products
@@ -122,3 +123,17 @@ def test_an_adapter_may_be_scaled_too(tmp_path):
     )
     assert all(torch.equal(scaled[name], tensor) for name, tensor in plain.items())
     assert load_file(tmp_path / "scaled.safetensors")[name].dtype == FP8
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
+def test_every_number_is_told_from_what_is_none(dtype):
+    largest = torch.finfo(dtype).max
+    for code in range(256):
+        number = torch.tensor([code], dtype=torch.uint8).view(dtype)
+        value = number.float().abs().item()
+        pair = torch.cat([number.view(torch.uint8), torch.tensor([0x81, 0x01], dtype=torch.uint8)]).view(
+            dtype
+        )
+        for found in (number, pair):
+            assert is_finite(found, scaled=True) == (value <= largest), code
+            assert is_finite(found) == (value < largest), code
