@@ -16,14 +16,13 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
 
 import psutil
 import torch
 from bench import SHORT, WORDS, devices
 from bench_encoder_files import PICKLE, WHOLE, llama_files, plain_t5, t5_files
+from bench_encoder_report import Found, Results, table, verdict
 from bench_process import difference, running, say
 from bench_report import Variant, machine
 from bench_weights import LAYERS
@@ -34,48 +33,6 @@ WORKER = Path(__file__).with_name("bench_encoder_worker.py")
 LLAMA_LAYERS = 22
 PLAIN = "transformers"
 TEXTS = tuple(SHORT.format(word) for word in WORDS)
-# Wanted of the T5 on a CPU.
-FASTER, OF_FILE, OF_BF16 = 5.0, 1.15, 0.5
-COLUMNS = (
-    "way",
-    "file",
-    "GB",
-    "from file to first states, s",
-    "times faster",
-    "another text, s",
-    "times faster",
-    "the same text again, s",
-    "peak, GB",
-    "above idle, GB",
-    "relative difference",
-)
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all measurements share. root: the folder of text encoders. plain: for transformers, variant → folder."""
-
-    comfyui: Path
-    tokenizer: Path
-    root: Path
-    threads: int
-    plain: dict[Variant, Path]
-
-
-@dataclass
-class Found:
-    """Of one variant, one figure a round."""
-
-    first: list[float] = field(default_factory=list)
-    another: list[float] = field(default_factory=list)
-    again: list[float] = field(default_factory=list)
-    peak: list[int] = field(default_factory=list)
-    device_peak: list[int] = field(default_factory=list)
-    above: list[int] = field(default_factory=list)
-    relative: list[float] = field(default_factory=list)
-
-
-Results = dict[Variant, Found]
 
 
 def main() -> None:
@@ -118,35 +75,40 @@ def measured(
     tokenizer: Path,
 ) -> tuple[Results, float]:
     """plain: where transformers finds the fp32 and the bf16. Also how many cores others kept busy."""
-    variants, folders = [], {}
-    for device in devices():
-        for kind, dtype in ((PICKLE, "float32"), (WHOLE, "float32"), ("bf16", "bfloat16")):
-            if kind in files:
-                way = "torch.load" if kind == PICKLE else PLAIN
-                variants.append(Variant(f"{way}, {kind.split()[0]}", kind, files[kind], None, device))
-                folders[variants[-1]] = plain[WHOLE if kind == PICKLE else kind], dtype
-        for kind, path in files.items():
-            way = kind.split()[0]
-            variants.append(Variant(f"ours, {way}", kind, path, "fp32" if way == WHOLE else "auto", device))
-    root = files[WHOLE].parent
+    variants, root = variants_of(files, plain), files[WHOLE].parent
+    shared = ["--comfyui", comfyui, "--tokenizer", tokenizer, "--root", root, "--threads", options.threads]
     results: Results = defaultdict(Found)
     start, busy, own, theirs = time.perf_counter(), busy_seconds(), time.process_time(), 0.0
     with tempfile.TemporaryDirectory() as scratch:
         for number in range(1, options.rounds + 1):
-            for variant in variants:
+            for variant, how in variants.items():
                 say(f"Round {number} of {options.rounds}: {variant.label} from the {variant.weights} …")
-                command = [WORKER, "--comfyui", comfyui, "--tokenizer", tokenizer, "--root", root]
-                command += ["--encoder", variant.encoder.relative_to(root).as_posix()]
-                command += ["--threads", options.threads, "--device", variant.device]
-                if variant.dtype:
-                    command += ["--dtype", variant.dtype]
-                else:
-                    folder, dtype = folders[variant]
-                    command += ["--folder", folder, "--plain", dtype]
+                name = variant.encoder.relative_to(root).as_posix()
+                command = [WORKER, *shared, "--encoder", name, "--device", variant.device, *how]
                 theirs += measure(variant, list(map(str, command)), comfyui, Path(scratch), results[variant])
-            compare(variants, Path(scratch), results)
+            compare(list(variants), Path(scratch), results)
     others = (busy_seconds() - busy) - (time.process_time() - own) - theirs
     return results, max(0.0, others / (time.perf_counter() - start))
+
+
+def variants_of(files: dict[str, Path], plain: dict[str, Path]) -> dict[Variant, list[str | Path]]:
+    """What is compared, and the worker's arguments for it. The first is what ratios are to."""
+    variants: dict[Variant, list[str | Path]] = {}
+    for device in devices():
+        for kind, folder, dtype in (
+            (PICKLE, WHOLE, "float32"),
+            (WHOLE, WHOLE, "float32"),
+            ("bf16", "bf16", "bfloat16"),
+        ):
+            if kind in files:
+                way = f"{'torch.load' if kind == PICKLE else PLAIN}, {folder}"
+                variant = Variant(way, kind, files[kind], None, device)
+                variants[variant] = ["--folder", plain[folder], "--plain", dtype]
+        for kind, path in files.items():
+            way = kind.split()[0]
+            dtype = "fp32" if way == WHOLE else "auto"
+            variants[Variant(f"ours, {way}", kind, path, dtype, device)] = ["--dtype", dtype]
+    return variants
 
 
 def measure(variant: Variant, command: list[str], comfyui: Path, scratch: Path, found: Found) -> float:
@@ -188,74 +150,6 @@ def busy_seconds() -> float:
     """Of all cores, since the system's start."""
     times = psutil.cpu_times()
     return sum(times) - times.idle - getattr(times, "iowait", 0.0)
-
-
-def table(results: Results) -> str:
-    rows = [COLUMNS, ("---",) * 2 + ("---:",) * (len(COLUMNS) - 2)]
-    reference = next(iter(results.values()))
-    for variant, found in results.items():
-        peak = f"{median(found.peak) / 1e9:.2f}"
-        if any(found.device_peak):
-            peak += f" + {median(found.device_peak) / 1e9:.2f} on the device"
-        rows.append(
-            (
-                variant.label,
-                variant.weights,
-                f"{size_of(variant.encoder) / 1e9:.2f}",
-                f"{median(found.first):.1f}",
-                f"{ratio(reference.first, found.first):.1f}",
-                f"{median(found.another):.2f}",
-                f"{ratio(reference.another, found.another):.1f}",
-                f"{median(found.again):.2f}",
-                peak,
-                f"{median(found.above) / 1e9:.2f}",
-                f"{median(found.relative):.1e}",
-            )
-        )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def ratio(reference: list[float], found: list[float]) -> float:
-    return median(a / b for a, b in zip(reference, found, strict=True))
-
-
-def size_of(encoder: Path) -> int:
-    """Of the weights."""
-    files = encoder.glob("*.safetensors") if encoder.is_dir() else [encoder]
-    return sum(file.stat().st_size for file in files)
-
-
-def verdict(results: Results) -> tuple[str, bool]:
-    """Holds the T5's figures on the CPU against what is wanted. In words, and whether all is met."""
-    ours = {
-        variant.weights: (found, size_of(variant.encoder))
-        for variant, found in results.items()
-        if variant.dtype and variant.device == "cpu"
-    }
-    checks = []
-    pickle = next((found for variant, found in results.items() if variant.way == "torch.load, fp32"), None)
-    for kind in (PICKLE, WHOLE, "bf16"):
-        if pickle and kind in ours:
-            faster = ratio(pickle.first, ours[kind][0].first)
-            checks.append(
-                (
-                    faster >= FASTER,
-                    f"first states from the {kind} {faster:.1f} times sooner (wanted: {FASTER:g})",
-                )
-            )
-    found, size = ours["bf16"]
-    # Of the whole process, Python, torch and ComfyUI alone would be a third: what the encoder adds is judged.
-    whole, above = (median(part) / size for part in (found.peak, found.above))
-    words = f"bf16 adds {above:.2f} times its file at the peak (at most {OF_FILE}; the whole process: {whole:.2f})"
-    checks.append((above <= OF_FILE, words))
-    small = ours["GGUF Q4_K"][0]
-    whole, above = ratio(small.peak, found.peak), ratio(small.above, found.above)
-    words = f"GGUF Q4_K's peak is {whole:.2f} times bf16's (at most {OF_BF16}; above idle: {above:.2f})"
-    checks.append((whole <= OF_BF16, words))
-    met = sum(good for good, _ in checks)
-    lines = [f"Verdict: {met} of {len(checks)} targets met."]
-    lines += [f"- {'met' if good else 'MISSED'}: {what}" for good, what in checks]
-    return "\n".join(lines), met == len(checks)
 
 
 if __name__ == "__main__":

@@ -170,9 +170,8 @@ def test_a_file_that_cannot_be_used_is_named(page, nodes, put_adapter, client):
     page.wait_for_function(f"([id, high]) => ({HEIGHT})(id)[1] > high", arg=[loader, before[1]])
     page.evaluate(SET, [loader, "adapter_name", ADAPTER])
     page.wait_for_function(f"(id) => ({NOTE})(id) === null", arg=loader)
-    assert (
-        page.evaluate(HEIGHT, loader) == before
-    )  # else the workflow would be saved with the room for the note
+    # Else the workflow would be saved with the room for the note.
+    assert page.evaluate(HEIGHT, loader) == before
 
 
 def test_two_that_do_not_fit_are_told_apart_before_they_are_run(page, nodes, put_adapter):
