@@ -17,7 +17,7 @@ from ..models.llm import cut_words, tokenize
 from ..models.recipe import Recipe
 from . import folders, report
 from .fused_clip import SD15
-from .prompt import words_of
+from .prompt import VECTOR, words_of
 from .tokenizers import OPENED, host_tokenizer
 
 CLIP_LIMIT = 75  # of CLIP's 77, start and end are no words
@@ -90,10 +90,9 @@ def count_clip(text: str) -> dict:
         chunks = clip_tokenizer().tokenize_with_weights(text, return_word_ids=True)[SD15]
         words = words_of(text).text
     tokens = [[token for token, _, word in chunk if word] for chunk in chunks]
-    lost = [
-        token for chunk in tokens[1:] for token in chunk if isinstance(token, int)
-    ]  # else of an embedding
-    cut = end_of(words, clip_tokenizer().decode(lost)) if lost else ""
+    lost = [token for chunk in tokens[1:] for token in chunk]
+    spelt = clip_tokenizer().decode([token for token in lost if isinstance(token, int)])
+    cut = (end_of(words, spelt) or VECTOR) if lost else ""
     return {"tokens": sum(map(len, tokens)), "limit": CLIP_LIMIT, "cut": cut}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from comfy.sd1_clip import escape_important, token_weights, unescape_important
 
+VECTOR = "(embedding)"  # stands for a textual inversion's where words are shown: it is none
 EMBEDDING = re.compile(r"(?:^|(?<=\s))embedding:[^\s,<\[]+")
 GAP = "\N{OBJECT REPLACEMENT CHARACTER}"
 AROUND_GAP = re.compile(rf"[\s,]*{GAP}[\s,{GAP}]*")

@@ -12,7 +12,7 @@ from ..models.llm import LLM
 from ..models.recipe import Recipe
 from .attention_map import Word
 from .fused_clip import FusedCLIP
-from .prompt import words_of
+from .prompt import VECTOR, words_of
 
 HALF_A_LETTER = "\N{REPLACEMENT CHARACTER}"
 LONGEST_LETTER = 4  # tokens: UTF-8 has so many bytes for one
@@ -60,7 +60,7 @@ def pieces(ids: Sequence[int | Tensor], decode: Callable[[list[int]], str]) -> l
     texts, part = [], []
     for place, token in enumerate(ids):
         if isinstance(token, Tensor):
-            texts.append("(embedding)")
+            texts.append(VECTOR)
             continue
         part.append(token)
         text = decode(part)

@@ -107,6 +107,11 @@ def test_a_letter_of_several_tokens_is_never_cut_in_two(meter):
         assert cut and text.endswith(cut)
 
 
+def test_vectors_that_are_cut_are_told_though_they_are_no_words(meter):
+    counted = meter.count("word " * 74 + "embedding:routes-mark", None, None, None)["clip"]
+    assert (counted["tokens"], counted["cut"]) == (79, "(embedding)")
+
+
 def test_the_llm_may_be_given_other_words(meter):
     one, other = (meter.count(text, None, None, None) for text in ("a cat", "word " * 300))
     assert meter.count("a cat", "word " * 300, None, None) == {"clip": one["clip"], "llm": other["llm"]}
