@@ -129,11 +129,9 @@ def is_finite(tensor: Tensor, *, scaled: bool = False) -> bool:
     no infinity: what does not fit becomes the largest of them, which only those use that were scaled to it."""
     if tensor.dtype.itemsize > 1:
         return all(bool(extreme.isfinite()) for extreme in torch.aminmax(tensor))
-    largest, limit = (
-        largest_code(tensor),
-        largest_code(torch.tensor(torch.finfo(tensor.dtype).max, dtype=tensor.dtype)),
-    )
-    return largest <= limit if scaled else largest < limit
+    limit = torch.tensor(torch.finfo(tensor.dtype).max, dtype=tensor.dtype)
+    largest, most = largest_code(tensor), largest_code(limit)
+    return largest <= most if scaled else largest < most
 
 
 def describe(names: list[str], most: int = 4) -> str:

@@ -206,10 +206,12 @@ def cast_weights(weights: Weights, wanted: dict[str, torch.dtype]) -> Iterator[t
     held is that of the result and one batch, not that of the file as well. Less than a batch, such as the norms of
     a file that stays mapped, is read as it is: around each, another mapping would touch pages again.
     """
-    names, tensors, read = list(wanted), weights.tensors, 0
+    names, tensors, read = (
+        list(wanted),
+        weights.tensors,
+        CAST_BATCH,
+    )  # not through the caller's mapping, which stays
     anew = weights.mapped and sum(tensors[name].nbytes for name in names) > CAST_BATCH
-    if anew:
-        tensors = open_weights(weights.path).tensors
     while names:
         if anew and read >= CAST_BATCH:
             tensors, read = open_weights(weights.path).tensors, 0

@@ -9,9 +9,7 @@ some rounds, and ratios are taken within a round: what slows the machine for a w
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import os
 import sys
 import tempfile
 import time
@@ -21,11 +19,9 @@ from pathlib import Path
 from statistics import mean
 
 import psutil
-import torch
-from bench_process import Worker, difference, running, say
+from bench_process import Worker, arguments, difference, running, say
 from bench_report import CALLS, Result, Results, Variant, accelerator, machine, table, verdict
 from bench_weights import LAYERS, Files, ensure_files
-from host import COMFYUI_DIR, HOST_DIR
 from transformers import AutoTokenizer
 
 # Number of tokens, in words → the two wordings.
@@ -55,13 +51,7 @@ class Setting:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="four layers: to try the tool itself")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (3)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's (its default)")
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("LLM4GEN_COMFYUI", COMFYUI_DIR))
-    parser.add_argument("--models", type=Path, default=HOST_DIR / "bench", help="where the weights are kept")
-    options = parser.parse_args()
+    options = arguments(__doc__.splitlines()[0]).parse_args()
     files = ensure_files(options.models.resolve(), 4 if options.quick else LAYERS)
     setting = Setting(files, Path(options.comfyui).resolve(), options.threads, max(1, options.rounds))
     free = psutil.virtual_memory().available

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO
 
 import psutil
@@ -34,6 +35,19 @@ def enter_host(comfyui: Path, device: str) -> None:
     from comfy.cli_args import args  # noqa: PLC0415
 
     args.cpu = device == "cpu"  # before anything else of comfy, which looks for a device
+
+
+def nodes_over(encoders: Path, adapters: Path | None = None) -> ModuleType:
+    """The module of the two loaders, which find what lies in these folders. After `enter_host`."""
+    import folder_paths  # noqa: PLC0415
+
+    from llm4gen.nodes import folders, load  # noqa: PLC0415
+
+    folders.register()
+    folder_paths.add_model_folder_path(folders.ENCODERS, str(encoders))
+    if adapters:
+        folder_paths.add_model_folder_path(folders.ADAPTERS, str(adapters))
+    return load
 
 
 def memory_now() -> int:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 
 from bench_encoder_files import PICKLE, WHOLE
-from bench_report import Variant
+from bench_report import Variant, judged, markdown, memory
 
 # Wanted of the T5 on a CPU.
 FASTER, OF_FILE, OF_BF16 = 5.0, 1.15, 0.5
@@ -43,28 +43,24 @@ Results = dict[Variant, Found]
 
 
 def table(results: Results) -> str:
-    rows = [COLUMNS, ("---",) * 2 + ("---:",) * (len(COLUMNS) - 2)]
     reference = next(iter(results.values()))
-    for variant, found in results.items():
-        peak = f"{median(found.peak) / 1e9:.2f}"
-        if any(found.device_peak):
-            peak += f" + {median(found.device_peak) / 1e9:.2f} on the device"
-        rows.append(
-            (
-                variant.label,
-                variant.weights,
-                f"{size_of(variant.encoder) / 1e9:.2f}",
-                f"{median(found.first):.1f}",
-                f"{ratio(reference.first, found.first):.1f}",
-                f"{median(found.another):.2f}",
-                f"{ratio(reference.another, found.another):.1f}",
-                f"{median(found.again):.2f}",
-                peak,
-                f"{median(found.above) / 1e9:.2f}",
-                f"{median(found.relative):.1e}",
-            )
+    rows = [
+        (
+            variant.label,
+            variant.weights,
+            f"{size_of(variant.encoder) / 1e9:.2f}",
+            f"{median(found.first):.1f}",
+            f"{ratio(reference.first, found.first):.1f}",
+            f"{median(found.another):.2f}",
+            f"{ratio(reference.another, found.another):.1f}",
+            f"{median(found.again):.2f}",
+            memory(median(found.peak), median(found.device_peak)),
+            memory(median(found.above), 0),
+            f"{median(found.relative):.1e}",
         )
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        for variant, found in results.items()
+    ]
+    return markdown(COLUMNS, 2, rows)
 
 
 def ratio(reference: list[float], found: list[float]) -> float:
@@ -89,12 +85,8 @@ def verdict(results: Results) -> tuple[str, bool]:
     for kind in (PICKLE, WHOLE, "bf16"):
         if pickle and kind in ours:
             faster = ratio(pickle.first, ours[kind][0].first)
-            checks.append(
-                (
-                    faster >= FASTER,
-                    f"first states from the {kind} {faster:.1f} times sooner (wanted: {FASTER:g})",
-                )
-            )
+            words = f"first states from the {kind} {faster:.1f} times sooner (wanted: {FASTER:g})"
+            checks.append((faster >= FASTER, words))
     found, size = ours["bf16"]
     # Of the whole process, Python, torch and ComfyUI alone would be a third: what the encoder adds is judged.
     whole, above = (median(part) / size for part in (found.peak, found.above))
@@ -104,7 +96,4 @@ def verdict(results: Results) -> tuple[str, bool]:
     whole, above = ratio(small.peak, found.peak), ratio(small.above, found.above)
     words = f"GGUF Q4_K's peak is {whole:.2f} times bf16's (at most {OF_BF16}; above idle: {above:.2f})"
     checks.append((whole <= OF_BF16, words))
-    met = sum(good for good, _ in checks)
-    lines = [f"Verdict: {met} of {len(checks)} targets met."]
-    lines += [f"- {'met' if good else 'MISSED'}: {what}" for good, what in checks]
-    return "\n".join(lines), met == len(checks)
+    return judged(checks)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from bench_child import device_peak, enter_host, memory_now, memory_peak, serve, take_stdout
+from bench_child import device_peak, enter_host, memory_now, memory_peak, nodes_over, serve, take_stdout
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -32,12 +32,8 @@ class Plain:
     def __init__(self, folder: Path, dtype: str, tokenizer: Path, device: str) -> None:
         import transformers  # noqa: PLC0415
 
-        self.folder, self.dtype, self.tokenizer, self.device = (
-            folder,
-            getattr(torch, dtype),
-            tokenizer,
-            device,
-        )
+        self.folder, self.dtype, self.tokenizer = folder, getattr(torch, dtype), tokenizer
+        self.device = device
         self.transformers = transformers
         kind = json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"]
         self.padded = kind == "t5"
@@ -64,20 +60,13 @@ class Unpickled(Plain):
     """The T5 from its pickle by torch.load, as the published script reads it, in fp32."""
 
     def __init__(self, folder: Path, pickle: Path, tokenizer: Path, device: str) -> None:
+        from bench_t5 import encoder_of  # noqa: PLC0415
+
         super().__init__(folder, "float32", tokenizer, device)
-        self.pickle = pickle
+        self.pickle, self.encoder_of = pickle, encoder_of
 
     def load(self) -> None:
-        loaded = torch.load(self.pickle, weights_only=True)
-        tensors = {name.removeprefix("t5_encoder."): tensor for name, tensor in loaded.items()}
-        del tensors["projection.weight"], loaded
-        tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
-        with torch.device("meta"):
-            model = self.kind(
-                self.transformers.AutoConfig.from_pretrained(self.folder, local_files_only=True)
-            )
-        model.load_state_dict(tensors, strict=True, assign=True)
-        self.ready(model)
+        self.ready(self.encoder_of(torch.load(self.pickle, weights_only=True)))
 
 
 class Ours:
@@ -85,21 +74,15 @@ class Ours:
 
     def __init__(self, root: Path, name: str, dtype: str) -> None:
         """root: a folder of text encoders. name: of one in it, as the node lists it."""
-        import folder_paths  # noqa: PLC0415
-
-        from llm4gen.models.recipe import Recipe  # noqa: PLC0415
-        from llm4gen.nodes import folders  # noqa: PLC0415
-        from llm4gen.nodes.load import LoadLLMEncoder  # noqa: PLC0415
-
-        folders.register()
-        folder_paths.add_model_folder_path(folders.ENCODERS, str(root))
-        self.load_llm = lambda: LoadLLMEncoder.execute(name, dtype).result[0]
-        self.recipe_kind = Recipe
+        nodes = nodes_over(root)
+        self.load_llm = lambda: nodes.LoadLLMEncoder.execute(name, dtype).result[0]
 
     def load(self) -> None:
+        from llm4gen.models.recipe import Recipe  # noqa: PLC0415
+
         self.llm = self.load_llm()
         padding = "keep" if self.llm.llm.source.is_t5 else "drop"
-        self.recipe = self.recipe_kind(template="{text}", padding=padding)
+        self.recipe = Recipe(template="{text}", padding=padding)
         self.llm.load(self.llm.llm.depth(self.recipe))
 
     def states(self, text: str) -> Tensor:

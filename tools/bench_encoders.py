@@ -11,7 +11,6 @@ documentation has it, and, for the T5, `torch.load` of the pickle that is publis
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import tempfile
 import time
@@ -19,14 +18,12 @@ from collections import defaultdict
 from pathlib import Path
 
 import psutil
-import torch
 from bench import SHORT, WORDS, devices
 from bench_encoder_files import PICKLE, WHOLE, llama_files, plain_t5, t5_files
 from bench_encoder_report import Found, Results, table, verdict
-from bench_process import difference, running, say
+from bench_process import arguments, difference, running, say
 from bench_report import Variant, machine
 from bench_weights import LAYERS
-from host import COMFYUI_DIR, HOST_DIR
 from pack import make_importable
 
 WORKER = Path(__file__).with_name("bench_encoder_worker.py")
@@ -36,12 +33,7 @@ TEXTS = tuple(SHORT.format(word) for word in WORDS)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="four layers: to try the tool itself")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--comfyui", type=Path, default=os.environ.get("LLM4GEN_COMFYUI", COMFYUI_DIR))
-    parser.add_argument("--models", type=Path, default=HOST_DIR / "bench", help="where the weights are kept")
+    parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--only", choices=["t5", "llama"])
     options = parser.parse_args()
     make_importable()
@@ -49,8 +41,9 @@ def main() -> None:
     tokenizer = comfyui / "comfy" / "text_encoders" / "t5_tokenizer"
     report = []
     if options.only != "llama":
-        files = t5_files(models, 4 if options.quick else LAYERS)
-        plain = {kind: plain_t5(models, files[kind]) for kind in (WHOLE, "bf16")}
+        layers = 4 if options.quick else LAYERS
+        files = t5_files(models, layers)
+        plain = {kind: plain_t5(models, files[kind], layers) for kind in (WHOLE, "bf16")}
         report.append(("T5-XL", *measured(files, plain, options, comfyui, tokenizer)))
     if options.only != "t5":
         files = llama_files(models, 4 if options.quick else LLAMA_LAYERS, tokenizer)
@@ -118,9 +111,9 @@ def measure(variant: Variant, command: list[str], comfyui: Path, scratch: Path, 
         loaded = worker.ask("load")["seconds"]
         first, another, again = (
             worker.ask(
-                "states", text=text, save=save and str(scratch / f"{variant.label} {variant.weights} {save}")
+                "states", text=TEXTS[number], save=str(saved(scratch, variant, number)) if new else None
             )
-            for text, save in ((TEXTS[0], "1"), (TEXTS[1], "2"), (TEXTS[1], ""))
+            for number, new in ((0, True), (1, True), (1, False))
         )
         memory = worker.ask("memory")
         found.first.append(loaded + first["seconds"])
@@ -132,16 +125,18 @@ def measure(variant: Variant, command: list[str], comfyui: Path, scratch: Path, 
         return worker.worked()
 
 
+def saved(scratch: Path, variant: Variant, number: int) -> Path:
+    """Where its states of a text lie."""
+    return scratch / f"{variant.label} {variant.weights} {number}"
+
+
 def compare(variants: list[Variant], scratch: Path, results: Results) -> None:
     """With transformers in fp32, on the CPU."""
     truth = next(variant for variant in variants if variant.way == f"{PLAIN}, fp32")
     for variant in variants:
         apart = [
-            difference(
-                scratch / f"{truth.label} {truth.weights} {text}",
-                scratch / f"{variant.label} {variant.weights} {text}",
-            )
-            for text in "12"
+            difference(saved(scratch, truth, number), saved(scratch, variant, number))
+            for number in range(len(TEXTS))
         ]
         results[variant].relative.append(max(relative for _, relative in apart))
 

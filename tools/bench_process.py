@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -12,9 +14,21 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import torch
 from bench_report import Variant
-from host import Host
+from host import COMFYUI_DIR, HOST_DIR, Host
 from safetensors.torch import load_file
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """What every benchmark takes."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="four layers: to try the tool itself")
+    parser.add_argument("--rounds", type=int, default=3, help="how often each is timed (3)")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch's (its default)")
+    parser.add_argument("--comfyui", type=Path, default=os.environ.get("LLM4GEN_COMFYUI", COMFYUI_DIR))
+    parser.add_argument("--models", type=Path, default=HOST_DIR / "bench", help="where the weights are kept")
+    return parser
 
 
 class Worker:

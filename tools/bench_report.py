@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from collections import defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -66,10 +67,23 @@ Results = dict[Variant, Result]
 
 def table(results: Results) -> str:
     """One row for each loading and for each prompt and call, in Markdown."""
-    rows = [COLUMNS, ("---",) * 3 + ("---:",) * (len(COLUMNS) - 3)]
-    for variant, result in results.items():
-        rows += [(variant.label, variant.weights, *cells) for cells in variant_rows(variant, result)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    rows = [
+        (variant.label, variant.weights, *cells)
+        for variant, result in results.items()
+        for cells in variant_rows(variant, result)
+    ]
+    return markdown(COLUMNS, 3, rows)
+
+
+def markdown(columns: Sequence[str], words: int, rows: Iterable[Sequence[str]]) -> str:
+    """words: how many columns hold no numbers."""
+    lines = [columns, ("---",) * words + ("---:",) * (len(columns) - words), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def memory(peak: float, device_peak: float) -> str:
+    """In GB."""
+    return f"{peak / 1e9:.2f}" + (f" + {device_peak / 1e9:.2f} on the device" if device_peak else "")
 
 
 def variant_rows(variant: Variant, result: Result) -> list[tuple[str, ...]]:
@@ -81,9 +95,7 @@ def variant_rows(variant: Variant, result: Result) -> list[tuple[str, ...]]:
     for (tokens, which), seconds in result.seconds.items():
         largest, relative = result.differences[tokens, which]
         call = "both prompts" if variant.dtype is None else CALLS[which]
-        peak = f"{result.peak['peak'] / 1e9:.2f}"
-        if result.peak["device_peak"]:
-            peak += f" + {result.peak['device_peak'] / 1e9:.2f} on the device"
+        peak = memory(result.peak["peak"], result.peak["device_peak"])
         same = variant.dtype is None and variant.device == "cpu"
         if variant.dtype is None and which == REPEATED:
             continue  # nothing is cached: the second wording's call went into the first row
@@ -104,9 +116,9 @@ def machine(rounds: int, threads: int, others: float) -> list[str]:
     """Lines that say where and when it was measured. others: cores that other programs kept busy meanwhile."""
     able = getattr(torch.cpu, "get_capabilities", dict)()
     fast = [name for name in ("avx512_bf16", "amx_bf16", "avx512_fp16", "amx_fp16") if able.get(name)]
-    memory = psutil.virtual_memory().total / 1e9
+    whole = psutil.virtual_memory().total / 1e9
     lines = [
-        f"Machine: {processor()}, {psutil.cpu_count()} cores, {memory:.0f} GB of memory, {platform.system()}; "
+        f"Machine: {processor()}, {psutil.cpu_count()} cores, {whole:.0f} GB of memory, {platform.system()}; "
         f"16-bit products: {', '.join(fast) or 'none known'}.",
         f"torch {torch.__version__}, threads: {threads}; Python {platform.python_version()}; "
         f"{datetime.date.today().isoformat()}; medians of {rounds} interleaved rounds.",
@@ -167,7 +179,12 @@ def verdict(results: Results, tokens: str) -> tuple[str, bool]:
                 f"{variant.way}, loading holds {grown:.2f} times the {variant.weights} (at most {WANTED_MEMORY})",
             )
         )
+    return judged(checks, f" (speeds with {tokens} and the empty negative)")
+
+
+def judged(checks: Sequence[tuple[bool, str]], about: str = "") -> tuple[str, bool]:
+    """In words, and whether all is met. checks: whether each is, and what it is."""
     met = sum(good for good, _ in checks)
-    lines = [f"Verdict: {met} of {len(checks)} targets met (speeds with {tokens} and the empty negative)."]
+    lines = [f"Verdict: {met} of {len(checks)} targets met{about}."]
     lines += [f"- {'met' if good else 'MISSED'}: {what}" for good, what in checks]
     return "\n".join(lines), met == len(checks)

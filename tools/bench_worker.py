@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from bench_child import device_peak, enter_host, memory_now, memory_peak, serve, take_stdout
+from bench_child import device_peak, enter_host, memory_now, memory_peak, nodes_over, serve, take_stdout
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -39,39 +39,20 @@ class Way(Protocol):
 
 class Published:
     """transformers' encoder over 256 padded rows in fp32, both prompts each time, and the adapter's maths in
-    plain PyTorch. A safetensors file is memory-mapped, which the published script does not do: the comparison is
-    of the computing then. A pickle is read as there."""
+    plain PyTorch. The file is memory-mapped, which the published script does not do: the comparison is of the
+    computing."""
 
     def __init__(self, encoder: Path, adapter: Path, tokenizer: Path, device: str) -> None:
         import transformers  # noqa: PLC0415 -- its encoders are memory that the other way does without
+        from bench_t5 import encoder_of  # noqa: PLC0415
 
         self.encoder, self.adapter, self.tokenizer, self.device = encoder, adapter, tokenizer, device
-        self.transformers = transformers
+        self.transformers, self.encoder_of = transformers, encoder_of
 
     def load(self) -> None:
-        if self.encoder.suffix == ".bin":
-            loaded = torch.load(self.encoder, weights_only=True)  # as the published script does
-        else:
-            with safe_open(self.encoder, framework="pt") as file:
-                loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        tensors = {name.removeprefix("t5_encoder."): tensor for name, tensor in loaded.items()}
-        del tensors["projection.weight"]
-        tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
-        width = tensors["shared.weight"].shape[1]
-        config = self.transformers.T5Config(
-            vocab_size=tensors["shared.weight"].shape[0],
-            d_model=width,
-            d_kv=64,
-            d_ff=tensors["encoder.block.0.layer.1.DenseReluDense.wo.weight"].shape[1],
-            num_heads=width // 64,
-            num_layers=sum(name.endswith("SelfAttention.q.weight") for name in tensors),
-            feed_forward_proj="gated-gelu",
-            dropout_rate=0.0,
-        )
-        with torch.device("meta"):
-            self.model = self.transformers.T5EncoderModel(config)
-        self.model.load_state_dict(tensors, strict=True, assign=True)
-        self.model.eval().to(self.device)
+        with safe_open(self.encoder, framework="pt") as file:
+            loaded = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        self.model = self.encoder_of(loaded).to(self.device)
 
     def prepare(self) -> None:
         self.tokenize = self.transformers.AutoTokenizer.from_pretrained(
@@ -125,16 +106,9 @@ class Ours:
     """What the three nodes do, through their own classes, in a ComfyUI without its server."""
 
     def __init__(self, encoder: Path, adapter: Path, dtype: str) -> None:
-        import folder_paths  # noqa: PLC0415
-
-        from llm4gen.nodes import folders  # noqa: PLC0415
-        from llm4gen.nodes.load import LoadCrossAdapter, LoadLLMEncoder  # noqa: PLC0415
-
-        folders.register()
-        folder_paths.add_model_folder_path(folders.ENCODERS, str(encoder.parent))
-        folder_paths.add_model_folder_path(folders.ADAPTERS, str(adapter.parent))
-        self.load_llm = lambda: LoadLLMEncoder.execute(encoder.name, dtype).result[0]
-        self.load_adapter = lambda: LoadCrossAdapter.execute(adapter.name).result[0]
+        nodes = nodes_over(encoder.parent, adapter.parent)
+        self.load_llm = lambda: nodes.LoadLLMEncoder.execute(encoder.name, dtype).result[0]
+        self.load_adapter = lambda: nodes.LoadCrossAdapter.execute(adapter.name).result[0]
         self.clip = clip_states("cpu")
 
     def load(self) -> None:

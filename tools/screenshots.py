@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -100,10 +100,7 @@ SCENES = {
         Node(ADAPTER_LOADER, (0, 158, 300, 58)),
         Node(CLIP.type, (350, 0, 270, 146), {}, {"llm": (0, 0), "adapter": (1, 0)}),
     ),
-    ADAPTER_LOADER: (
-        *LOADERS,
-        Node(CONDITIONING.type, (350, 0, 330, 366), {"text": PROMPT}, FUSION),
-    ),
+    ADAPTER_LOADER: (*LOADERS, CONDITIONING),
     CONDITIONING.type: (*LOADERS, CONDITIONING, SAMPLER),
     CLIP.type: (
         *LOADERS,
@@ -116,7 +113,7 @@ SCENES = {
         Node(ATTENTION, (350, 0, 250, 200), {"text": SHEEP}, FUSION),
         Node("PreviewImage", (650, 0, 400, 366), {}, {"images": (3, 0)}),
     ),
-    "too_long": (*LOADERS, Node(CONDITIONING.type, (350, 0, 330, 366), {"text": TOO_LONG}, FUSION)),
+    "too_long": (*LOADERS, replace(CONDITIONING, values={"text": TOO_LONG})),
 }
 EMPTY_LISTS = (Node(LLM_LOADER, (0, 0, 300, 106)), Node(ADAPTER_LOADER, (350, 0, 300, 58)))
 
