@@ -1,5 +1,6 @@
 """The pack under an importable name, without ComfyUI: its root's `__init__.py` is the host's entry point."""
 
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -14,6 +15,14 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 pack = types.ModuleType("llm4gen")
 pack.__path__ = [str(ROOT)]
 sys.modules.setdefault("llm4gen", pack)
+
+
+@pytest.fixture(scope="module")
+def module_path(tmp_path_factory):
+    """A folder for large files that a module's tests share. pytest's own would stay until the last test."""
+    folder = tmp_path_factory.mktemp("module")
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture

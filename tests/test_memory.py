@@ -32,15 +32,14 @@ print(peak() - before)
 
 
 @pytest.fixture(scope="module")
-def files(tmp_path_factory):
+def files(module_path):
     """The same 0.6 GB encoder as safetensors and as a pickle."""
-    folder = tmp_path_factory.mktemp("large")
     tensors = tiny.rankgen_tensors(
         tiny.t5_encoder(d_model=2048, d_ff=5120, d_kv=64, num_heads=32, num_layers=2)
     )
-    save_file(tensors, folder / "t5.safetensors")
-    torch.save(tensors, folder / "t5.bin")
-    return folder
+    save_file(tensors, module_path / "t5.safetensors")
+    torch.save(tensors, module_path / "t5.bin")
+    return module_path
 
 
 @pytest.mark.skipif(

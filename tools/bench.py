@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import mean
 
 import psutil
-from bench_process import Worker, arguments, difference, running, say
+from bench_process import Worker, arguments, difference, running, say, say_what_stays
 from bench_report import CALLS, Result, Results, Variant, accelerator, machine, table, verdict
 from bench_weights import LAYERS, Files, ensure_files
 from transformers import AutoTokenizer
@@ -69,6 +69,7 @@ def main() -> None:
         with started([variant], setting) as [worker]:
             results[variant] = Result(loaded=worker.ask("load"))
 
+    say_what_stays(options.models)
     print("\n" + table(results))
     print("\n" + "\n".join(machine(setting.rounds, setting.threads, max(others))) + "\n")
     if options.quick:

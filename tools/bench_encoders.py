@@ -21,7 +21,7 @@ import psutil
 from bench import SHORT, WORDS, devices
 from bench_encoder_files import PICKLE, WHOLE, llama_files, plain_t5, t5_files
 from bench_encoder_report import Found, Results, table, verdict
-from bench_process import arguments, difference, running, say
+from bench_process import arguments, difference, running, say, say_what_stays
 from bench_report import Variant, machine
 from bench_weights import LAYERS
 from pack import make_importable
@@ -48,6 +48,7 @@ def main() -> None:
     if options.only != "t5":
         files = llama_files(models, 4 if options.quick else LLAMA_LAYERS, tokenizer)
         report.append(("Llama, 1.1 billion weights", *measured(files, files, options, comfyui, tokenizer)))
+    say_what_stays(models)
     for name, results, _ in report:
         print(f"\n{name}:\n\n{table(results)}")
     others = max(others for _, _, others in report)

@@ -101,5 +101,12 @@ def difference(truth: Path, found: Path) -> tuple[float, float]:
     )
 
 
+def say_what_stays(models: Path) -> None:
+    """The weights are made once: many gigabytes that nobody would look for."""
+    files = (path.stat() for path in models.rglob("*") if path.is_file())
+    size = sum({found.st_ino: found.st_size for found in files}.values())  # some have two names
+    say(f"The weights stay for the next run, {size / 1e9:.1f} GB: delete {models} when you are done.")
+
+
 def say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)

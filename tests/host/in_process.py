@@ -1,6 +1,8 @@
 """ComfyUI in the test's own process, with the stand-in models and nothing of the user's."""
 
 import asyncio
+import atexit
+import shutil
 import sys
 import tempfile
 from functools import cache
@@ -22,6 +24,7 @@ def start() -> SimpleNamespace:
 
     args.cpu = not torch.cuda.is_available()
     args.base_directory = tempfile.mkdtemp(prefix="llm4gen-host-")
+    atexit.register(shutil.rmtree, args.base_directory, ignore_errors=True)
     import folder_paths  # noqa: PLC0415
 
     import nodes as core  # noqa: PLC0415

@@ -10,7 +10,7 @@ from tiny import relative_error
 
 
 @pytest.fixture(scope="module")
-def unet(tmp_path_factory):
+def unet(module_path):
     """diffusers' UNet2DConditionModel with SD1.5's config and random fp16 weights, and its file."""
     from diffusers import UNet2DConditionModel  # noqa: PLC0415
 
@@ -23,7 +23,7 @@ def unet(tmp_path_factory):
     for name, tensor in model.state_dict().items():
         spread = torch.randn(tensor.shape) * (tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.02)
         weights[name] = (spread + (tensor.ndim == 1 and "norm" in name and name.endswith("weight"))).half()
-    path = tmp_path_factory.mktemp("models") / "diffusion_models" / "diffusion_pytorch_model.safetensors"
+    path = module_path / "diffusion_models" / "diffusion_pytorch_model.safetensors"
     path.parent.mkdir()
     save_file(weights, path)
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()}, assign=True)
