@@ -206,11 +206,8 @@ def cast_weights(weights: Weights, wanted: dict[str, torch.dtype]) -> Iterator[t
     held is that of the result and one batch, not that of the file as well. Less than a batch, such as the norms of
     a file that stays mapped, is read as it is: around each, another mapping would touch pages again.
     """
-    names, tensors, read = (
-        list(wanted),
-        weights.tensors,
-        CAST_BATCH,
-    )  # not through the caller's mapping, which stays
+    names, tensors = list(wanted), weights.tensors
+    read = CAST_BATCH  # so that the first batch is not read through the caller's mapping either, which stays
     anew = weights.mapped and sum(tensors[name].nbytes for name in names) > CAST_BATCH
     while names:
         if anew and read >= CAST_BATCH:

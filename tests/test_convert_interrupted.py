@@ -73,9 +73,9 @@ def command(*arguments):
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory):
+def source(module_path):
     """An encoder of 0.1 GB."""
-    path = tmp_path_factory.mktemp("source") / "t5.safetensors"
+    path = module_path / "t5.safetensors"
     sizes = {"d_model": 768, "d_ff": 2048, "d_kv": 64, "num_heads": 12, "num_layers": 2}
     save_file(tiny.rankgen_tensors(tiny.t5_encoder(**sizes)), path)
     return path

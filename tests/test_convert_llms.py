@@ -114,9 +114,9 @@ def test_a_published_files_states_are_transformers_own(layer, real):
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory):
+def real(module_path):
     """SmolLM2-135M-Instruct, as a folder of fp32."""
-    new = tmp_path_factory.mktemp("real") / "smollm2"
+    new = module_path / "smollm2"
     assert run(REAL_LLM, new, "--dtype", "fp32") == 0
     return new
 

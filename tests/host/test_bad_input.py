@@ -14,9 +14,9 @@ from standins import ADAPTER, CHECKPOINT, ENCODER
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory):
+def models(module_path):
     """A models directory for bad files: a server of its own lists it, so that they spoil no other test."""
-    return tmp_path_factory.mktemp("bad-models")
+    return module_path
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,9 @@ CHOICES = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(module_path):
     """Encoders of many layers, so that Cancel comes in the middle."""
-    models = tmp_path_factory.mktemp("changing")
-    encoders, adapters = models / "text_encoders", models / "llm4gen"
+    encoders, adapters = module_path / "text_encoders", module_path / "llm4gen"
     adapters.mkdir()
     shutil.copytree(T5_TOKENIZER, encoders / "qwen")
     gguf_files.make("Qwen2", vocab_size=tiny.VOCABULARY, num_hidden_layers=24).save_pretrained(
@@ -43,7 +42,7 @@ def folder(tmp_path_factory):
     for name, width, heads in (("wide", 256, 8), ("other", 256, 4), ("narrow", 64, 8)):
         recipe = {"llm4gen": json.dumps({"heads": heads, "layer": -2 if name == "other" else -1})}
         save_file(tiny.adapter_tensors(clip=768, llm=width), adapters / f"{name}.safetensors", recipe)
-    return models
+    return module_path
 
 
 def graphs(seed):

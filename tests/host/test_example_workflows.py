@@ -39,8 +39,6 @@ PICTURE_SIZE = "async (image) => { await image.decode(); return [image.naturalWi
 @pytest.fixture(scope="module")
 def server(host, module_path):
     base, models = module_path / "base", module_path / "models"
-    base.mkdir()
-    models.mkdir()
     in_process.start()  # ComfyUI's classes tell a ControlNet's shapes
     extra_standins.write_published(in_process.standins(), models)
     quiet_front_end(base)
