@@ -1,1 +1,1 @@
-"""The model half of LLM4GEN: plain PyTorch, no ComfyUI in it."""
+"""The model half of LLM4GEN in plain PyTorch. Nothing in here imports ComfyUI."""

@@ -1,13 +1,14 @@
-"""The Cross-Adapter Module (LLM4GEN, arXiv 2407.00737, section 3.2).
+"""The Cross-Adapter Module, CAM (LLM4GEN, arXiv 2407.00737, section 3.2).
 
-Each LLM token looks at all CLIP tokens and is brought into the UNet's context space. LLM tokens are queries
-only, so each is fused on its own; the CLIP tokens themselves pass through unchanged, outside this module.
+Each LLM token attends to all CLIP tokens and is brought into the UNet's context space. LLM tokens are queries only,
+so each is fused on its own. The CLIP tokens pass through unchanged, outside this module.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -17,8 +18,13 @@ from torch.nn.functional import scaled_dot_product_attention
 
 @dataclass(frozen=True)
 class CrossAdapterConfig:
-    """clip_dim: width of the UNet's context (768 for SD1.5). llm_dim: width of the LLM's states (2048 for
-    RankGen-T5-XL). mlp_dim: inner width of the feed-forward (3072). heads: attention heads (8)."""
+    """The sizes of a Cross-Adapter.
+
+    clip_dim: width of CLIP's states and of the UNet's context (768 for SD1.5).
+    llm_dim:  width of the LLM's hidden states (2048 for RankGen-T5-XL).
+    mlp_dim:  inner width of the feed-forward (3072 as published).
+    heads:    attention heads (8 as published).
+    """
 
     clip_dim: int
     llm_dim: int
@@ -34,13 +40,20 @@ class QuickGELU(nn.Module):
 
 
 class CrossAdapter(nn.Module):
-    """LLM states, seen against CLIP states, as extra context tokens for the UNet.
+    """Turns LLM states, fused with CLIP states by cross-attention, into extra context tokens for the UNet.
 
-    The published names are crossed: the checkpoint's `kv_norm` normalises the queries (LLM) and its `q_norm`
-    the keys and values (CLIP); `checkpoint.py` translates them to the names here.
+    The published names are crossed: the checkpoint's `kv_norm` normalises the queries (LLM), its `q_norm` the keys and
+    values (CLIP). `checkpoints/adapter.py` translates them to the names used here.
     """
 
-    def __init__(self, config: CrossAdapterConfig, *, operations=nn, device=None, dtype=None):
+    def __init__(
+        self,
+        config: CrossAdapterConfig,
+        *,
+        operations: Any = nn,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ):
         super().__init__()
         self.config = config
         linear = partial(operations.Linear, device=device, dtype=dtype)
@@ -61,27 +74,29 @@ class CrossAdapter(nn.Module):
     def forward(self, clip: Tensor, llm: Tensor) -> Tensor:
         """clip [b, n, clip_dim] and llm [b, l, llm_dim] → fused LLM tokens [b, l, clip_dim].
 
-        The published module appends these to the raw CLIP tokens; that is left to the caller.
+        The published module appends these to the CLIP tokens; here the caller does that.
         """
         llm = self.llm_proj(llm)  # b l d -> b l c
         llm = llm + self.attend(self.llm_norm(llm), self.clip_norm(clip))
         return llm + self.mlp(self.mlp_norm(llm))
 
     def attend(self, llm: Tensor, clip: Tensor) -> Tensor:
-        """Attention of each LLM token over all CLIP tokens, no mask: [b, l, c], [b, n, c] → [b, l, c]."""
-        seen = scaled_dot_product_attention(*self.asked(llm, clip), self.split(self.value(clip)))
-        return self.out(rearrange(seen, "b h n d -> b n (h d)"))
+        """Cross-attention of each LLM token over all CLIP tokens, without a mask: [b, l, c], [b, n, c] → [b, l, c]."""
+        query, key = self.queries_and_keys(llm, clip)
+        mixed = scaled_dot_product_attention(query, key, self.split_heads(self.value(clip)))
+        return self.out(rearrange(mixed, "b h n d -> b n (h d)"))
 
-    def attention(self, clip: Tensor, llm: Tensor) -> Tensor:
-        """How much of each CLIP token each LLM token sees: `forward`'s inputs → [b, heads, l, n], fp32; a row
-        adds up to 1."""
-        query, key = self.asked(self.llm_norm(self.llm_proj(llm)), self.clip_norm(clip))
-        each = torch.eye(clip.shape[1], device=key.device)  # as values, the CLIP tokens themselves
-        return scaled_dot_product_attention(query.float(), key.float(), each.expand(*key.shape[:2], -1, -1))
+    def attention_weights(self, clip: Tensor, llm: Tensor) -> Tensor:
+        """The cross-attention weights: `forward`'s inputs → [b, heads, l, n] in fp32. Each row sums to 1."""
+        query, key = self.queries_and_keys(self.llm_norm(self.llm_proj(llm)), self.clip_norm(clip))
+        # With the identity as values, the result of the attention is its weights.
+        identity = torch.eye(clip.shape[1], device=key.device).expand(*key.shape[:2], -1, -1)
+        return scaled_dot_product_attention(query.float(), key.float(), identity)
 
-    def asked(self, llm: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries [b, heads, l, d] and keys [b, heads, n, d] of the normalised states."""
-        return self.split(self.query(llm)), self.split(self.key(clip))
+    def queries_and_keys(self, llm: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
+        """Normalised states → queries [b, heads, l, d] and keys [b, heads, n, d]."""
+        return self.split_heads(self.query(llm)), self.split_heads(self.key(clip))
 
-    def split(self, states: Tensor) -> Tensor:
+    def split_heads(self, states: Tensor) -> Tensor:
+        """[b, n, heads · d] → [b, heads, n, d]."""
         return rearrange(states, "b n (h d) -> b h n d", h=self.config.heads)

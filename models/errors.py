@@ -1,55 +1,54 @@
-"""What can go wrong for a user. Each error says what was found, what was wanted, and what to do."""
+"""Every error that this pack raises for a user. Each message says what was found, what was wanted, what to do."""
 
 
 class LLM4GENError(Exception):
-    """Base of every error that this pack raises for a user to read."""
+    """The base class of all errors that a user may read."""
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        cls.__module__ = (
-            "llm4gen"  # the host calls a pack's modules by their path, which a dialog need not show
-        )
+        # ComfyUI shows an exception's module in its error dialog, and names a pack's modules by their file path.
+        cls.__module__ = "llm4gen"
 
 
 class UnreadableFile(LLM4GENError):
-    """The file is damaged, cut short, empty, or of a format that cannot be read safely."""
+    """The file is damaged, cut short, empty, or in a format that cannot be read safely."""
 
 
 class UnknownCheckpoint(LLM4GENError):
-    """The file is readable but does not hold the model that was asked for."""
+    """The file can be read, but does not hold the model that was asked for."""
 
 
 class IncompleteCheckpoint(LLM4GENError):
-    """The model was recognised, but tensors are missing, surplus, of the wrong shape or not finite."""
+    """The model was recognised, but tensors are missing, unknown, of the wrong shape, or not finite."""
 
 
 class WrongRecipe(LLM4GENError):
-    """The adapter's description of how its LLM is fed cannot be followed."""
+    """The adapter's metadata asks for something that its LLM cannot be given."""
 
 
 class WidthMismatch(LLM4GENError):
-    """CLIP, LLM and adapter do not fit each other."""
+    """The widths of CLIP, LLM and adapter do not fit together."""
 
 
 class MissingTokenizer(LLM4GENError):
-    """The encoder has no tokenizer of its own and the host's does not fit it."""
+    """The encoder has no readable tokenizer, or its tokenizer belongs to another model."""
 
 
 class MissingFile(LLM4GENError):
-    """No file of that name lies in the host's model folders."""
+    """ComfyUI's model folders hold no file of that name."""
 
 
 class MissingCLIP(LLM4GENError):
-    """The checkpoint holds no CLIP."""
+    """The node got no CLIP, because the checkpoint holds none."""
 
 
 class OutOfMemory(LLM4GENError):
-    """The LLM does not fit in the memory that there is."""
+    """The LLM does not fit into the memory of its device."""
 
 
 class MissingPackage(LLM4GENError):
-    """The file is of a kind that is read with a Python package which is not installed."""
+    """The file can only be read with an optional Python package, which is not installed."""
 
 
 class UnreadableText(LLM4GENError):
-    """The host's own tokenizer fails at the text."""
+    """ComfyUI's own tokenizer fails on this text."""

@@ -1,155 +1,163 @@
-"""An LLM as an adapter needs it: words in, hidden states of every wanted position out."""
+"""An LLM as an adapter needs it: a file that is recognised from its headers, then text → tokens → hidden states."""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
-from .errors import MissingTokenizer, WrongRecipe
-from .formats import TOKENIZER_FILE, has_tokenizer, is_gguf
+from .checkpoints.decoder import is_transformers_folder, recognise_decoder
+from .checkpoints.fill import Recognised, fill
+from .checkpoints.gguf import GgufModel, load_gguf, recognise_gguf
+from .checkpoints.t5 import recognise_t5
+from .encoders.decoder import DecoderConfig
+from .encoders.linear import dequantising_fp8
+from .encoders.t5 import T5Config
+from .errors import UnreadableFile, WrongRecipe
+from .features.features import Features
+from .files.formats import is_gguf
+from .files.weights import open_weights, weight_files
 from .progress import Progress, silent
 from .recipe import Recipe
-from .rows import PAD, Rows
-from .source import Source
+from .tokens import Tokens, tokenize_for_llm
+
+SAMPLE_BYTES = 1 << 20  # read at either end of a file for its identity
 
 
-def load_tokenizer(place: Path, vocabulary: int) -> PreTrainedTokenizerBase:
-    """Reads a tokenizer from a folder or a .gguf file, without network and without code from there.
+@dataclass(frozen=True)
+class LLMFile:
+    """An LLM on disk that was recognised, but not loaded.
 
-    vocabulary: rows of the encoder's embedding. Many round it up (T5: 32100 pieces, 32128 rows).
-    Raises: MissingTokenizer if the place holds none, a damaged one, or one whose ids the encoder lacks or
-    that leaves much of the encoder's vocabulary unused.
+    found:      its sizes and tensor names, so that loading need not recognise the file again.
+    identity:   a digest that changes when the files do.
+    dtype_name: the dtype or encoding that most of its numbers have.
+    gguf:       the open file, if it is a `.gguf`.
     """
-    inside = {"gguf_file": place.name} if is_gguf(place) else {}
-    if not inside and not has_tokenizer(place):
-        raise MissingTokenizer(
-            f"{place} holds no tokenizer ({TOKENIZER_FILE}). "
-            "Put the tokenizer files of the encoder beside its weights."
-        )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(
-            str(place.parent if inside else place), local_files_only=True, trust_remote_code=False, **inside
-        )
-    except Exception as error:  # whatever a damaged file makes of the library
-        raise MissingTokenizer(
-            f"The tokenizer in {place} cannot be read ({type(error).__name__}: {error}). "
-            + (
-                f"Put the encoder in a folder of its own with its {TOKENIZER_FILE}."
-                if inside
-                else "Get its files again, or remove them to use ComfyUI's own T5 tokenizer."
-            )
-        ) from error
-    if not len(tokenizer) <= vocabulary <= 1.01 * len(tokenizer):
-        raise MissingTokenizer(
-            f"The tokenizer in {place} has {len(tokenizer)} pieces, the encoder {vocabulary} embeddings: they "
-            "do not belong together. Put the encoder in a folder of its own with its config.json and its own "
-            "tokenizer files."
-        )
-    return tokenizer
 
+    path: Path
+    found: Recognised[T5Config] | Recognised[DecoderConfig]
+    identity: str
+    dtype_name: str
+    gguf: GgufModel | None = None
 
-@dataclass(frozen=True)
-class Tokens:
-    """ids and their weights (the emphasis on each): at most as many as the recipe's length. total: how many there
-    were before the cut, template and end mark included. dropped: how many tokens of words did not fit."""
+    @property
+    def config(self) -> T5Config | DecoderConfig:
+        return self.found.config
 
-    ids: tuple[int, ...]
-    weights: tuple[float, ...]
-    total: int
-    dropped: int
+    @property
+    def is_t5(self) -> bool:
+        """Whether ComfyUI's T5 tokenizer can serve; ComfyUI brings no other LLM's."""
+        return isinstance(self.config, T5Config)
 
+    @property
+    def kind(self) -> str:
+        """The architecture, for people: `t5`, `llama`, …"""
+        return "t5" if isinstance(self.config, T5Config) else self.config.family
 
-@dataclass(frozen=True)
-class Features:
-    """states [r, width]: fp32, one row for each that differs. rows: where each stands."""
+    def load(
+        self,
+        depth: int | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        operations: Any = nn,
+        progress: Progress = silent,
+    ) -> nn.Module:
+        """Builds the first `depth` layers (None: all) and fills them: an encoder, ids [n] and rows → states [r, width].
 
-    states: Tensor
-    rows: Rows
-
-    def emphasised(self, weights: Sequence[float], empty: Features) -> Features:
-        """ComfyUI's emphasis: each token's difference to the empty prompt's state at its position, scaled.
-
-        weights: one for each token. Where an adapter drops the padding, the empty prompt is shorter, and its
-        last state stands for what it lacks. States of weight 1 stay as they are, to the bit.
+        dtype: of the weights in memory; None keeps the file's. The matrices of a `.gguf` file always stay quantised.
+        Raises: UnreadableFile if the file is no longer the one that was recognised, UnknownCheckpoint if the LLM
+        cannot be cut at that layer, IncompleteCheckpoint.
         """
-        weight = torch.tensor(weights, dtype=self.states.dtype, device=self.states.device)[:, None]
-        nothing = empty.rows.spread(empty.states)
-        nothing = nothing[torch.arange(len(weights)).clamp(max=len(nothing) - 1)]
-        tokens, padding = self.states[: len(weights)], self.states[len(weights) :]
-        scaled = torch.where(weight == 1, tokens, (tokens - nothing) * weight + nothing)
-        return Features(torch.cat([scaled, padding]), self.rows)
+        if identity_of(self.path) != self.identity:
+            raise UnreadableFile(f"{self.path.name} has changed since it was chosen. Run the prompt again.")
+        depth = self.config.layers if depth is None else depth
+        if self.gguf is not None:
+            return load_gguf(self.gguf, depth=depth, operations=operations, progress=progress)
+        return fill(
+            self.found,
+            open_weights(self.path),
+            operations=dequantising_fp8(operations),
+            dtype=dtype,
+            progress=progress,
+            depth=depth,
+        )
 
 
-def tokenize(
-    tokenizer: PreTrainedTokenizerBase, text: str, recipe: Recipe, weights: Sequence[float] = ()
-) -> Tokens:
-    """The recipe's prompt as tokens, cut to its length.
+def open_llm(path: Path) -> LLMFile:
+    """Recognises the LLM in a file or folder, and checks the names and shapes of its tensors. Reads no weights.
 
-    As published: not cut by the tokenizer but after it, so that a long prompt loses its `</s>`.
-    weights: the emphasis on each character of the text; a token takes that of its first that is no space.
+    Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint, MissingPackage.
     """
-    prompt = recipe.prompt(text)
-    emphasised = any(weight != 1.0 for weight in weights)
-    read = tokenizer(prompt, verbose=False, return_offsets_mapping=emphasised)
-    ids = read["input_ids"] or [PAD]
-    each = [1.0] * len(ids)
-    if emphasised:
-        on = recipe.spread(weights)
-        for index, (start, end) in enumerate(read["offset_mapping"]):
-            inked = (place for place in range(start, end) if not prompt[place].isspace())
-            each[index] = on[next(inked, start)] if start < end else 1.0
-    kept = slice(recipe.tokens)
-    words = len(ids) - (ids[-1] == tokenizer.eos_token_id)  # losing the end mark is losing no words
-    return Tokens(tuple(ids[kept]), tuple(each[kept]), len(ids), max(0, words - recipe.tokens))
+    identity = identity_of(path)
+    if is_gguf(path):
+        gguf = recognise_gguf(path)
+        return LLMFile(path, gguf.found, identity, gguf.dtype_name, gguf)
+    weights = open_weights(path)
+    found = recognise_decoder(weights) if is_transformers_folder(path) else recognise_t5(weights)
+    return LLMFile(path, found, identity, weights.dtype_name)
 
 
-def cut_words(tokenizer: PreTrainedTokenizerBase, text: str, recipe: Recipe) -> str:
-    """The end of a user's words that does not fit in the recipe's length; empty if all of them do."""
-    read = tokenizer(recipe.prompt(text), verbose=False, return_offsets_mapping=True)
-    starts = [start for start, end in read["offset_mapping"][recipe.tokens :] if start < end]
-    if not starts:
-        return ""
-    before, _, _ = recipe.around.partition("{text}")
-    return text[max(0, starts[0] - len(before)) :].strip()
+def identity_of(path: Path) -> str:
+    """A digest of the names, sizes, times and both ends of an LLM's files. Headers lie at the ends.
+
+    Raises: UnreadableFile.
+    """
+    digest = hashlib.sha256()
+    config = [path / "config.json"] if (path / "config.json").is_file() else []
+    for file in [*weight_files(path), *config]:
+        try:
+            status = file.stat()
+            with file.open("rb") as stream:
+                digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+                digest.update(stream.read(SAMPLE_BYTES))
+                stream.seek(max(0, status.st_size - SAMPLE_BYTES))
+                digest.update(stream.read(SAMPLE_BYTES))
+        except OSError as error:
+            raise UnreadableFile(f"{file} cannot be read: {error.strerror}.") from error
+    return digest.hexdigest()
 
 
 class LLM:
-    """A recognised LLM with its tokenizer. Its encoder is the caller's to load, to keep and to move."""
+    """A recognised LLM with its tokenizer. Whoever calls `encode` loads the encoder, keeps it and moves it."""
 
-    def __init__(self, source: Source, tokenizer: PreTrainedTokenizerBase):
-        self.source = source
+    def __init__(self, file: LLMFile, tokenizer: PreTrainedTokenizerBase):
+        self.file = file
         self.tokenizer = tokenizer
 
     def tokenize(self, text: str, recipe: Recipe, weights: Sequence[float] = ()) -> Tokens:
-        return tokenize(self.tokenizer, text, recipe, weights)
+        """See `tokenize_for_llm`."""
+        return tokenize_for_llm(self.tokenizer, text, recipe, weights)
 
     def depth(self, recipe: Recipe) -> int:
         """How many layers lead to the recipe's hidden state. Raises: WrongRecipe if the encoder has too few."""
-        layers = self.source.config.layers
+        layers = self.file.config.layers
         if not -layers - 1 <= recipe.layer <= layers:
             raise WrongRecipe(
-                f"The adapter wants hidden state {recipe.layer} of its LLM; this encoder has {layers} layers. "
+                f"The adapter wants hidden state {recipe.layer} of its LLM, but this encoder has {layers} layers. "
                 "Load the encoder that the adapter was trained with."
             )
         return recipe.layer % (layers + 1)
 
-    def read(
+    def encode(
         self,
         encoder: nn.Module,
         ids: Sequence[int],
         recipe: Recipe,
         *,
         device: torch.device,
-        products: torch.dtype,
+        compute_dtype: torch.dtype,
         progress: Progress = silent,
     ) -> Features:
-        """Runs the encoder, which is on `device` and ends at the recipe's layer: states [r, width], fp32, there."""
-        rows = self.source.config.rows(len(ids), recipe.tokens, recipe.padding)
+        """Runs an encoder on `device` that ends at the recipe's layer. The features stay on that device."""
+        rows = self.file.config.rows(len(ids), recipe.tokens, recipe.padding)
         on_layer = progress(self.depth(recipe))
-        states = encoder(torch.tensor(ids, device=device), rows, products=products, on_layer=on_layer)
+        states = encoder(
+            torch.tensor(ids, device=device), rows, compute_dtype=compute_dtype, on_layer=on_layer
+        )
         return Features(states, rows)

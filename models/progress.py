@@ -1,10 +1,11 @@
-"""How long work tells of itself: it announces its number of steps and calls what it is given after each."""
+"""The progress protocol: long work calls `progress(total)` once and the returned function after each step."""
 
 from collections.abc import Callable
 
-Progress = Callable[[int], Callable[[], None]]
+Step = Callable[[], None]
+Progress = Callable[[int], Step]
 
 
-def silent(steps: int) -> Callable[[], None]:
-    """Tells nobody."""
+def silent(total: int) -> Step:
+    """Reports progress to nobody."""
     return lambda: None

@@ -1,11 +1,12 @@
-"""The nodes, in menu order."""
+"""ComfyUI's entry point: the nodes in the order of the menu."""
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import folders, routes
+from . import folders
 from .attention import AttentionMapNode
 from .condition import ApplyToCLIP, LLM4GENConditioning
 from .load import LoadCrossAdapter, LoadLLMEncoder
+from .pages import routes
 
 
 class LLM4GENExtension(ComfyExtension):

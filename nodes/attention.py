@@ -1,4 +1,4 @@
-"""What the LLM's words look at: the Cross-Adapter's attention as a picture."""
+"""The node LLM4GEN Attention Map: the Cross-Adapter's attention weights as a picture."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
-from .attention_map import AttentionMap, Word, percent
-from .condition import models, prompt
-from .fused_clip import SD15, FusedCLIP, Fusion
-from .tokens_shown import of_clip, of_llm
+from .condition import model_inputs, text_input
+from .drawing.attention_map import AttentionMap, Label, percent
+from .drawing.token_labels import clip_labels, llm_labels
+from .fused_clip import CLIP_L, FusedCLIP, Fusion
 
-AVERAGE, EACH = "average", "each"
+AVERAGE, EACH = "average", "each"  # choices of the input `heads`; saved workflows hold these strings
 MOST_ROWS = 64
 
 
@@ -22,22 +22,22 @@ class AttentionMapNode(io.ComfyNode):
             node_id="LLM4GEN_Attention",
             display_name="LLM4GEN Attention Map",
             category="LLM4GEN",
-            description="Draws what the LLM's words look at: the Cross-Adapter's attention, the LLM's tokens (rows) "
-            "against CLIP's (columns). Where hooks schedule CLIP, the first entry of the schedule is drawn.",
+            description="Draws the Cross-Adapter's attention: how much each of the LLM's tokens (rows) attends to each "
+            "of CLIP's tokens (columns). Where hooks schedule CLIP, the first entry of the schedule is drawn.",
             search_aliases=["attention", "heatmap", "cross attention", "what the LLM looks at", "LLM4GEN"],
             inputs=[
-                *models(),
-                prompt(),
+                *model_inputs(),
+                text_input(),
                 io.Combo.Input(
                     "heads",
                     options=[AVERAGE, EACH],
                     default=AVERAGE,
                     optional=True,
-                    tooltip="average: one map, the mean of the adapter's attention heads. each: a map for every "
-                    "head, all on one scale.",
+                    tooltip="average draws one map, the mean of the adapter's attention heads. each draws a map for "
+                    "every head, all on one colour scale.",
                 ),
             ],
-            outputs=[io.Image.Output(tooltip="For Preview Image and Save Image.")],
+            outputs=[io.Image.Output(tooltip="Connect it to Preview Image or Save Image.")],
         )
 
     @classmethod
@@ -47,31 +47,40 @@ class AttentionMapNode(io.ComfyNode):
 
 
 def attention_map(fused: FusedCLIP, text: str, heads: str) -> AttentionMap:
+    """heads: AVERAGE or EACH. Raises: WidthMismatch, WrongRecipe."""
     tokens = fused.tokenize(text, return_word_ids=True)
-    weights = fused.attention(tokens).cpu().numpy()
-    rows, columns = of_llm(fused, text), of_clip(fused, tokens[SD15][0])
+    weights = fused.attention_weights(tokens).cpu().numpy()
+    rows = llm_labels(fused.fusion.llm.llm.tokenizer, fused.fusion.adapter.recipe, text)
+    columns = clip_labels(tokens[CLIP_L][0], fused.tokenizer.decode)
     weights = weights[:, : len(rows)]
-    each = heads == EACH
-    shown = weights if each else weights.mean(0, keepdims=True)
-    which = "Each" if each else "The average"
+    shown = weights if heads == EACH else weights.mean(0, keepdims=True)
+    which = "Each" if heads == EACH else "The average"
     return AttentionMap(
         weights=shown[:, :MOST_ROWS, : len(columns)],
         rows=rows[:MOST_ROWS],
         columns=columns,
-        names=[f"head {number + 1}" for number in range(len(weights))] if each else [""],
+        names=[f"head {number + 1}" for number in range(len(weights))] if heads == EACH else [""],
         title=f"“{' '.join(text.split())}”" if text.strip() else "(empty prompt)",
-        caption=f"What the LLM's tokens (rows) see of CLIP's (columns). {which} of {len(weights)} heads.",
+        caption=f"How the LLM's tokens (rows) attend to CLIP's (columns). {which} of {len(weights)} heads.",
         notes=notes(weights.mean((0, 1)), len(rows), columns),
     )
 
 
-def notes(mean: np.ndarray, rows: int, columns: list[Word]) -> list[str]:
-    """Where the attention goes on average, and what is not drawn. mean: of all rows and heads, by column."""
+def notes(mean: np.ndarray, rows: int, columns: list[Label]) -> list[str]:
+    """Sentences that say where the attention goes, and what is not drawn.
+
+    mean: [n], the attention that each CLIP token gets, averaged over heads and rows. rows: how many there are.
+    """
     end = len(columns)
-    parts = np.split(mean, [1, end - 1, end])
-    places = "<start>", "the words", "<end>", f"CLIP's padding ({len(parts[-1])} tokens, not drawn)"
-    goes = [
-        f"{percent(part.sum())} to {place}" for part, place in zip(parts, places, strict=True) if len(part)
-    ]
-    said = [f"Of a row's attention go on average {', '.join(goes[:-1])} and {goes[-1]}."]
-    return said + [f"Drawn are the first {MOST_ROWS} of the LLM's {rows} tokens."] * (rows > MOST_ROWS)
+    start_token, words, end_token, padding = np.split(mean, [1, end - 1, end])
+    parts = {
+        "<start>": start_token,
+        "the words": words,
+        "<end>": end_token,
+        f"CLIP's padding ({len(padding)} tokens, not drawn)": padding,
+    }
+    shares = [f"{percent(part.sum())} to {name}" for name, part in parts.items() if len(part)]
+    sentences = [f"On average a row gives {', '.join(shares[:-1])} and {shares[-1]}."]
+    if rows > MOST_ROWS:
+        sentences.append(f"Only the first {MOST_ROWS} of the LLM's {rows} tokens are drawn.")
+    return sentences

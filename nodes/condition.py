@@ -1,4 +1,4 @@
-"""LLM4GEN as a CLIP for every node that takes one, and the shortest way from words to conditioning."""
+"""The nodes that fuse: LLM4GEN Conditioning (prompt → conditioning) and LLM4GEN CLIP (CLIP → fused CLIP)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from . import sockets
 from .fused_clip import CHUNKS, CLIP_CONTEXT, CUT, FUSED_CONTEXT, FusedCLIP, Fusion
 
 
-def models() -> list[io.Input]:
-    """What is fused."""
+def model_inputs() -> list[io.Input]:
+    """The inputs for the models to fuse."""
     return [
         io.Clip.Input("clip", tooltip="The CLIP of an SD1.5 checkpoint, with or without LoRA."),
         sockets.LLM.Input("llm", tooltip="From Load LLM Encoder."),
@@ -17,16 +17,16 @@ def models() -> list[io.Input]:
     ]
 
 
-def prompt() -> io.Input:
+def text_input() -> io.Input:
     return io.String.Input(
         "text",
         multiline=True,
         dynamic_prompts=True,
-        tooltip="The prompt. (word:1.2) weighs both halves; embedding:name acts on CLIP alone.",
+        tooltip="The prompt. (word:1.2) gives a weight to both halves; embedding:name acts on CLIP alone.",
     )
 
 
-def strength() -> io.Input:
+def strength_input() -> io.Input:
     return io.Float.Input(
         "strength",
         default=1.0,
@@ -34,21 +34,21 @@ def strength() -> io.Input:
         max=2.0,
         step=0.05,
         optional=True,
-        tooltip="Weight of the LLM half (the paper's balance factor). 1: as published. 0: CLIP alone.",
+        tooltip="The weight of the LLM's half (the paper's balance factor). 1 is the published value, 0 is CLIP alone.",
     )
 
 
-def contexts() -> list[io.Input]:
-    """Who sees which tokens."""
+def context_inputs() -> list[io.Input]:
+    """The inputs that decide which tokens the UNet and ControlNets get."""
     return [
         io.Combo.Input(
             "long_prompt",
             options=[CUT, CHUNKS],
             default=CUT,
             optional=True,
-            tooltip="CLIP's share of a prompt over 77 tokens. Cut: positive and negative stay equally "
-            "long and are sampled in one pass. Chunks: nothing is lost, but prompts of unequal length "
-            "take two passes a step.",
+            tooltip="What CLIP does with a prompt of more than 77 tokens. Cut keeps positive and negative equally "
+            "long, so that both are sampled in one pass. Chunks loses nothing, but prompts of unequal length take two "
+            "passes a step.",
         ),
         io.Combo.Input(
             "controlnet_context",
@@ -56,7 +56,8 @@ def contexts() -> list[io.Input]:
             default=CLIP_CONTEXT,
             optional=True,
             advanced=True,
-            tooltip="What ControlNets read. clip: CLIP's tokens alone, as they were trained. fused: all tokens.",
+            tooltip="What ControlNets read. clip gives them CLIP's tokens alone, as they were trained; fused gives "
+            "them all tokens.",
         ),
     ]
 
@@ -72,19 +73,21 @@ class LLM4GENConditioning(io.ComfyNode):
             "Use it in place of CLIP Text Encode, for the positive and the negative prompt alike.",
             search_aliases=["LLM4GEN", "CLIP Text Encode", "LLM prompt", "T5 prompt", "ELLA"],
             inputs=[
-                *models(),
-                prompt(),
-                strength(),
+                *model_inputs(),
+                text_input(),
+                strength_input(),
                 io.String.Input(
                     "llm_text",
                     optional=True,
                     force_input=True,
-                    tooltip="Other words for the LLM, such as a sentence where CLIP gets tags. Unconnected: the "
-                    "same text.",
+                    tooltip="Another text for the LLM, such as a sentence where CLIP gets tags. If nothing is "
+                    "connected, the LLM reads the same text.",
                 ),
-                *contexts(),
+                *context_inputs(),
             ],
-            outputs=[io.Conditioning.Output(tooltip="For KSampler and all that takes a CONDITIONING.")],
+            outputs=[
+                io.Conditioning.Output(tooltip="Connect it to KSampler, or wherever a CONDITIONING goes.")
+            ],
         )
 
     @classmethod
@@ -100,11 +103,11 @@ class ApplyToCLIP(io.ComfyNode):
             node_id="LLM4GEN_ApplyToCLIP",
             display_name="LLM4GEN CLIP",
             category="LLM4GEN",
-            description="Turns the CLIP of an SD1.5 checkpoint into one that is fused with an LLM, for every node "
-            "that takes a CLIP: CLIP Text Encode, Load LoRA, clip skip, hooks, prompt schedulers.",
+            description="Turns the CLIP of an SD1.5 checkpoint into one that is fused with an LLM, for other nodes "
+            "that take a CLIP: CLIP Text Encode, Load LoRA, clip skip, hooks, prompt schedulers.",
             search_aliases=["LLM4GEN", "LLM prompt", "T5 prompt", "ELLA", "fused CLIP"],
-            inputs=[*models(), strength(), *contexts()],
-            outputs=[io.Clip.Output(tooltip="For CLIP Text Encode and all that takes a CLIP.")],
+            inputs=[*model_inputs(), strength_input(), *context_inputs()],
+            outputs=[io.Clip.Output(tooltip="Connect it to CLIP Text Encode, or wherever a CLIP goes.")],
         )
 
     @classmethod

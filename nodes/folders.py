@@ -1,6 +1,7 @@
-"""Where weights lie on the host: lists them for the drop-downs and finds them again.
+"""The model folders: lists encoders and adapters for the drop-downs, and finds the file behind a name.
 
-Names are paths relative to their folder, always with `/`, so that a workflow saved on Windows opens elsewhere.
+Names are paths relative to a model folder, always written with `/`, so that a workflow saved on Windows opens on other
+systems.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from pathlib import Path
 import folder_paths
 
 from ..models.errors import MissingFile
-from ..models.formats import SUFFIXES, TOKENIZER_FILE, has_tokenizer, is_gguf
+from ..models.files.formats import SUFFIXES, TOKENIZER_FILE, has_tokenizer, is_gguf
 
 ADAPTERS = "llm4gen"
 ENCODERS = "text_encoders"
@@ -21,68 +22,69 @@ ADVICE = {
     ADAPTERS: "put LLM4GEN's projector.pth in ComfyUI/models/llm4gen, then refresh",
     ENCODERS: "put the T5 encoder (rankgen-t5-xl-all) in ComfyUI/models/text_encoders, then refresh",
 }
-# The folders before a name in a message, from a drive, a root or a share on.
-PLACE = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:)?[/\\]{1,2}(?:[^\s/\\'\":]+[/\\])+")
+# The folders in front of a file name in a message, from a drive, a root or a network share on.
+FOLDERS_IN_TEXT = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:)?[/\\]{1,2}(?:[^\s/\\'\":]+[/\\])+")
 
 
 def register() -> None:
-    """Tells the host about our folder key; paths that `extra_model_paths.yaml` gave it stay in front."""
+    """Adds our folder key to ComfyUI's. Folders that `extra_model_paths.yaml` gave to the key stay in front."""
     folder_paths.add_model_folder_path(ADAPTERS, str(Path(folder_paths.models_dir) / ADAPTERS))
 
 
 def choices(key: str) -> list[str]:
-    """What a drop-down offers: the weights found, or one entry that says what to put where."""
+    """The entries of a drop-down: the names found, or a single entry that says which file to put where."""
     return sorted(listed(key)) or [ADVICE[key]]
 
 
 def resolve(key: str, name: str) -> Path:
-    """The file or folder that a drop-down's entry stands for.
+    """The file or folder that an entry of a drop-down stands for.
 
-    Only what was listed is found, so a name cannot lead out of the model folders.
+    Only listed entries are found, so that a name cannot lead out of the model folders.
     Raises: MissingFile.
     """
     found = listed(key)
     path = look_up(found, name)
     if path is None:
-        places = " or ".join(folder_paths.get_folder_paths(key))
+        roots = " or ".join(folder_paths.get_folder_paths(key))
         raise MissingFile(
-            f"{name!r} is not among the {len(found)} files for this node in {places}. "
+            f"{name!r} is not among the {len(found)} files for this node in {roots}. "
             f"To use this node, {ADVICE[key]}."
         )
     return path
 
 
 def find(key: str, name: str | None) -> Path | None:
-    """As `resolve`, and None for what is not there."""
+    """As `resolve`, but returns None for a name that is not listed."""
     return look_up(listed(key), name)
 
 
 def fingerprint(key: str, name: str | None) -> str:
-    """Changes when the file behind a name does, so that the host loads it anew. Of a name that comes over a
-    wire the host tells None here."""
+    """A text that changes when the file behind a name does, so that ComfyUI runs the loader again.
+
+    name: None if the name arrives over a wire, in which case ComfyUI does not tell it here.
+    """
     path = find(key, name)
-    if path is None:
-        return str(name)
-    return stamp(path)
+    return str(name) if path is None else stamp(path)
 
 
 def stamp(path: Path) -> str:
-    """Changes when a model does: the files of its folder, or its file and a tokenizer beside it."""
+    """A text that changes when a model does: names, sizes and times of a folder's files, or of a file and a tokenizer
+    beside it."""
     try:
-        files = path.iterdir() if path.is_dir() else [path, path.with_name(TOKENIZER_FILE)]
-        files = sorted(file for file in files if file.is_file())
-        return repr([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files])
-    except OSError as error:  # and when what was gone or forbidden no longer is
+        files = path.iterdir() if path.is_dir() else iter([path, path.with_name(TOKENIZER_FILE)])
+        present = sorted(file for file in files if file.is_file())
+        return repr([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in present])
+    except OSError as error:  # the text changes again when the file can be read
         return str(error)
 
 
 def listed(key: str) -> dict[str, Path]:
-    """Name → path of all weights under a folder key: files, and folders with a `config.json` as one entry."""
+    """Name → path of all weights under a folder key. A folder with a `config.json` is one entry."""
     names = [Path(name) for name in folder_paths.get_filename_list(key)]
     names = [name for name in names if name.suffix.lower() in SUFFIXES]
     names += gguf_names() if key == ENCODERS else []
     found: dict[str, Path] = {}
-    for root in map(Path, folder_paths.get_folder_paths(key)):  # the first place wins
+    for root in map(Path, folder_paths.get_folder_paths(key)):  # of equal names, the first root's counts
         for name in names:
             if not (root / name).is_file():
                 continue
@@ -93,44 +95,49 @@ def listed(key: str) -> dict[str, Path]:
 
 
 def gguf_names() -> list[Path]:
-    """The `.gguf` files among the encoders. The host lists what its folder key allows, and these it does not; to
-    allow them would show them to every other node. One folder often holds several, each a model of its own."""
+    """The `.gguf` files among the encoders. In one folder there may be several, each a model of its own.
+
+    ComfyUI's own list leaves this extension out. Adding it to ComfyUI's list would show the files to every other
+    node too, so the folders are searched here.
+    """
     roots = folder_paths.get_folder_paths(ENCODERS)
     found = {name for root in roots for name in folder_paths.recursive_search(root, [".git"])[0]}
     return [name for name in map(Path, sorted(found)) if is_gguf(name)]
 
 
 def look_up(found: dict[str, Path], name: object) -> Path | None:
-    """A name as we list it, or as Windows writes it."""
+    """Finds a name as we list it, or with Windows' backslashes."""
     return found.get(str(name)) or found.get(str(name).replace("\\", "/"))
 
 
-def without_places(message: str) -> str:
-    """A message for other eyes: the names of files stay, where they lie on this machine goes."""
+def without_folders(message: str) -> str:
+    """A message that may be sent to a browser: file names stay in it, their folders on this machine do not."""
     roots = {Path(root) for key in (ENCODERS, ADAPTERS) for root in folder_paths.get_folder_paths(key)}
     roots = {*roots, *(root.resolve() for root in roots), host_t5_tokenizer().parent}
-    for root in sorted(map(str, roots), key=len, reverse=True):  # a name with spaces is known here alone
+    # Known roots first: the pattern below cannot tell where a path with spaces begins.
+    for root in sorted(map(str, roots), key=len, reverse=True):
         for written in (root, root.replace("\\", "/"), root.replace("\\", "\\\\")):
             message = re.sub(rf"{re.escape(written)}[/\\]*", "", message)
-    return PLACE.sub("", message)
+    return FOLDERS_IN_TEXT.sub("", message)
 
 
 def feature_folder() -> Path | None:
-    """Where the user wants what LLMs have read kept on disk: the first place that `extra_model_paths.yaml` gives
-    for `llm4gen_cache`. None, nothing is kept, unless it does."""
-    places, _ = folder_paths.folder_names_and_paths.get(FEATURES, ([], set()))
-    return Path(places[0]) if places else None
+    """The folder for an LLM's hidden states on disk: the first that `extra_model_paths.yaml` gives for
+    `llm4gen_cache`. None, and nothing is kept on disk, if it gives none."""
+    roots, _ = folder_paths.folder_names_and_paths.get(FEATURES, ([], set()))
+    return Path(roots[0]) if roots else None
 
 
 def tokenizer_folder(encoder: Path) -> Path | None:
-    """The folder that belongs to an encoder alone and may hold its tokenizer, if it has one."""
+    """The folder that an encoder does not share with other models, and that may hold its tokenizer; None if it lies
+    directly in a model folder."""
     folder = encoder if encoder.is_dir() else encoder.parent
     shared = {Path(root) for root in folder_paths.get_folder_paths(ENCODERS)}
     return None if folder in shared else folder
 
 
 def tokenizer_place(encoder: Path, is_t5: bool) -> Path:
-    """Where an encoder's tokenizer is: in its own folder, else T5's with the host, and a .gguf file's in itself."""
+    """Where an encoder's tokenizer is: in its own folder, else ComfyUI's for a T5, or inside a `.gguf` file."""
     own = tokenizer_folder(encoder)
     if own and has_tokenizer(own):
         return own
@@ -138,6 +145,8 @@ def tokenizer_place(encoder: Path, is_t5: bool) -> Path:
 
 
 def host_t5_tokenizer() -> Path:
-    """The T5 tokenizer that ComfyUI ships."""
-    (package, *_) = importlib.util.find_spec("comfy.text_encoders").submodule_search_locations
+    """The folder of the T5 tokenizer that ComfyUI ships."""
+    spec = importlib.util.find_spec("comfy.text_encoders")
+    assert spec is not None and spec.submodule_search_locations is not None
+    (package, *_) = spec.submodule_search_locations
     return Path(package) / "t5_tokenizer"

@@ -1,4 +1,4 @@
-"""The wire types of the pack, each named once. Saved workflows rely on these names."""
+"""The pack's own socket types. Saved workflows rely on these names."""
 
 from comfy_api.latest import io
 

@@ -1,4 +1,4 @@
-"""Which tokenizer an encoder is read with: its own, or the T5 tokenizer that ComfyUI ships."""
+"""Which tokenizer an encoder is used with: its own, or the T5 tokenizer that ComfyUI ships."""
 
 from __future__ import annotations
 
@@ -9,47 +9,47 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from ..models.errors import LLM4GENError
-from ..models.llm import load_tokenizer
-from ..models.source import Source, open_source
+from ..models.llm import LLMFile, open_llm
+from ..models.tokens import load_tokenizer
 from . import folders
-from .remembered import Remembered
+from .file_cache import FileCache
 
-T5_VOCABULARY = 32128  # of every published T5 v1.1
+T5_VOCABULARY = 32128  # rows of the token embedding in every published T5 v1.1
 
 
-def tokenizer_of(source: Source) -> PreTrainedTokenizerBase:
+def tokenizer_of(file: LLMFile) -> PreTrainedTokenizerBase:
     """Raises: MissingTokenizer."""
-    place = folders.tokenizer_place(source.path, source.is_t5)
-    return load_tokenizer(place, source.config.vocabulary)
+    place = folders.tokenizer_place(file.path, file.is_t5)
+    return load_tokenizer(place, file.config.vocabulary)
 
 
 @cache
 def host_tokenizer() -> PreTrainedTokenizerBase:
-    """T5's. Raises: MissingTokenizer."""
+    """ComfyUI's T5 tokenizer. Raises: MissingTokenizer."""
     return load_tokenizer(folders.host_t5_tokenizer(), T5_VOCABULARY)
 
 
 @dataclass(frozen=True)
-class Opened:
-    """An encoder's tokenizer, or what is wrong with one of the two."""
+class OpenedTokenizer:
+    """An encoder's tokenizer, or a message that says why the encoder or its tokenizer cannot be read."""
 
     tokenizer: PreTrainedTokenizerBase | None
     error: str | None = None
 
 
-def open_tokenizer(encoder: Path) -> Opened:
-    """Without the encoder's weights."""
+def open_tokenizer(encoder: Path) -> OpenedTokenizer:
+    """Reads an encoder's headers and tokenizer, but not its weights."""
     try:
-        return Opened(tokenizer_of(open_source(encoder)))
-    except Exception as error:  # as text: the error itself would hold on to the file
-        return Opened(None, said_of(encoder, error))
+        return OpenedTokenizer(tokenizer_of(open_llm(encoder)))
+    except Exception as error:  # kept as text, because the exception would keep the file open
+        return OpenedTokenizer(None, message_for(encoder, error))
 
 
-def said_of(path: Path, error: Exception) -> str:
-    """What an error says of a file, also where a damaged one makes another of it than ours."""
+def message_for(path: Path, error: Exception) -> str:
+    """A message for any error raised while reading `path`, ours or a library's."""
     if isinstance(error, LLM4GENError):
         return str(error)
     return f"{path.name} cannot be read ({type(error).__name__}: {error}). Download it again."
 
 
-OPENED = Remembered(open_tokenizer, most=2)
+TOKENIZERS = FileCache(open_tokenizer, limit=2)

@@ -10,8 +10,10 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
+from tiny import load_encoder
 
-from llm4gen.models.checkpoint import load_cross_adapter, load_t5_encoder
+from llm4gen.models.checkpoints.adapter import load_cross_adapter
+from llm4gen.models.encoders.rows import all_rows
 from llm4gen.models.errors import (
     IncompleteCheckpoint,
     LLM4GENError,
@@ -19,7 +21,6 @@ from llm4gen.models.errors import (
     UnreadableFile,
     WrongRecipe,
 )
-from llm4gen.models.rows import all_rows
 
 IDS = torch.tensor([5, 9, 300, 1])
 
@@ -59,9 +60,7 @@ def t5_spelling(name, oracle):
 )
 def test_every_spelling_of_a_t5_encoder_loads(spelling, oracle, expected, tmp_path):
     save_file(t5_spelling(spelling, oracle), tmp_path / "t5.safetensors")
-    torch.testing.assert_close(
-        states(load_t5_encoder(tmp_path / "t5.safetensors")), expected, atol=2e-5, rtol=0
-    )
+    torch.testing.assert_close(states(load_encoder(tmp_path / "t5.safetensors")), expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".pth", ".pt"])
@@ -70,17 +69,17 @@ def test_every_spelling_of_a_t5_encoder_loads(spelling, oracle, expected, tmp_pa
 def test_every_pickle_of_tensors_loads(suffix, wrapped, zipped, oracle, expected, tmp_path):
     tensors, path = tiny.rankgen_tensors(oracle), tmp_path / f"t5{suffix}"
     torch.save({"state_dict": tensors} if wrapped else tensors, path, _use_new_zipfile_serialization=zipped)
-    torch.testing.assert_close(states(load_t5_encoder(path)), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(states(load_encoder(path)), expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 def test_shards_load_and_a_missing_one_is_named(suffix, oracle, expected, tmp_path):
     folder = tmp_path / "t5"
     tiny.save_shards(folder, tiny.rankgen_tensors(oracle), suffix)
-    torch.testing.assert_close(states(load_t5_encoder(folder)), expected, atol=2e-5, rtol=0)
+    torch.testing.assert_close(states(load_encoder(folder)), expected, atol=2e-5, rtol=0)
     (folder / f"part-1.{suffix}").unlink()
     with pytest.raises(UnreadableFile, match=f"1 of 2 shards: part-1.{suffix}"):
-        load_t5_encoder(folder)
+        load_encoder(folder)
 
 
 def test_shards_are_not_looked_for_outside_the_folder(tmp_path):
@@ -90,14 +89,14 @@ def test_shards_are_not_looked_for_outside_the_folder(tmp_path):
     index = {"weight_map": {"x": "../secret.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     with pytest.raises(UnreadableFile, match="1 of 1 shards"):
-        load_t5_encoder(folder)
+        load_encoder(folder)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, None])
 def test_weights_take_the_chosen_dtype_and_norms_stay_fp32(dtype, oracle, tmp_path):
     tensors = {name: tensor.bfloat16() for name, tensor in tiny.rankgen_tensors(oracle).items()}
     save_file(tensors, tmp_path / "t5.safetensors")
-    encoder = load_t5_encoder(tmp_path / "t5.safetensors", dtype=dtype)
+    encoder = load_encoder(tmp_path / "t5.safetensors", dtype=dtype)
     matrices = dtype or torch.bfloat16
     assert encoder.blocks[0].attention.query.weight.dtype == matrices
     assert encoder.embedding.weight.dtype == (torch.bfloat16 if matrices.itemsize == 1 else matrices)
@@ -114,7 +113,7 @@ def test_weights_take_the_chosen_dtype_and_norms_stay_fp32(dtype, oracle, tmp_pa
 )
 def test_a_files_dtype_is_kept_if_the_host_casts_from_it(stored, kept, oracle, tmp_path):
     save_file({n: t.to(stored) for n, t in tiny.rankgen_tensors(oracle).items()}, tmp_path / "t5.safetensors")
-    encoder = load_t5_encoder(tmp_path / "t5.safetensors")
+    encoder = load_encoder(tmp_path / "t5.safetensors")
     assert encoder.blocks[0].mlp.up.weight.dtype == kept
     assert encoder.embedding.weight.dtype.itemsize > 1
 
@@ -128,7 +127,7 @@ def test_what_a_dtype_cannot_hold_is_refused(dtype, value, oracle, tmp_path):
     tensors["t5_encoder.encoder.block.0.layer.1.DenseReluDense.wo.weight"][0, 0] = value
     save_file(tensors, tmp_path / "t5.safetensors")
     with pytest.raises(IncompleteCheckpoint, match="do not fit the chosen dtype"):
-        load_t5_encoder(tmp_path / "t5.safetensors", dtype=dtype)
+        load_encoder(tmp_path / "t5.safetensors", dtype=dtype)
 
 
 def spoil(tensors, damage):
@@ -154,39 +153,39 @@ def test_nothing_is_loaded_by_halves(model, damage, oracle, tmp_path):
     message = spoil(tensors, damage)
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(IncompleteCheckpoint, match=message):
-        (load_cross_adapter if model == "adapter" else load_t5_encoder)(tmp_path / "x.safetensors")
+        (load_cross_adapter if model == "adapter" else load_encoder)(tmp_path / "x.safetensors")
 
 
 def test_a_gap_between_blocks_is_named(oracle, tmp_path):
     tensors = {n: t for n, t in tiny.rankgen_tensors(oracle).items() if ".block.1." not in n}
     save_file(tensors, tmp_path / "t5.safetensors")
     with pytest.raises(IncompleteCheckpoint, match=re.escape("block.1.layer.0")):
-        load_t5_encoder(tmp_path / "t5.safetensors")
+        load_encoder(tmp_path / "t5.safetensors")
 
 
 def test_fp16_that_the_weights_do_not_fit_is_refused(oracle, tmp_path):
     tensors = tiny.rankgen_tensors(oracle)
     tensors["t5_encoder.shared.weight"][0, 0] = 1e6
     save_file(tensors, tmp_path / "t5.safetensors")
-    load_t5_encoder(tmp_path / "t5.safetensors", dtype=torch.bfloat16)
+    load_encoder(tmp_path / "t5.safetensors", dtype=torch.bfloat16)
     with pytest.raises(IncompleteCheckpoint, match="choose fp32"):
-        load_t5_encoder(tmp_path / "t5.safetensors", dtype=torch.float16)
+        load_encoder(tmp_path / "t5.safetensors", dtype=torch.float16)
 
 
 def test_each_loader_refuses_the_others_file_and_says_what_it_found(oracle, tmp_path):
     save_file(tiny.adapter_tensors(), tmp_path / "adapter.safetensors")
     save_file(tiny.rankgen_tensors(oracle), tmp_path / "t5.safetensors")
-    with pytest.raises(UnknownCheckpoint, match=r"adapter.safetensors holds no T5 encoder.*20 tensors"):
-        load_t5_encoder(tmp_path / "adapter.safetensors")
-    with pytest.raises(UnknownCheckpoint, match=r"t5.safetensors holds no Cross-Adapter.*32 tensors"):
+    with pytest.raises(UnknownCheckpoint, match=r"adapter.safetensors does not hold a T5 encoder.*20 tensors"):
+        load_encoder(tmp_path / "adapter.safetensors")
+    with pytest.raises(UnknownCheckpoint, match=r"t5.safetensors does not hold a Cross-Adapter.*32 tensors"):
         load_cross_adapter(tmp_path / "t5.safetensors")
 
 
 def test_the_first_t5_is_told_apart(oracle, tmp_path):
     tensors = {n.replace("wi_0", "wi"): t for n, t in tiny.rankgen_tensors(oracle).items() if "wi_1" not in n}
     save_file(tensors, tmp_path / "t5.safetensors")
-    with pytest.raises(UnknownCheckpoint, match="first T5"):
-        load_t5_encoder(tmp_path / "t5.safetensors")
+    with pytest.raises(UnknownCheckpoint, match="first version of T5"):
+        load_encoder(tmp_path / "t5.safetensors")
 
 
 def test_the_adapters_heads_come_from_its_metadata(tmp_path):
@@ -217,7 +216,7 @@ def test_code_in_a_pickle_is_not_run(zipped, tmp_path):
         ("a.safetensors", b"<html>404</html>", "damaged"),
         ("a.pth", b"<html>404</html>", "refused|damaged"),
         ("a.pth", pickle.dumps([1, 2], protocol=2), "refused|damaged|no dictionary"),
-        ("a.txt", b"x", "no weights file"),
+        ("a.txt", b"x", "is not a weight file"),
     ],
 )
 def test_a_file_that_is_none_is_refused(name, content, message, tmp_path):
@@ -252,7 +251,7 @@ def test_loading_tells_of_each_tensor_and_can_be_stopped(dtype, oracle, tmp_path
         told.append(steps)
         return lambda: told.append(1)
 
-    load_t5_encoder(tmp_path / "t5.safetensors", dtype=dtype, progress=progress)
+    load_encoder(tmp_path / "t5.safetensors", dtype=dtype, progress=progress)
     assert told[0] == len(told) - 1 == 30
 
     def stop(steps):
@@ -262,7 +261,7 @@ def test_loading_tells_of_each_tensor_and_can_be_stopped(dtype, oracle, tmp_path
         return step
 
     with pytest.raises(KeyboardInterrupt):
-        load_t5_encoder(tmp_path / "t5.safetensors", dtype=dtype, progress=stop)
+        load_encoder(tmp_path / "t5.safetensors", dtype=dtype, progress=stop)
 
 
 def odd(name, tensors, tmp_path):
@@ -288,7 +287,7 @@ def test_what_is_no_plain_number_is_refused(change, tmp_path):
         for name, tensor in tiny.adapter_tensors().items()
     }
     with pytest.raises(
-        IncompleteCheckpoint, match=r"no plain numbers in 1 tensor \(CrossFusionModule.0.FFN.0.weight"
+        IncompleteCheckpoint, match=r"something other than plain numbers in 1 tensor \(CrossFusionModule.0.FFN.0.weight"
     ):
         load_cross_adapter(odd("a.pth", tensors, tmp_path))
 
@@ -305,14 +304,14 @@ def test_a_position_bias_that_is_no_t5s_is_refused(heads, buckets, oracle, tmp_p
     name = next(name for name in tensors if "relative_attention_bias" in name)
     tensors[name] = torch.zeros(buckets, heads)
     with pytest.raises(IncompleteCheckpoint, match=r"t5\.pth"):
-        load_t5_encoder(odd("t5.pth", tensors, tmp_path))
+        load_encoder(odd("t5.pth", tensors, tmp_path))
 
 
 def test_an_index_that_names_itself_is_refused(tmp_path):
     index = {"weight_map": {"x": "model.safetensors.index.json"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    with pytest.raises(UnreadableFile, match="no weights"):
-        load_t5_encoder(tmp_path)
+    with pytest.raises(UnreadableFile, match="shards that are not weight files"):
+        load_encoder(tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch says of some such files that they are odd
@@ -341,7 +340,7 @@ def test_damaged_bytes_in_a_pickle_end_in_a_typed_error_or_in_a_whole_model(zipp
 def test_a_folder_that_says_it_is_another_t5_is_refused(config, error, oracle, tmp_path):
     save_file(tiny.rankgen_tensors(oracle), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"feed_forward_proj": "gated-gelu"}', encoding="utf-8")
-    load_t5_encoder(tmp_path)
+    load_encoder(tmp_path)
     (tmp_path / "config.json").write_text(config, encoding="utf-8")
     with pytest.raises(error, match=r"another kind of T5|damaged"):
-        load_t5_encoder(tmp_path)
+        load_encoder(tmp_path)

@@ -9,11 +9,12 @@ import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from tiny import load_encoder
 
-from llm4gen.models import weights
-from llm4gen.models.checkpoint import load_cross_adapter, load_t5_encoder
-from llm4gen.models.eight_bits import split_scales
-from llm4gen.models.widths import DTYPES
+from llm4gen.models.checkpoints.adapter import load_cross_adapter
+from llm4gen.models.files import weights
+from llm4gen.models.files.fp8 import split_scales
+from llm4gen.models.files.values import DTYPES
 
 from paths import GOLDEN, TOOLS
 
@@ -89,7 +90,7 @@ SOURCES = (
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_converted_encoder_has_the_sources_weights(kind, dtype, tensors, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "PIECE", 1 << 16)  # so that tensors go through in many pieces
+    monkeypatch.setattr(weights, "CHUNK_BYTES", 1 << 16)  # so that tensors go through in many pieces
     source, originals = save_source(kind, tensors, tmp_path)
     assert run(source, tmp_path / "new.safetensors", "--dtype", dtype) == 0
     new, scales = split_scales(load_file(tmp_path / "new.safetensors"))
@@ -99,8 +100,8 @@ def test_a_converted_encoder_has_the_sources_weights(kind, dtype, tensors, tmp_p
         scale = scales.get(name, 1.0)
         assert torch.equal(tensor, (originals[name] / scale).to(tensor.dtype)), name
         assert scale == 1.0 or 112 <= tensor.float().abs().max() <= 224
-    converted = load_t5_encoder(tmp_path / "new.safetensors", dtype=torch.float32).state_dict()
-    direct = load_t5_encoder(source, dtype=DTYPES[dtype])
+    converted = load_encoder(tmp_path / "new.safetensors", dtype=torch.float32).state_dict()
+    direct = load_encoder(source, dtype=DTYPES[dtype])
     for name, tensor in direct.state_dict().items():
         scale = getattr(direct.get_submodule(name.rpartition(".")[0]), "scale", 1.0)
         assert torch.equal(converted[name], tensor.float() * scale), name
@@ -175,8 +176,8 @@ def test_an_adapter_keeps_its_own_recipe_and_dtype(stored, tmp_path):
         ("fp16", 65505.0, "Choose bf16"),
         ("fp16", -1e6, "Choose bf16"),
         ("bf16", 3.4e38, "Choose fp32"),
-        ("fp32", 1e300, "No dtype"),
-        ("fp8", 1e300, "No dtype"),
+        ("fp32", 1e300, "None of the dtypes"),
+        ("fp8", 1e300, "None of the dtypes"),
         *((dtype, value, "NaN or infinite") for dtype in DTYPES for value in (float("nan"), -float("inf"))),
     ],
 )
@@ -206,7 +207,7 @@ def test_a_file_that_is_there_stays_unless_forced(tensors, tmp_path, capsys):
     assert "--force" in refusal(capsys, source, target)
     assert target.read_bytes() == b"precious"
     assert run(source, target, "--force") == 0
-    load_t5_encoder(target)
+    load_encoder(target)
     before = source.read_bytes()
     assert "source itself" in refusal(capsys, source, source, "--force")
     assert source.read_bytes() == before

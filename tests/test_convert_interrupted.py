@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llm4gen.models.errors import UnreadableFile
-from llm4gen.models.weights import open_weights
+from llm4gen.models.files.weights import open_weights
 
 from paths import TOOLS
 
@@ -31,7 +31,7 @@ sys.path.insert(0, tools)
 import convert
 from pathlib import Path
 convert.make_importable()
-from llm4gen.models.conversion_plans import plan_conversion
+from llm4gen.models.conversion.plans import plan_conversion
 plan_conversion(Path(source))
 while target := sys.stdin.readline().strip():
     child = os.fork()
@@ -157,7 +157,7 @@ def test_an_unfinished_file_is_taken_for_no_model(small, tmp_path):
     with in_one_step(folder / "model.safetensors", 0) as file:
         file.write(small.read_bytes())
         (left,) = unfinished(folder / "model.safetensors")
-        with pytest.raises(UnreadableFile, match="holds 0 weights files"):
+        with pytest.raises(UnreadableFile, match="holds 0 weight files"):
             open_weights(folder)
         with pytest.raises(UnreadableFile, match="no weights file"):
             open_weights(left)

@@ -24,8 +24,8 @@ import convert
 from pathlib import Path
 import torch
 convert.make_importable()
-from llm4gen.models.conversion import check_range
-from llm4gen.models.t5 import T5Config, T5Encoder
+from llm4gen.models.files.values import check_range
+from llm4gen.models.encoders.t5 import T5Config, T5Encoder
 T5Encoder(T5Config(8, 8, 8, 1, 8, 1, 32), device="meta", dtype=torch.float32)  # what torch imports for it
 check_range("", torch.zeros(1 << 24), torch.bfloat16), torch.zeros(1 << 24).bfloat16()  # the kernels' own memory
 

@@ -10,10 +10,10 @@ from gguf_files import Kind
 from safetensors import safe_open
 from tiny import relative_error
 
+from llm4gen.models.encoders.rows import real_rows
 from llm4gen.models.errors import UnreadableFile
-from llm4gen.models.rows import real_rows
-from llm4gen.models.source import open_source
-from llm4gen.models.widths import DTYPES
+from llm4gen.models.files.values import DTYPES
+from llm4gen.models.llm import open_llm
 
 from paths import REAL_LLM, T5_TOKENIZER, TOOLS
 
@@ -29,7 +29,7 @@ def run(*arguments):
 
 @torch.inference_mode()
 def states(path, dtype=None):
-    source = open_source(path)
+    source = open_llm(path)
     return source.load(source.config.layers, dtype=dtype)(IDS, real_rows(len(IDS)))
 
 
@@ -60,7 +60,7 @@ def test_a_gguf_file_becomes_a_folder_that_transformers_reads_as_well(family, tm
     oracle = gguf_files.make(family)
     gguf_files.write_decoder(tmp_path / "llm.gguf", oracle)
     # The small file has no tokenizer inside.
-    monkeypatch.setattr("llm4gen.models.gguf_conversion.load_tokenizer", lambda *_: Tokenizer())
+    monkeypatch.setattr("llm4gen.models.conversion.gguf.load_tokenizer", lambda *_: Tokenizer())
     assert run(tmp_path / "llm.gguf", "--dtype", "fp32") == 0
     new = tmp_path / "llm-fp32"
     assert tokenizer_of(new / "model.safetensors") == "llm.gguf"
@@ -102,7 +102,7 @@ def tokenizer_of(file):
 @pytest.mark.parametrize("layer", [-1, -2, 5])
 @torch.inference_mode()
 def test_a_published_files_states_are_transformers_own(layer, real):
-    source = open_source(real)
+    source = open_llm(real)
     depth = layer % (source.config.layers + 1)
     truth = transformers.AutoModel.from_pretrained(str(real), dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(real))
@@ -157,7 +157,7 @@ def test_a_folder_without_its_weights_is_no_model_and_is_filled_by_the_next_run(
     ):
         assert names(new) == ["config.json"]
         with pytest.raises(UnreadableFile):
-            open_source(new)
+            open_llm(new)
         raise KeyboardInterrupt
     new.mkdir()
     (new / "config.json").write_text("{}", encoding="utf-8")

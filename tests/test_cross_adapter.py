@@ -6,7 +6,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import relative_error
 
-from llm4gen.models.checkpoint import load_cross_adapter
+from llm4gen.models.checkpoints.adapter import load_cross_adapter
 
 
 @pytest.fixture(scope="module")
@@ -65,14 +65,14 @@ def test_attention_is_the_published_formulas(adapter, states):
     query = heads(linear("q_proj", norm("kv_norm", linear("llm_proj", llm))))
     key = heads(linear("k_proj", norm("q_norm", clip)))
     truth = (query @ key.mT / 8**0.5).softmax(-1)
-    found = adapter.attention(*states)
+    found = adapter.attention_weights(*states)
     assert found.shape == (2, 8, 20, 77) and found.dtype == torch.float32
     assert relative_error(found, truth) <= 1e-5
 
 
 def test_attention_adds_up_to_1_and_weighs_the_values_as_attend_does(adapter, states):
     clip, llm = states
-    weights = adapter.attention(clip, llm)
+    weights = adapter.attention_weights(clip, llm)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 8, 20))
     asking, seen = adapter.llm_norm(adapter.llm_proj(llm)), adapter.clip_norm(clip)
     mixed = weights @ heads(adapter.value(seen))

@@ -6,12 +6,11 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from tiny import relative_error
+from tiny import load_encoder, relative_error
 
-from llm4gen.models.decoder_checkpoint import load_decoder
+from llm4gen.models.encoders.rows import all_rows, real_rows
 from llm4gen.models.errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile
-from llm4gen.models.rows import all_rows, real_rows
-from llm4gen.models.source import open_source
+from llm4gen.models.llm import open_llm
 
 SIZES = {
     "vocab_size": 64,
@@ -65,7 +64,7 @@ def hidden_states(oracle, ids=IDS, length=LENGTH):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_familys_every_layer_is_transformers_own(family, tmp_path):
     truth = hidden_states(make(family, tmp_path))
-    source = open_source(tmp_path)
+    source = open_llm(tmp_path)
     assert (source.config.width, source.config.layers, source.config.vocabulary) == (32, 4, 64)
     for depth, expected in enumerate(truth):
         reader = source.load(depth)
@@ -76,20 +75,21 @@ def test_every_familys_every_layer_is_transformers_own(family, tmp_path):
 
 def test_layers_beyond_the_wanted_one_are_not_there(tmp_path):
     make("Llama", tmp_path)
-    whole, part = (sum(w.numel() for w in load_decoder(tmp_path, depth=d).parameters()) for d in (4, 1))
-    layer = sum(w.numel() for w in load_decoder(tmp_path).model.layers[0].parameters())
-    assert whole - part == 3 * layer
+    whole, part = (sum(w.numel() for w in load_encoder(tmp_path, depth=d).parameters()) for d in (4, 1))
+    layer = sum(w.numel() for w in load_encoder(tmp_path).model.layers[0].parameters())
+    final_norm = SIZES["hidden_size"]
+    assert whole - part == 3 * layer + final_norm
     turns = []
-    load_decoder(tmp_path, depth=2)(IDS, real_rows(len(IDS)), on_layer=lambda: turns.append(1))
+    load_encoder(tmp_path, depth=2)(IDS, real_rows(len(IDS)), on_layer=lambda: turns.append(1))
     assert len(turns) == 2
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
 def test_products_of_16_bits_stay_close_and_the_stream_is_fp32(dtype, most, tmp_path):
     truth = hidden_states(make("Llama", tmp_path))[-1][: len(IDS)]
-    reader = load_decoder(tmp_path, dtype=dtype)
+    reader = load_encoder(tmp_path, dtype=dtype)
     assert reader.dtype == dtype and reader.model.norm.weight.dtype == torch.float32
-    states = reader(IDS, real_rows(len(IDS)), products=dtype)
+    states = reader(IDS, real_rows(len(IDS)), compute_dtype=dtype)
     assert states.dtype == torch.float32
     assert 0 < relative_error(states, truth) <= most
 
@@ -99,7 +99,7 @@ def test_the_models_name_in_front_of_its_tensors_may_be_missing(tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     bare = {k.removeprefix("model."): v for k, v in tensors.items() if k != "lm_head.weight"}
     save_file(bare, tmp_path / "model.safetensors")
-    assert relative_error(load_decoder(tmp_path)(IDS, all_rows(len(IDS), LENGTH)), truth) <= 1e-5
+    assert relative_error(load_encoder(tmp_path)(IDS, all_rows(len(IDS), LENGTH)), truth) <= 1e-5
 
 
 def test_what_is_missing_or_surplus_is_named_before_anything_is_loaded(tmp_path):
@@ -108,13 +108,13 @@ def test_what_is_missing_or_surplus_is_named_before_anything_is_loaded(tmp_path)
     lost = tensors.pop("model.layers.3.mlp.up_proj.weight")
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(IncompleteCheckpoint, match=r"lacks 1 tensor \(model.layers.3.mlp.up_proj.weight\)"):
-        open_source(tmp_path)
+        open_llm(tmp_path)
     save_file(
         tensors | {"model.layers.3.mlp.up_proj.weight": lost, "odd": lost.clone()},
         tmp_path / "model.safetensors",
     )
     with pytest.raises(IncompleteCheckpoint, match="unknown 1 tensor"):
-        open_source(tmp_path)
+        open_llm(tmp_path)
 
 
 def test_code_in_a_folder_is_never_run(tmp_path):
@@ -125,7 +125,7 @@ def test_code_in_a_folder_is_never_run(tmp_path):
     config |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd", "AutoModel": "odd.Odd"}}
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UnreadableFile, match="never run"):
-        open_source(tmp_path)
+        open_llm(tmp_path)
     assert not ran.exists()
 
 
@@ -136,13 +136,13 @@ def test_other_kinds_of_model_are_refused(tmp_path):
     )  # fmt: skip
     transformers.BartModel(config).save_pretrained(tmp_path)
     with pytest.raises(UnknownCheckpoint, match="bart"):
-        open_source(tmp_path)
+        open_llm(tmp_path)
 
 
 def test_a_file_that_changes_after_it_was_chosen_is_not_mixed_up_with_it(tmp_path):
     make("Llama", tmp_path)
-    source = open_source(tmp_path)
+    source = open_llm(tmp_path)
     make("Llama", tmp_path, tie_word_embeddings=True)
-    assert open_source(tmp_path).identity != source.identity
+    assert open_llm(tmp_path).identity != source.identity
     with pytest.raises(UnreadableFile, match="has changed"):
         source.load(4)

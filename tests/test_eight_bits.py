@@ -5,16 +5,16 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import relative_error
+from tiny import load_encoder, relative_error
 
-from llm4gen.models.checkpoint import load_cross_adapter, load_t5_encoder
-from llm4gen.models.decoder_checkpoint import load_decoder
-from llm4gen.models.eight_bits import cast, widen
+from llm4gen.models.checkpoints.adapter import load_cross_adapter
+from llm4gen.models.checkpoints.fill import linear_weights
+from llm4gen.models.encoders.linear import cast_fp8
+from llm4gen.models.encoders.rows import distinct_rows, real_rows
 from llm4gen.models.errors import IncompleteCheckpoint
-from llm4gen.models.filling import is_finite
-from llm4gen.models.rows import distinct_rows, real_rows
-from llm4gen.models.source import open_source
-from llm4gen.models.widths import products
+from llm4gen.models.files.fp8 import cast
+from llm4gen.models.files.values import is_finite
+from llm4gen.models.llm import open_llm
 
 FP8 = torch.float8_e4m3fn
 PRODUCTS = [(torch.float32, 1e-5), (torch.bfloat16, 2e-2), (torch.float16, 5e-3)]
@@ -27,7 +27,7 @@ QUERY = "t5_encoder.encoder.block.1.layer.0.SelfAttention.q"
 def test_every_number_is_widened_as_torch_does(dtype, rows):
     codes = torch.arange(256, dtype=torch.uint8).view(FP8)
     codes = codes[codes.float().isfinite()].expand(rows, -1).contiguous()
-    assert torch.equal(widen(codes, dtype), codes.to(dtype))
+    assert torch.equal(cast_fp8(codes, dtype), codes.to(dtype))
 
 
 @pytest.mark.parametrize("size", [1e-12, 1e-6, 1e-2, 1.0, 300.0, 1e12])
@@ -46,7 +46,7 @@ def test_zeros_stay_zeros():
 def rounded(oracle, encoder):
     """The oracle with the numbers that the encoder keeps."""
     kept = encoder.state_dict()
-    for name in products(encoder):
+    for name in linear_weights(encoder):
         layer = encoder.get_submodule(name.removesuffix(".weight"))
         assert kept[name].dtype == FP8 and layer.scale != 1.0
         kept[name] = kept[name].float() * layer.scale
@@ -57,23 +57,23 @@ def rounded(oracle, encoder):
 @torch.inference_mode()
 def test_a_t5s_states_are_those_of_the_numbers_kept(product, most, tmp_path):
     save_file(tiny.rankgen_tensors(tiny.t5_encoder(num_layers=6)), tmp_path / "t5.safetensors")
-    encoder = open_source(tmp_path / "t5.safetensors").load(6, dtype=FP8)
-    exact = load_t5_encoder(tmp_path / "t5.safetensors")
+    encoder = open_llm(tmp_path / "t5.safetensors").load(6, dtype=FP8)
+    exact = load_encoder(tmp_path / "t5.safetensors")
     exact.load_state_dict(rounded(exact, encoder))
     rows = distinct_rows(len(IDS), 256)
     truth = exact(IDS, rows)
-    assert relative_error(encoder(IDS, rows, products=product), truth) <= most
+    assert relative_error(encoder(IDS, rows, compute_dtype=product), truth) <= most
 
 
 @pytest.mark.parametrize(("product", "most"), PRODUCTS)
 @torch.inference_mode()
 def test_a_decoders_states_are_too_and_biases_are_not_scaled(product, most, tmp_path):
     gguf_files.make("Qwen2").save_pretrained(tmp_path)
-    encoder = open_source(tmp_path).load(3, dtype=FP8)
-    exact = load_decoder(tmp_path)
+    encoder = open_llm(tmp_path).load(3, dtype=FP8)
+    exact = load_encoder(tmp_path)
     exact.load_state_dict(rounded(exact, encoder))
     rows = real_rows(len(IDS))
-    assert relative_error(encoder(IDS, rows, products=product), exact(IDS, rows)) <= most
+    assert relative_error(encoder(IDS, rows, compute_dtype=product), exact(IDS, rows)) <= most
 
 
 @pytest.mark.parametrize("names", [("scale_weight", "scaled_fp8"), ("weight_scale", "comfy_quant")])
@@ -93,9 +93,7 @@ def test_comfyuis_scaled_files_are_read(names, dtype, tmp_path):
     save_file(scaled, tmp_path / "scaled.safetensors")
     rows = distinct_rows(len(IDS), 64)
     found, truth = (
-        load_t5_encoder(tmp_path / f"{name}.safetensors", dtype=dtype, operations=tiny.CastingLayers)(
-            IDS, rows
-        )
+        load_encoder(tmp_path / f"{name}.safetensors", dtype=dtype, operations=tiny.CastingLayers)(IDS, rows)
         for name in ("scaled", "plain")
     )
     assert relative_error(found, truth) <= 1e-5
@@ -106,7 +104,7 @@ def test_scales_of_other_kinds_are_refused(tmp_path):
     tensors[f"{QUERY}.weight_scale"] = torch.ones(32)
     save_file(tensors, tmp_path / "t5.safetensors")
     with pytest.raises(IncompleteCheckpoint, match=r"unknown .*weight_scale"):
-        load_t5_encoder(tmp_path / "t5.safetensors")
+        load_encoder(tmp_path / "t5.safetensors")
 
 
 def test_an_adapter_may_be_scaled_too(tmp_path):

@@ -2,9 +2,9 @@
 
 import torch
 
-from llm4gen.models.feature_cache import FeatureCache
-from llm4gen.models.llm import Features
-from llm4gen.models.rows import real_rows
+from llm4gen.models.encoders.rows import real_rows
+from llm4gen.models.features.features import Features
+from llm4gen.models.features.memory_cache import MemoryCache
 
 ONE = 4 * 8 * 4  # bytes of one below
 
@@ -14,7 +14,7 @@ def features(value):
 
 
 def test_the_oldest_go_first_and_use_keeps_young():
-    cache = FeatureCache(limit=2 * ONE)
+    cache = MemoryCache(limit=2 * ONE)
     cache.put("one", features(1))
     cache.put("two", features(2))
     assert cache.get("one").states[0, 0] == 1
@@ -25,13 +25,13 @@ def test_the_oldest_go_first_and_use_keeps_young():
 
 
 def test_what_is_put_twice_counts_once():
-    cache = FeatureCache(limit=2 * ONE)
+    cache = MemoryCache(limit=2 * ONE)
     for key in ("one", "two", "one", "one"):
         cache.put(key, features(0))
     assert cache.size == 2 * ONE and cache.get("two") is not None
 
 
 def test_what_is_larger_than_the_room_is_not_kept():
-    cache = FeatureCache(limit=ONE - 1)
+    cache = MemoryCache(limit=ONE - 1)
     cache.put("one", features(1))
     assert cache.get("one") is None and cache.size == 0

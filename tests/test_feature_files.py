@@ -6,9 +6,9 @@ import random
 import pytest
 import torch
 
-from llm4gen.models.feature_files import FeatureFiles
-from llm4gen.models.llm import Features
-from llm4gen.models.rows import distinct_rows
+from llm4gen.models.encoders.rows import distinct_rows
+from llm4gen.models.features.disk_cache import DiskCache
+from llm4gen.models.features.features import Features
 
 KEY = ("identity", "auto", (256, "keep", 24), (1, 2, 3))
 
@@ -19,18 +19,18 @@ def features(value=0):
 
 
 def same(one, other):
-    return torch.equal(one.rows.spread(one.states), other.rows.spread(other.states))
+    return torch.equal(one.rows.expand(one.states), other.rows.expand(other.states))
 
 
 @pytest.fixture
 def files(tmp_path):
-    return FeatureFiles(tmp_path / "kept")
+    return DiskCache(tmp_path / "kept")
 
 
 def test_what_is_kept_comes_back_to_another_server(files):
     assert files.get(KEY) is None
     files.put(KEY, features())
-    back = FeatureFiles(files.folder).get(KEY)
+    back = DiskCache(files.folder).get(KEY)
     assert torch.equal(back.states, features().states) and same(back, features())
     assert back.rows.real == 3 and torch.equal(back.rows.positions, features().rows.positions)
 
@@ -81,7 +81,7 @@ def test_the_least_recently_used_go_first(files):
 
 def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
     (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    files = FeatureFiles(tmp_path / "file" / "kept")
+    files = DiskCache(tmp_path / "file" / "kept")
     files.put(KEY, features())
     assert files.get(KEY) is None
 

@@ -10,8 +10,9 @@ import tiny
 import torch
 from fetching import LLM4GEN, RANKGEN, ROOMY, UNET, last_line
 from hub_server import Hub
+from tiny import load_encoder
 
-from llm4gen.models.checkpoint import load_cross_adapter, load_t5_encoder
+from llm4gen.models.checkpoints.adapter import load_cross_adapter
 
 from paths import ROOT, TOOLS
 
@@ -47,7 +48,7 @@ def test_everything_comes_to_its_place_once(fetching):
             assert f"{path}, {len(repository.files[path]):,} bytes" in done.stdout
     adapter, _ = load_cross_adapter(fetching.models / ADAPTER)
     assert torch.equal(adapter.llm_proj.bias, tiny.adapter_tensors()["CrossFusionModule.0.llm_proj.bias"])
-    encoder = load_t5_encoder(fetching.models / ENCODER, dtype=torch.bfloat16)
+    encoder = load_encoder(fetching.models / ENCODER, dtype=torch.bfloat16)
     published = tiny.rankgen_tensors(tiny.t5_encoder())["t5_encoder.shared.weight"]
     assert torch.equal(encoder.embedding.weight, published.bfloat16())
     sent, asked = len(fetching.hub.sent), len(fetching.hub.asked)

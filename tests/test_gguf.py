@@ -6,8 +6,8 @@ import torch
 from gguf_files import FAMILIES, Kind, expanded, make, t5, write_decoder, write_t5
 from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
-from llm4gen.models.rows import distinct_rows, real_rows
-from llm4gen.models.source import open_source
+from llm4gen.models.encoders.rows import distinct_rows, real_rows
+from llm4gen.models.llm import open_llm
 
 IDS = torch.tensor([5, 9, 33, 7, 41, 60, 12])
 LENGTH = 24
@@ -21,9 +21,9 @@ BOUNDS = {
 
 def states(path, depth=None, **settings):
     """Of every position; real ones alone for other models than T5."""
-    source = open_source(path)
+    source = open_llm(path)
     rows = distinct_rows(len(IDS), LENGTH) if source.is_t5 else real_rows(len(IDS))
-    return rows.spread(source.load(source.config.layers if depth is None else depth)(IDS, rows, **settings))
+    return rows.expand(source.load(source.config.layers if depth is None else depth)(IDS, rows, **settings))
 
 
 def truths(oracle, length=LENGTH):
@@ -71,13 +71,13 @@ def test_llamas_later_rotation_is_read_from_the_file(tmp_path):
 def test_products_of_16_bits_stay_close(write, products, most, tmp_path):
     write(tmp_path / "llm.gguf", t5() if write is write_t5 else make("Qwen2"), Kind.Q8_0)
     exact = states(tmp_path / "llm.gguf")
-    assert 0 < tiny.relative_error(states(tmp_path / "llm.gguf", products=products), exact) <= most
+    assert 0 < tiny.relative_error(states(tmp_path / "llm.gguf", compute_dtype=products), exact) <= most
 
 
 @pytest.mark.parametrize("write", [write_t5, write_decoder])
 def test_layers_beyond_the_wanted_one_are_not_there(write, tmp_path):
     write(tmp_path / "llm.gguf", t5(num_layers=3) if write is write_t5 else make("Llama"), Kind.Q8_0)
-    reader, turns = open_source(tmp_path / "llm.gguf").load(2), []
+    reader, turns = open_llm(tmp_path / "llm.gguf").load(2), []
     holding = [name for name, layer in reader.named_modules() if getattr(layer, "matrix", None)]
     assert {part for name in holding for part in name.split(".") if part.isdigit()} == {"0", "1"}
     reader(IDS, real_rows(len(IDS)), on_layer=lambda: turns.append(1))
@@ -87,6 +87,6 @@ def test_layers_beyond_the_wanted_one_are_not_there(write, tmp_path):
 def test_matrices_are_no_parameters_and_all_else_is_fp32(tmp_path):
     for name, write, model in (("t5", write_t5, t5()), ("llm", write_decoder, make("Qwen2"))):
         write(tmp_path / f"{name}.gguf", model, Kind.Q4_0)
-        reader = open_source(tmp_path / f"{name}.gguf").load(1)
+        reader = open_llm(tmp_path / f"{name}.gguf").load(1)
         assert all(weight.dtype == torch.float32 and weight.ndim < 2 for weight in reader.parameters())
         assert reader.dtype == torch.float32

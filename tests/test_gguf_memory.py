@@ -16,8 +16,8 @@ from pathlib import Path
 root, path = sys.argv[1:]
 pack = types.ModuleType("llm4gen"); pack.__path__ = [root]; sys.modules["llm4gen"] = pack
 import torch
-from llm4gen.models.rows import distinct_rows
-from llm4gen.models.source import open_source
+from llm4gen.models.encoders.rows import distinct_rows
+from llm4gen.models.llm import open_llm
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -31,8 +31,8 @@ import gguf
 warm(torch.float32), warm(torch.bfloat16), torch.nn.Embedding(8, 8, device="meta")  # their code's own memory
 Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
 before = peak()
-source = open_source(Path(path))
-states = source.load(2)(torch.arange(30), distinct_rows(30, 256), products=torch.bfloat16)
+source = open_llm(Path(path))
+states = source.load(2)(torch.arange(30), distinct_rows(30, 256), compute_dtype=torch.bfloat16)
 assert states.isfinite().all()
 print(peak() - before)
 """

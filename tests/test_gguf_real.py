@@ -8,9 +8,9 @@ from gguf_files import Kind, write_decoder
 from tiny import relative_error
 from transformers import AutoModel
 
-from llm4gen.models.llm import LLM, load_tokenizer
+from llm4gen.models.llm import LLM, open_llm
 from llm4gen.models.recipe import Recipe
-from llm4gen.models.source import open_source
+from llm4gen.models.tokens import load_tokenizer
 
 from paths import REAL_LLM
 
@@ -38,7 +38,7 @@ def oracle():
 
 @pytest.fixture(scope="module")
 def llm():
-    source = open_source(REAL_LLM)
+    source = open_llm(REAL_LLM)
     return LLM(source, load_tokenizer(REAL_LLM, source.config.vocabulary))
 
 
@@ -46,10 +46,10 @@ def llm():
 @torch.inference_mode()
 def test_its_states_are_transformers_own(layer, oracle, llm):
     recipe = Recipe(template="{text}", padding="drop", layer=layer)
-    reader = llm.source.load(llm.depth(recipe))
+    reader = llm.file.load(llm.depth(recipe))
     for text in TEXTS:
         ids = llm.tokenize(text, recipe).ids
-        found = llm.read(reader, ids, recipe, device=torch.device("cpu"), products=torch.float32)
+        found = llm.encode(reader, ids, recipe, device=torch.device("cpu"), compute_dtype=torch.float32)
         truth = oracle(input_ids=torch.tensor([ids]), output_hidden_states=True).hidden_states[layer][0]
         assert relative_error(found.states, truth) <= 1e-5
 
@@ -60,10 +60,10 @@ def test_packed_anew_its_states_stay_close(kind, most, oracle, llm, tmp_path):
     """To the last norm, after 30 layers; of what is kept in 4 bits, rows of other lengths than blocks have in 8."""
     recipe = Recipe(template="{text}", padding="drop")
     write_decoder(tmp_path / "llm.gguf", oracle, Kind[kind])
-    reader = open_source(tmp_path / "llm.gguf").load(llm.depth(recipe))
+    reader = open_llm(tmp_path / "llm.gguf").load(llm.depth(recipe))
     for text in TEXTS[:2]:
         ids = llm.tokenize(text, recipe).ids
-        found = llm.read(reader, ids, recipe, device=torch.device("cpu"), products=torch.float32)
+        found = llm.encode(reader, ids, recipe, device=torch.device("cpu"), compute_dtype=torch.float32)
         truth = oracle(input_ids=torch.tensor([ids])).last_hidden_state[0]
         assert 1e-3 < relative_error(found.states, truth) <= most
 

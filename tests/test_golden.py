@@ -5,12 +5,13 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny import load_encoder
 
-from llm4gen.models.checkpoint import load_cross_adapter, load_t5_encoder
-from llm4gen.models.llm import LLM, load_tokenizer
+from llm4gen.models.checkpoints.adapter import load_cross_adapter
+from llm4gen.models.encoders.rows import all_rows, distinct_rows
+from llm4gen.models.llm import LLM, open_llm
 from llm4gen.models.recipe import Recipe
-from llm4gen.models.rows import all_rows, distinct_rows
-from llm4gen.models.source import open_source
+from llm4gen.models.tokens import load_tokenizer
 
 from paths import GOLDEN, T5_TOKENIZER
 
@@ -39,8 +40,8 @@ def test_fused_tokens_equal_the_published_module(tmp_path):
 @pytest.mark.parametrize("plan", [distinct_rows, all_rows])
 def test_hidden_states_equal_the_published_text_path(index, plan, tmp_path):
     path, golden = golden_weights("rankgen.safetensors", tmp_path)
-    encoder = load_t5_encoder(path, dtype=torch.float32)
-    llm = LLM(open_source(path), load_tokenizer(T5_TOKENIZER, encoder.config.vocabulary))
+    encoder = load_encoder(path, dtype=torch.float32)
+    llm = LLM(open_llm(path), load_tokenizer(T5_TOKENIZER, encoder.config.vocabulary))
 
     ids = torch.tensor(llm.tokenize(golden_prompts()[index], Recipe()).ids)
     padded = torch.nn.functional.pad(ids, (0, 256 - len(ids)))
@@ -49,5 +50,5 @@ def test_hidden_states_equal_the_published_text_path(index, plan, tmp_path):
     assert torch.equal(mask[None], golden[f"{index}.attention_mask"])
 
     rows = plan(len(ids), 256)
-    hidden = rows.spread(encoder(ids, rows))
+    hidden = rows.expand(encoder(ids, rows))
     assert (hidden[None] - golden[f"{index}.hidden"]).abs().max() <= 2e-4

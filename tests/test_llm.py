@@ -6,9 +6,9 @@ import torch
 from safetensors.torch import save_file
 
 from llm4gen.models.errors import MissingTokenizer, WrongRecipe
-from llm4gen.models.llm import LLM, load_tokenizer
+from llm4gen.models.llm import LLM, open_llm
 from llm4gen.models.recipe import Recipe
-from llm4gen.models.source import open_source
+from llm4gen.models.tokens import load_tokenizer
 
 from paths import T5_TOKENIZER
 
@@ -17,13 +17,13 @@ from paths import T5_TOKENIZER
 def llm(tmp_path_factory):
     path = tmp_path_factory.mktemp("llm") / "t5.safetensors"
     save_file(tiny.rankgen_tensors(tiny.t5_encoder()), path)
-    return LLM(open_source(path), load_tokenizer(T5_TOKENIZER, tiny.VOCABULARY))
+    return LLM(open_llm(path), load_tokenizer(T5_TOKENIZER, tiny.VOCABULARY))
 
 
 def read(llm, text, recipe):
     tokens = llm.tokenize(text, recipe)
-    encoder = llm.source.load(llm.depth(recipe))
-    return llm.read(encoder, tokens.ids, recipe, device=torch.device("cpu"), products=torch.float32)
+    encoder = llm.file.load(llm.depth(recipe))
+    return llm.encode(encoder, tokens.ids, recipe, device=torch.device("cpu"), compute_dtype=torch.float32)
 
 
 TEXTS = [
@@ -44,7 +44,7 @@ TEXTS = [
 def test_any_text_gives_finite_states_of_the_recipes_length(text, padding, llm):
     recipe = Recipe(padding=padding)
     features = read(llm, text, recipe)
-    states = features.rows.spread(features.states)
+    states = features.rows.expand(features.states)
     tokens = llm.tokenize(text, recipe)
     assert len(states) == (256 if padding == "keep" else len(tokens.ids))
     assert states.isfinite().all()
@@ -77,7 +77,7 @@ def test_a_layer_is_counted_from_either_end(llm):
 
 @pytest.mark.parametrize("layer", [4, -5])
 def test_a_layer_that_the_encoder_lacks_is_refused(layer, llm):
-    with pytest.raises(WrongRecipe, match=f"{layer} of its LLM; this encoder has 3 layers"):
+    with pytest.raises(WrongRecipe, match=f"{layer} of its LLM, but this encoder has 3 layers"):
         read(llm, "a cat", Recipe(layer=layer))
 
 
@@ -89,5 +89,5 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
         with pytest.raises(MissingTokenizer, match="cannot be read"):
             load_tokenizer(tmp_path, tiny.VOCABULARY)
     for vocabulary in (32000, 64000):
-        with pytest.raises(MissingTokenizer, match=f"32100 pieces, the encoder {vocabulary}"):
+        with pytest.raises(MissingTokenizer, match=f"32100 tokens, but the encoder has {vocabulary}"):
             load_tokenizer(T5_TOKENIZER, vocabulary)

@@ -17,7 +17,7 @@ from pathlib import Path
 root, path, dtype = sys.argv[1:]
 pack = types.ModuleType("llm4gen"); pack.__path__ = [root]; sys.modules["llm4gen"] = pack
 import torch
-from llm4gen.models.checkpoint import load_t5_encoder
+from llm4gen.models.llm import open_llm
 
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -26,7 +26,7 @@ def peak():
 torch.aminmax(torch.zeros(1 << 24)), torch.zeros(1 << 24).bfloat16()  # the kernels' own memory
 Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
 before = peak()
-encoder = load_t5_encoder(Path(path), dtype=getattr(torch, dtype, None))
+encoder = open_llm(Path(path)).load(dtype=getattr(torch, dtype, None))
 print(peak() - before)
 """
 

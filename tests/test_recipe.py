@@ -26,7 +26,9 @@ def test_entries_replace_the_published_ones():
 def test_the_system_text_stands_where_the_template_says():
     recipe = read(template="[{system}] {text} [{system}]", system="Look closely.")
     assert recipe.prompt("a {system} cat") == "[Look closely.] a {system} cat [Look closely.]"
-    assert recipe.spread([2.0]) == [1.0] * len("[Look closely.] ") + [2.0] + [1.0] * len(" [Look closely.]")
+    assert recipe.weights_in_prompt([2.0]) == [1.0] * len("[Look closely.] ") + [2.0] + [1.0] * len(
+        " [Look closely.]"
+    )
 
 
 def test_braces_in_a_prompt_are_words():

@@ -4,9 +4,9 @@ import pytest
 import tiny
 import torch
 from safetensors.torch import save_file
+from tiny import load_encoder
 
-from llm4gen.models.checkpoint import load_t5_encoder
-from llm4gen.models.rows import all_rows, distinct_rows, real_rows
+from llm4gen.models.encoders.rows import all_rows, distinct_rows, real_rows
 
 LENGTH = 256
 
@@ -37,28 +37,28 @@ def file(oracle, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def encoder(file):
-    return load_t5_encoder(file)
+    return load_encoder(file)
 
 
 def test_both_paths_equal_transformers_for_every_length(oracle, encoder):
     for real in range(1, LENGTH + 1):
         ids, truth = prompt(real), padded_states(oracle, prompt(real))[-1]
         for rows in (distinct_rows(real, LENGTH), all_rows(real, LENGTH)):
-            assert (rows.spread(encoder(ids, rows)) - truth).abs().max() <= 2e-5, real
+            assert (rows.expand(encoder(ids, rows)) - truth).abs().max() <= 2e-5, real
 
 
 @pytest.mark.parametrize("depth", range(4))
 def test_every_depth_is_transformers_hidden_state_and_no_deeper_block_is_loaded(depth, oracle, file):
     ids, rows = prompt(20), distinct_rows(20, LENGTH)
-    encoder = load_t5_encoder(file, depth=depth)
-    states = rows.spread(encoder(ids, rows))
+    encoder = load_encoder(file, depth=depth)
+    states = rows.expand(encoder(ids, rows))
     assert len(encoder.blocks) == depth
     torch.testing.assert_close(states, padded_states(oracle, ids)[depth], atol=2e-5, rtol=0)
 
 
 def test_dropped_padding_leaves_the_tokens_alone(oracle, encoder):
     ids, rows = prompt(20), real_rows(20)
-    states = rows.spread(encoder(ids, rows))
+    states = rows.expand(encoder(ids, rows))
     torch.testing.assert_close(states, padded_states(oracle, ids)[-1][:20], atol=2e-5, rtol=0)
 
 
@@ -69,7 +69,7 @@ def test_any_size_is_measured_from_the_shapes(sizes, tmp_path):
     oracle = tiny.t5_encoder(**sizes)
     save_file(tiny.rankgen_tensors(oracle), tmp_path / "t5.safetensors")
     ids, rows = prompt(9), distinct_rows(9, 64)
-    states = rows.spread(load_t5_encoder(tmp_path / "t5.safetensors")(ids, rows))
+    states = rows.expand(load_encoder(tmp_path / "t5.safetensors")(ids, rows))
     torch.testing.assert_close(states, padded_states(oracle, ids, 64)[-1], atol=2e-5, rtol=0)
 
 
@@ -98,8 +98,8 @@ def deep(tmp_path_factory):
 def test_precision_of_16_bit_products(stored, products, bound, deep):
     oracle, path = deep
     ids, rows = prompt(30), distinct_rows(30, LENGTH)
-    encoder = load_t5_encoder(path, dtype=stored, operations=tiny.CastingLayers)
-    states = rows.spread(encoder(ids, rows, products=products))
+    encoder = load_encoder(path, dtype=stored, operations=tiny.CastingLayers)
+    states = rows.expand(encoder(ids, rows, compute_dtype=products))
     assert tiny.relative_error(states, padded_states(oracle, ids)[-1]) <= bound
 
 
@@ -112,8 +112,8 @@ def test_fp16_products_survive_what_overflows_fp16(tmp_path):
     truth = padded_states(oracle, ids)[-1]
 
     save_file(tiny.rankgen_tensors(oracle), tmp_path / "t5.safetensors")
-    encoder = load_t5_encoder(tmp_path / "t5.safetensors", dtype=torch.float16)
-    assert tiny.relative_error(rows.spread(encoder(ids, rows, products=torch.float16)), truth) <= 5e-3
+    encoder = load_encoder(tmp_path / "t5.safetensors", dtype=torch.float16)
+    assert tiny.relative_error(rows.expand(encoder(ids, rows, compute_dtype=torch.float16)), truth) <= 5e-3
 
     plain = oracle.half()
     for block in plain.encoder.block:

@@ -7,7 +7,14 @@ import torch
 from safetensors.torch import save_file
 from transformers import T5Config, T5EncoderModel, T5ForConditionalGeneration
 
+from llm4gen.models.llm import open_llm
+
 VOCABULARY = 32128
+
+
+def load_encoder(path: Path, **options) -> torch.nn.Module:
+    """The encoder in a file or folder, without ComfyUI. options: of `LLMFile.load`."""
+    return open_llm(path).load(**options)
 
 
 def t5_config(**changes) -> T5Config:

@@ -81,14 +81,14 @@ class Ours:
         from llm4gen.models.recipe import Recipe  # noqa: PLC0415
 
         self.llm = self.load_llm()
-        padding = "keep" if self.llm.llm.source.is_t5 else "drop"
+        padding = "keep" if self.llm.llm.file.is_t5 else "drop"
         self.recipe = Recipe(template="{text}", padding=padding)
         self.llm.load(self.llm.llm.depth(self.recipe))
 
     def states(self, text: str) -> Tensor:
         ids = self.llm.llm.tokenize(text, self.recipe).ids
         features = self.llm.features(ids, self.recipe)
-        return features.rows.spread(features.states).cpu()
+        return features.rows.expand(features.states).cpu()
 
 
 @torch.inference_mode()  # as the host runs its nodes

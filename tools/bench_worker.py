@@ -121,13 +121,13 @@ class Ours:
         self.adapter = self.load_adapter()
 
     def context(self, positive: str, negative: str, which: str) -> dict[str, Tensor]:
-        from llm4gen.nodes.hosted import READ  # noqa: PLC0415
+        from llm4gen.nodes.managed import FEATURES  # noqa: PLC0415
 
         if which == FIRST:
-            READ.kept.clear()
+            FEATURES.memory.clear()
         # ComfyUI would not run the negative's node again at all; here its adapter half is.
         prompts = [self.llm.llm.tokenize(text, self.adapter.recipe).ids for text in (positive, negative)]
-        known = [READ.get(self.llm.key(ids, self.adapter.recipe)) is not None for ids in prompts]
+        known = [FEATURES.get(self.llm.key(ids, self.adapter.recipe)) is not None for ids in prompts]
         assert known == [False, which == REPEATED]
         return {
             name: torch.cat([clip, self.fuse(clip, ids)], dim=1)[0]

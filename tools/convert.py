@@ -27,7 +27,7 @@ from pack import make_importable
 from steps import CannotWrite, Ended, ended_between_steps, sha256
 
 if TYPE_CHECKING:
-    from llm4gen.models.conversion import Conversion
+    from llm4gen.models.conversion.conversion import Conversion
 
 # Goes up with every change of what is written.
 VERSION = 2
@@ -62,22 +62,22 @@ def convert(
     """
     from safetensors_writer import Outline, in_one_step, write_tensors  # noqa: PLC0415
 
-    from llm4gen.models.conversion_plans import plan_conversion  # noqa: PLC0415
-    from llm4gen.models.weights import files_of  # noqa: PLC0415
+    from llm4gen.models.conversion.plans import plan_conversion  # noqa: PLC0415
+    from llm4gen.models.files.weights import weight_files  # noqa: PLC0415
 
     plan = plan_conversion(source, dtype)
-    files = files_of(source)
-    target = checked_target(target or default_target(source, plan), files, force, plan.furnish is not None)
+    files = weight_files(source)
+    target = checked_target(target or default_target(source, plan), files, force, plan.companions is not None)
     print(f"{source.name}: {plan.kind}, {sum(file.stat().st_size for file in files):,} bytes")
-    if plan.unused:
+    if plan.left_out:
         print(
-            f"left out, since nothing here uses it: {', '.join(plan.unused[:4])}{', …' * (len(plan.unused) > 4)}"
+            f"left out, since nothing here uses it: {', '.join(plan.left_out[:4])}{', …' * (len(plan.left_out) > 4)}"
         )
     metadata = {"format": "pt", "dtype": plan.dtype, **plan.metadata, **origin(source, files, check)}
-    outline = Outline(plan.tensors(), metadata)
+    outline = Outline(plan.outline(), metadata)
     print(f"writing {target} in {plan.dtype} ...", flush=True)
     checksum = hashlib.sha256()
-    furnished = made_folder(target.parent, plan.furnish) if plan.furnish else nullcontext()
+    furnished = made_folder(target.parent, plan.companions) if plan.companions else nullcontext()
     with furnished, in_one_step(target, outline.size()) as file:
 
         def write(data: bytes | memoryview) -> None:
@@ -85,7 +85,7 @@ def convert(
             file.write(data)
             checksum.update(data)
 
-        write_tensors(write, outline, plan.pieces(outline.names()))
+        write_tensors(write, outline, plan.chunks(outline.names()))
         check()
     print(f"done: {target}, {outline.size():,} bytes, sha256 {checksum.hexdigest()}")
     tell_of_tokenizer(plan, target)
@@ -95,7 +95,7 @@ def default_target(source: Path, plan: Conversion) -> Path:
     """Beside the source; a link is a source of its own."""
     named = Path(os.path.abspath(source))
     stem = named.name if named.is_dir() else named.stem
-    return named.with_name(f"{stem}-{plan.dtype}" + ("" if plan.furnish else TARGETS[0]))
+    return named.with_name(f"{stem}-{plan.dtype}" + ("" if plan.companions else TARGETS[0]))
 
 
 def checked_target(target: Path, files: Sequence[Path], force: bool, in_folder: bool) -> Path:

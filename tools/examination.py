@@ -15,8 +15,9 @@ import folder_paths
 from findings import Finding
 from model_choice import sd15_checkpoint
 
-from llm4gen.models.formats import GGUF, SUFFIXES, is_gguf
-from llm4gen.nodes import folders, report
+from llm4gen.models.files.formats import GGUF, SUFFIXES, is_gguf
+from llm4gen.nodes import folders
+from llm4gen.nodes.pages import inventory
 
 # Folders of the host's where people put what belongs in ours.
 OTHERS = ("checkpoints", "diffusion_models", "loras", "vae", "controlnet", "clip_vision")
@@ -43,8 +44,8 @@ class Examination:
             strays |= {path: kind for path, kind in kinds.items() if kind and kind != key}
         return strays
 
-    def in_place(self, key: str) -> dict[str, report.Encoder | report.Adapter]:
-        found = report.encoders() if key == folders.ENCODERS else report.adapters()
+    def in_place(self, key: str) -> dict[str, inventory.Encoder | inventory.Adapter]:
+        found = inventory.encoders() if key == folders.ENCODERS else inventory.adapters()
         return {name: facts for name, facts in found.items() if folders.find(key, name) not in self.strays}
 
     def absent(self, key: str) -> Iterable[Finding]:
@@ -103,7 +104,7 @@ class Examination:
         found = {name: one for name, one in self.in_place(folders.ENCODERS).items() if one.width}
         theirs = {name: one for name, one in self.in_place(folders.ADAPTERS).items() if one.recipe}
         pairs = {
-            name: [other for other, encoder in found.items() if report.fits(encoder, adapter)]
+            name: [other for other, encoder in found.items() if inventory.fits(encoder, adapter)]
             for name, adapter in theirs.items()
         }
         for name, fitting in pairs.items():
@@ -145,9 +146,9 @@ def home(key: str) -> Path:
 
 def kind_of(path: Path) -> str | None:
     """The folder key that a file belongs to, if it is one of ours."""
-    if report.ADAPTERS(path).recipe:
+    if inventory.ADAPTERS(path).recipe:
         return folders.ADAPTERS
-    return folders.ENCODERS if report.ENCODERS(path).width else None
+    return folders.ENCODERS if inventory.ENCODERS(path).width else None
 
 
 def files_of(key: str) -> list[Path]:

@@ -156,7 +156,7 @@ def what_is_wrong(item: Item, path: Path) -> str | None:
     """Why the pack would not take a file for this; None if it would. A UNet is the host's to read."""
     if not item.kind:
         return None if path.stat().st_size else "It is empty."
-    from llm4gen.models.conversion_plans import plan_conversion  # noqa: PLC0415
+    from llm4gen.models.conversion.plans import plan_conversion  # noqa: PLC0415
     from llm4gen.models.errors import LLM4GENError  # noqa: PLC0415
 
     try:

@@ -95,12 +95,12 @@ def test_its_attention_is_drawn_with_its_own_words(started, oracle, load, clip, 
     adapter = adapter_of(started, "keep")
     fused = in_process.run(started.ours["LLM4GEN_ApplyToCLIP"], clip=clip, llm=load(), adapter=adapter)
     drawn = attention_map(fused, SHORT, "each")
-    truth = adapter.adapter.attention(encode(clip)[0][0], hidden_states(oracle, SHORT, "keep"))
+    truth = adapter.adapter.attention_weights(encode(clip)[0][0], hidden_states(oracle, SHORT, "keep"))
     rows, columns = len(drawn.rows), len(drawn.columns)
     assert relative_error(torch.from_numpy(drawn.weights), truth[0, :, :rows, :columns]) <= 1e-5
     read = "".join(word.text for word in drawn.rows if word.text != "(space)")
     assert f"user>{SHORT.replace(' ', '')}assistant>" in read
-    marks = [word.mark for word in drawn.rows]
+    marks = [word.is_special for word in drawn.rows]
     assert marks[0] and marks[-1] and not all(marks)
     assert len(drawn.names) == 4
 
@@ -109,7 +109,7 @@ def test_its_attention_is_drawn_with_its_own_words(started, oracle, load, clip, 
 @torch.inference_mode()
 def test_every_dtype_stays_close(dtype, most, started, oracle, load):
     recipe, llm = adapter_of(started, "drop").recipe, load(dtype)
-    states = llm.read(llm.llm.tokenize(SHORT, recipe).ids, recipe).states
+    states = llm.encode(llm.llm.tokenize(SHORT, recipe).ids, recipe).states
     assert relative_error(states, hidden_states(oracle, SHORT, "drop")[0]) <= most
 
 
@@ -121,7 +121,7 @@ def test_streamed_weights_give_the_same_states_and_the_host_takes_them_back(
 
     recipe, llm = adapter_of(started, "keep").recipe, load()
     ids = llm.llm.tokenize(SHORT, recipe).ids
-    whole = llm.read(ids, recipe).states
+    whole = llm.encode(ids, recipe).states
     assert llm.patcher in management.loaded_models()
     management.free_memory(1e30, llm.patcher.load_device)
     assert llm.patcher not in management.loaded_models() and llm.patcher.loaded_size() == 0
@@ -130,7 +130,7 @@ def test_streamed_weights_give_the_same_states_and_the_host_takes_them_back(
     monkeypatch.setattr(hosted, "ready", lambda: hosted.patcher.load_device)
     hosted.patcher.patch_model(hosted.patcher.load_device, lowvram_model_memory=1)
     assert hosted.patcher.model.model_lowvram
-    assert torch.equal(llm.read(ids, recipe).states, whole)
+    assert torch.equal(llm.encode(ids, recipe).states, whole)
 
 
 def test_every_matrix_is_in_a_layer_of_the_hosts(load):
@@ -149,4 +149,4 @@ def test_layers_that_take_their_weights_late_are_filled(started, load, monkeypat
     late.load(3)
     monkeypatch.undo()
     ids = late.llm.tokenize(SHORT, recipe).ids
-    assert torch.equal(late.read(ids, recipe).states, load().read(ids, recipe).states)
+    assert torch.equal(late.encode(ids, recipe).states, load().encode(ids, recipe).states)

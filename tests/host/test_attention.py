@@ -3,7 +3,6 @@
 from copy import copy
 from dataclasses import replace
 from functools import cache
-from types import SimpleNamespace
 
 import in_process
 import numpy as np
@@ -57,7 +56,9 @@ def weights(clip, adapter, encode, fused):
     def weights(text):
         states, tokens = encode(clip, text)[0][0][:, :77], fused.tokenize(text)["llm4gen"][0]
         with torch.inference_mode():
-            return adapter.adapter.attention(states, fused.features(tokens).states[None, : len(tokens)])[0]
+            return adapter.adapter.attention_weights(
+                states, fused.features(tokens).states[None, : len(tokens)]
+            )[0]
 
     return weights
 
@@ -71,8 +72,8 @@ def colours_at(picture, layout, panels, rows, columns):
 
 def place_of(picture, text, colour, size=13):
     """Where a text stands in a picture, as [left, middle]; None if it does not."""
-    from llm4gen.nodes.attention_map import PAPER  # noqa: PLC0415
-    from llm4gen.nodes.lettering import width, write  # noqa: PLC0415
+    from llm4gen.nodes.drawing.attention_map import PAPER  # noqa: PLC0415
+    from llm4gen.nodes.drawing.text import width, write  # noqa: PLC0415
 
     stencil = Image.new("RGB", (width(text, size), 16), PAPER)
     write(stencil, (0, 8), text, size, colour)
@@ -90,7 +91,7 @@ def place_of(picture, text, colour, size=13):
 @pytest.mark.parametrize("heads", ["average", "each"])
 @pytest.mark.parametrize("text", PROMPTS, ids=["words", "emphasis", "scripts", "long", "empty"])
 def test_each_cells_colour_is_its_weights_place_on_the_scale(text, heads, draw, layout, weights, clip):
-    from llm4gen.nodes.attention_map import RAMP  # noqa: PLC0415
+    from llm4gen.nodes.drawing.attention_map import RAMP  # noqa: PLC0415
 
     picture, numbers = draw(text, heads=heads), weights(text)
     assert picture.ndim == 4 and (picture.shape[0], picture.shape[3]) == (1, 3)
@@ -106,7 +107,7 @@ def test_each_cells_colour_is_its_weights_place_on_the_scale(text, heads, draw, 
 
 
 def test_the_ramp_darkens_evenly():
-    from llm4gen.nodes.attention_map import RAMP  # noqa: PLC0415
+    from llm4gen.nodes.drawing.attention_map import RAMP  # noqa: PLC0415
 
     part = RAMP / 255
     linear = np.where(part <= 0.04045, part / 12.92, ((part + 0.055) / 1.055) ** 2.4)
@@ -116,7 +117,7 @@ def test_the_ramp_darkens_evenly():
 
 def test_rows_are_what_the_llm_reads_and_columns_what_clip_reads(layout):
     drawn = layout("a (blue:1.3) sheep, \\(old\\)")
-    assert [word.text for word in drawn.rows if word.mark] == ["pre", "</s>"]
+    assert [word.text for word in drawn.rows if word.is_special] == ["pre", "</s>"]
     read = "".join(word.text.replace("(space)", "") for word in drawn.rows[1:-1])
     assert read == "ablue" + "sheep" + ",(old)"
     assert [word.text for word in drawn.columns] == [
@@ -130,7 +131,7 @@ def test_rows_are_what_the_llm_reads_and_columns_what_clip_reads(layout):
         ")",
         "<end>",
     ]
-    assert [word.mark for word in drawn.columns] == [True, *[False] * 7, True]
+    assert [word.is_special for word in drawn.columns] == [True, *[False] * 7, True]
 
 
 def test_a_token_at_the_templates_border_is_the_users_if_one_letter_of_it_is(fused, adapter):
@@ -143,7 +144,7 @@ def test_a_token_at_the_templates_border_is_the_users_if_one_letter_of_it_is(fus
         drawn = attention_map(
             fused.around(fused.plain(), Fusion(fused.fusion.llm, close)), "d cat", "average"
         )
-    rows = [(word.text, word.mark) for word in drawn.rows if word.text != "(space)"]
+    rows = [(word.text, word.is_special) for word in drawn.rows if word.text != "(space)"]
     theirs = [("a", True), (",", True), ("please", True), ("</s>", True)]
     assert rows == [theirs[0], ("red", False), ("cats", False), *theirs[1:]]
 
@@ -151,21 +152,21 @@ def test_a_token_at_the_templates_border_is_the_users_if_one_letter_of_it_is(fus
 def test_a_users_space_does_not_make_the_templates_word_theirs(started):
     """Of a tokenizer that spells spaces in the tokens themselves."""
     from llm4gen.models.recipe import Recipe  # noqa: PLC0415
-    from llm4gen.nodes.tokens_shown import of_the_users  # noqa: PLC0415
+    from llm4gen.nodes.drawing.token_labels import users_tokens  # noqa: PLC0415
 
     place = COMFYUI / "comfy" / "text_encoders" / "qwen25_tokenizer"
-    llm = SimpleNamespace(tokenizer=AutoTokenizer.from_pretrained(place))
+    tokenizer = AutoTokenizer.from_pretrained(place)
     template, text = "user:{text}assistant", " a cat "
-    pieces = llm.tokenizer.convert_ids_to_tokens(llm.tokenizer(template.format(text=text))["input_ids"])
+    pieces = tokenizer.convert_ids_to_tokens(tokenizer(template.format(text=text))["input_ids"])
     assert pieces == ["user", ":", "Ġa", "Ġcat", "Ġassistant"]
-    assert of_the_users(llm, Recipe(template=template), text) == [False, False, True, True, False]
+    assert users_tokens(tokenizer, Recipe(template=template), text) == [False, False, True, True, False]
 
 
 def test_no_letter_is_put_together_of_more_tokens_than_utf_8_has_bytes_for_one():
-    from llm4gen.nodes.tokens_shown import HALF_A_LETTER, pieces  # noqa: PLC0415
+    from llm4gen.nodes.drawing.token_labels import INCOMPLETE_LETTER, token_texts  # noqa: PLC0415
 
-    numbered = [f"{HALF_A_LETTER} {number}/4" for number in (1, 2, 3, 4)]
-    assert pieces(range(5), lambda part: HALF_A_LETTER) == [*numbered, HALF_A_LETTER]
+    numbered = [f"{INCOMPLETE_LETTER} {number}/4" for number in (1, 2, 3, 4)]
+    assert token_texts(range(5), lambda part: INCOMPLETE_LETTER) == [*numbered, INCOMPLETE_LETTER]
 
 
 def test_letters_of_several_tokens_are_numbered(layout):
@@ -201,7 +202,7 @@ def test_what_is_not_drawn_is_told(layout):
 
 
 def test_the_shares_told_are_the_weights(layout, weights):
-    from llm4gen.nodes.attention_map import percent  # noqa: PLC0415
+    from llm4gen.nodes.drawing.attention_map import percent  # noqa: PLC0415
 
     mean = weights("a cat").mean((0, 1))
     told = [percent(part.sum().item()) for part in mean.split([1, 2, 1, 73])]
@@ -210,14 +211,14 @@ def test_the_shares_told_are_the_weights(layout, weights):
 
 def test_every_word_is_written_beside_its_own_row_and_column(layout):
     """Another word changes the picture there and nowhere else."""
-    from llm4gen.nodes.attention_map import CELL, Word  # noqa: PLC0415
+    from llm4gen.nodes.drawing.attention_map import CELL, Label  # noqa: PLC0415
 
     drawn = layout("a blue sheep, a brown vase")
     before = np.asarray(drawn.draw()).astype(int)
     (left, top), at = drawn.corner(0), 3
     for side in ("rows", "columns"):
         words = list(getattr(drawn, side))
-        words[at] = Word(words[at].text[::-1])
+        words[at] = Label(words[at].text[::-1])
         changed = np.abs(np.asarray(replace(drawn, **{side: words}).draw()) - before).sum(-1).nonzero()
         y, x = (int(place.mean()) for place in changed)
         if side == "rows":
@@ -247,7 +248,7 @@ def test_marks_beyond_the_scale_do_not_stretch_it(layout):
 
 @pytest.mark.parametrize(("heads", "which"), [("average", "The average of 8"), ("each", "Each of 8")])
 def test_what_is_told_above_and_below_stands_in_the_picture(heads, which, layout):
-    from llm4gen.nodes.attention_map import FAINT, HEADING, INK  # noqa: PLC0415
+    from llm4gen.nodes.drawing.attention_map import FAINT, HEADING_SIZE, INK  # noqa: PLC0415
 
     drawn, empty = layout(LONG, heads), layout("", heads)
     picture = drawn.draw()
@@ -255,12 +256,12 @@ def test_what_is_told_above_and_below_stands_in_the_picture(heads, which, layout
     assert f"{which} heads." in drawn.caption and len(lines) == 3
     heights = [place_of(picture, line, FAINT)[1] for line in lines]
     assert heights == sorted(heights)
-    assert place_of(empty.draw(), "(empty prompt)", INK, HEADING)
-    assert place_of(layout("two\n  words", heads).draw(), "“two words”", INK, HEADING)
+    assert place_of(empty.draw(), "(empty prompt)", INK, HEADING_SIZE)
+    assert place_of(layout("two\n  words", heads).draw(), "“two words”", INK, HEADING_SIZE)
 
 
 def test_the_legend_runs_from_the_least_to_the_most_of_the_words(layout):
-    from llm4gen.nodes.attention_map import INK, LEGEND, RAMP, percent  # noqa: PLC0415
+    from llm4gen.nodes.drawing.attention_map import INK, LEGEND, RAMP, percent  # noqa: PLC0415
 
     drawn = layout(PROMPTS[0])
     words = drawn.weights[:, :, 1:-1]
@@ -278,29 +279,29 @@ def test_the_legend_runs_from_the_least_to_the_most_of_the_words(layout):
 
 
 def test_shares_are_told_in_two_digits():
-    from llm4gen.nodes.attention_map import percent  # noqa: PLC0415
+    from llm4gen.nodes.drawing.attention_map import percent  # noqa: PLC0415
 
     assert [percent(share) for share in (0.5, 0.034, 0.0084)] == ["50 %", "3.4 %", "0.84 %"]
 
 
 def test_marks_are_paler_than_words(layout):
-    from llm4gen.nodes.attention_map import FAINT, INK, Word  # noqa: PLC0415
+    from llm4gen.nodes.drawing.attention_map import FAINT, INK, Label  # noqa: PLC0415
 
     drawn = layout(PROMPTS[0])
-    rows = [Word("sheep", mark=True), Word("vase"), *drawn.rows[2:]]
+    rows = [Label("sheep", is_special=True), Label("vase"), *drawn.rows[2:]]
     picture = replace(drawn, rows=rows).draw()
     assert place_of(picture, "sheep", FAINT)[1] < place_of(picture, "vase", INK)[1]
-    columns = [Word("", mark=word.mark) for word in drawn.columns]
+    columns = [Label("", is_special=word.is_special) for word in drawn.columns]
     darkest = []
     for mark in (True, False):
-        columns[2] = Word("sheep", mark=mark)
+        columns[2] = Label("sheep", is_special=mark)
         shown = replace(drawn, columns=columns)
         darkest.append(np.asarray(shown.draw())[shown.top : shown.corner(0)[1]].min())
     assert darkest[0] > darkest[1] + 40
 
 
 def test_panels_run_like_lines_of_a_page_each_under_its_own_name(layout):
-    from llm4gen.nodes.attention_map import INK  # noqa: PLC0415
+    from llm4gen.nodes.drawing.attention_map import INK  # noqa: PLC0415
 
     drawn = layout(PROMPTS[0], "each")
     picture, corners = drawn.draw(), [drawn.corner(panel) for panel in range(8)]

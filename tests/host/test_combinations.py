@@ -273,7 +273,7 @@ def test_of_a_lora_schedule_the_attention_maps_the_first_segment(model, clip, fu
     from comfy_extras.nodes_hooks import SetClipHooks  # noqa: PLC0415
 
     def attention(clip):
-        return clip.attention(clip.tokenize(SHORT))
+        return clip.attention_weights(clip.tokenize(SHORT))
 
     hooked = SetClipHooks().apply_hooks(fused, True, True, hook_lora(*KEYFRAMES))[0]
     assert torch.equal(attention(hooked), attention(fuse(load_lora(model, clip, KEYFRAMES[0][0])[1])))

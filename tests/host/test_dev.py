@@ -36,7 +36,7 @@ def run(tmp_path, monkeypatch):
 
     def run(*arguments, failing=(), mark="@pytest.mark.floor"):
         small = tmp_path / "test_small.py"
-        small.write_text(SMALL.format(ran=str(ran), failing=failing, mark=mark), encoding="utf-8")
+        small.write_text(SMALL.format(ran=str(ran), failing=failing, is_special=mark), encoding="utf-8")
         config = ["-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"]
         code = dev.main(["test", *arguments, *config, str(small)])
         return code, ran.read_text(encoding="utf-8").split() if ran.exists() else []

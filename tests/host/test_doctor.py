@@ -18,7 +18,7 @@ from comfy_server import copy_pack
 from model_choice import SD15_KEY, SD15_SHAPE
 from safetensors.torch import save_file
 
-from llm4gen.models.formats import GGUF, SUFFIXES
+from llm4gen.models.files.formats import GGUF, SUFFIXES
 
 from paths import COMFYUI, ROOT
 

@@ -76,9 +76,9 @@ def test_every_letter_has_the_same_weight_in_both_halves(text, fused):
 
 @pytest.mark.parametrize("text", CASES)
 def test_the_tokens_are_those_of_the_plain_sentence(text, fused):
-    from llm4gen.nodes.prompt import words_of  # noqa: PLC0415
+    from llm4gen.nodes.prompt import weighted_text  # noqa: PLC0415
 
-    plain = words_of(text).text.replace("(", r"\(").replace(")", r"\)")
+    plain = weighted_text(text).text.replace("(", r"\(").replace(")", r"\)")
     ids, unweighted = ([token for token, _ in fused.tokenize(t)["llm4gen"][0]] for t in (text, plain))
     assert ids == unweighted
 
@@ -102,7 +102,7 @@ def test_weights_of_1_change_no_bit(fused):
 def test_states_are_scaled_in_their_difference_to_the_empty_prompts(fused):
     def states(text):
         features = fused.features(fused.tokenize(text)["llm4gen"][0])
-        return features.rows.spread(features.states)
+        return features.rows.expand(features.states)
 
     plain, empty, weighed = states("a red cat"), states(""), states("a (red:1.7) cat")
     names = fused.fusion.llm.llm.tokenizer.convert_ids_to_tokens

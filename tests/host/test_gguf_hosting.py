@@ -47,7 +47,7 @@ def gguf_adapter(started, models):
 
 @torch.inference_mode()
 def states(llm, adapter):
-    return llm.read(llm.llm.tokenize(SHORT, adapter.recipe).ids, adapter.recipe).states
+    return llm.encode(llm.llm.tokenize(SHORT, adapter.recipe).ids, adapter.recipe).states
 
 
 def options(node, name):
@@ -83,7 +83,7 @@ def test_its_conditioning_is_that_of_the_numbers_in_it(load, gguf_adapter, condi
 def test_every_dtype_leaves_the_weights_as_they_are_and_stays_close(dtype, load, gguf_adapter):
     llm = load(dtype=dtype)
     assert relative_error(states(llm, gguf_adapter), states(load(), gguf_adapter)) <= 2e-2
-    assert llm.load(3).model.blocks[0].attention.query.matrix.kind is Kind.Q8_0
+    assert llm.load(3).model.blocks[0].attention.query.matrix.encoding is Kind.Q8_0
 
 
 def test_streamed_or_late_layers_give_the_same_states_and_the_host_takes_them_back(

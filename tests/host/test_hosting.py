@@ -42,7 +42,7 @@ TEXT = "a red cube on top of a blue sphere"
 
 @torch.inference_mode()
 def states(llm, recipe):
-    return llm.read(llm.llm.tokenize(TEXT, recipe).ids, recipe).states
+    return llm.encode(llm.llm.tokenize(TEXT, recipe).ids, recipe).states
 
 
 LAYERS = 2
@@ -80,12 +80,12 @@ def test_auto_keeps_the_files_dtype_and_its_memory(started):
 )
 def test_products_on_a_cpu_are_in_what_it_multiplies(choice, weights, able, products, hosting, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: dict.fromkeys(able, True), raising=False)
-    assert hosting.product_dtype(weights, CPU, choice) == products
+    assert hosting.compute_dtype(weights, CPU, choice) == products
 
 
 def test_products_on_an_old_torch_are_fp32(hosting, monkeypatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
-    assert hosting.product_dtype(torch.bfloat16, CPU, "auto") == torch.float32
+    assert hosting.compute_dtype(torch.bfloat16, CPU, "auto") == torch.float32
 
 
 @pytest.mark.parametrize(("trusted", "products"), [(True, torch.float16), (False, torch.float32)])
@@ -94,8 +94,8 @@ def test_products_on_a_gpu_are_fp16_where_the_host_trusts_it(
 ):
     monkeypatch.setattr(management, "should_use_fp16", lambda device: trusted)
     for weights in (torch.float32, torch.bfloat16, torch.float16):
-        assert hosting.product_dtype(weights, torch.device("cuda"), "auto") == products
-    assert hosting.product_dtype(torch.float16, torch.device("cuda"), "fp32") == torch.float32
+        assert hosting.compute_dtype(weights, torch.device("cuda"), "auto") == products
+    assert hosting.compute_dtype(torch.float16, torch.device("cuda"), "fp32") == torch.float32
 
 
 @pytest.mark.floor
@@ -232,8 +232,8 @@ def test_device_cpu_never_leaves_the_cpu(started, hosting, management, monkeypat
     monkeypatch.setattr(management, "text_encoder_device", lambda: torch.device("meta"))
     monkeypatch.setattr(management, "text_encoder_offload_device", lambda: torch.device("meta"))
     module = torch.nn.Linear(2, 2)
-    assert hosting.Hosted(module, "cpu").patcher.load_device == CPU
-    assert hosting.Hosted(module, "default").patcher.load_device == torch.device("meta")
+    assert hosting.ManagedModel(module, "cpu").patcher.load_device == CPU
+    assert hosting.ManagedModel(module, "default").patcher.load_device == torch.device("meta")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="NO GPU HERE: states on a GPU are not checked")

@@ -6,23 +6,23 @@ pytestmark = pytest.mark.usefixtures("started")
 
 
 def test_letters_that_no_font_has_are_told_apart(monkeypatch):
-    from llm4gen.nodes import lettering  # noqa: PLC0415
+    from llm4gen.nodes.drawing import text as drawing  # noqa: PLC0415
 
-    monkeypatch.setattr(lettering, "SYSTEM_FONTS", ())
-    texts = [lettering.fitting(text, 13)[1] for text in ("sheep", "青", "羊", "\n", "🐑")]
+    monkeypatch.setattr(drawing, "SYSTEM_FONTS", ())
+    texts = [drawing.fitting_font(text, 13)[1] for text in ("sheep", "青", "羊", "\n", "🐑")]
     assert texts == ["sheep", "\\u9752", "\\u7f8a", "\\n", "\\U0001f411"]
 
 
 @pytest.mark.parametrize("text", ["кот", "café", "青い羊", "x 🐑 y"])
 def test_the_font_is_one_that_lacks_the_fewest_letters(text):
-    from llm4gen.nodes.lettering import fitting, fonts, lacks  # noqa: PLC0415
+    from llm4gen.nodes.drawing.text import fitting_font, fonts, lacks  # noqa: PLC0415
 
-    escaped = sum(lacks(fitting(text, 13)[0], letter) for letter in text)
+    escaped = sum(lacks(fitting_font(text, 13)[0], letter) for letter in text)
     assert escaped == min(sum(lacks(font, letter) for letter in text) for font in fonts(13))
 
 
 def test_a_long_title_ends_where_the_picture_does():
-    from llm4gen.nodes.lettering import shortened, width  # noqa: PLC0415
+    from llm4gen.nodes.drawing.text import shortened, width  # noqa: PLC0415
 
     text = "a blue sheep and a brown vase"
     for most in range(width("a blue", 18), width(text, 18)):
@@ -35,9 +35,9 @@ def test_a_long_title_ends_where_the_picture_does():
 
 
 def test_a_title_of_thousands_of_letters_is_measured_a_few_times(monkeypatch):
-    from llm4gen.nodes import lettering  # noqa: PLC0415
+    from llm4gen.nodes.drawing import text as drawing  # noqa: PLC0415
 
     measured = []
-    monkeypatch.setattr(lettering, "width", lambda text, size: measured.append(text) or 9 * len(text))
-    assert lettering.shortened("sheep " * 2000, 18, 100) == "sheep shee…"
+    monkeypatch.setattr(drawing, "width", lambda text, size: measured.append(text) or 9 * len(text))
+    assert drawing.shortened("sheep " * 2000, 18, 100) == "sheep shee…"
     assert len(measured) < 20

@@ -5,11 +5,11 @@ import pytest
 
 
 @pytest.fixture(scope="module")
-def words_of():
+def weighted_text():
     in_process.start()
-    from llm4gen.nodes.prompt import words_of  # noqa: PLC0415
+    from llm4gen.nodes.prompt import weighted_text  # noqa: PLC0415
 
-    return words_of
+    return weighted_text
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def words_of():
         ("青い(羊:1.4) 🐑", "青い羊 🐑"),
     ],
 )
-def test_words_without_syntax(text, words, words_of):
-    read = words_of(text)
+def test_words_without_syntax(text, words, weighted_text):
+    read = weighted_text(text)
     assert read.text == words
     assert len(read.weights) == len(words)

@@ -42,11 +42,12 @@ def test_another_loader_of_the_same_file_reads_nothing_anew_and_loads_nothing(st
 @pytest.fixture
 def forget(started, monkeypatch):
     """As a server that was just started."""
-    from llm4gen.models.feature_cache import FeatureCache  # noqa: PLC0415
-    from llm4gen.nodes import hosted  # noqa: PLC0415
+    from llm4gen.models.features.store import FeatureStore  # noqa: PLC0415
+    from llm4gen.nodes import managed  # noqa: PLC0415
 
     def forget():
-        monkeypatch.setattr(hosted, "READ", FeatureCache())
+        store = FeatureStore(managed.FEATURES.folder, managed.FEATURES.move)
+        monkeypatch.setattr(managed, "FEATURES", store)
         node = started.ours["LLM4GEN_LoadLLMEncoder"]
         return in_process.run(node, encoder_name=ENCODER, dtype="fp32")
 
@@ -64,7 +65,7 @@ def test_kept_on_disk_it_is_not_even_loaded_after_a_restart(started, adapter, fo
     llm = forget()
     kept = llm.features(ids, adapter.recipe)
     assert llm.loaded is None
-    assert torch.equal(kept.rows.spread(kept.states), read.rows.spread(read.states))
+    assert torch.equal(kept.rows.expand(kept.states), read.rows.expand(read.states))
 
     folders.pop("llm4gen_cache")
     llm = forget()

@@ -45,17 +45,17 @@ TEXTS = [
 
 @pytest.fixture(scope="module")
 def meter(started, put):
-    from llm4gen.nodes import meter  # noqa: PLC0415
+    from llm4gen.nodes.pages import meter  # noqa: PLC0415
 
     put("embeddings", "routes-mark.safetensors", {"emb_params": torch.zeros(5, 768)})
     return meter
 
 
 @pytest.fixture(scope="module")
-def report(started):
-    from llm4gen.nodes import report  # noqa: PLC0415
+def inventory(started):
+    from llm4gen.nodes.pages import inventory  # noqa: PLC0415
 
-    return report
+    return inventory
 
 
 def squeezed(text):
@@ -151,8 +151,8 @@ def test_an_encoders_own_tokenizer_counts_for_an_adapters_own_recipe(place, tmp_
 
 def test_a_tokenizer_is_opened_once_until_its_files_change(place, tmp_path, meter, monkeypatch):
     own = own_encoder(tmp_path, "own", "cat")
-    opened, open_one = [], meter.OPENED.learn
-    monkeypatch.setattr(meter.OPENED, "learn", lambda path: opened.append(path) or open_one(path))
+    opened, open_one = [], meter.TOKENIZERS.read
+    monkeypatch.setattr(meter.TOKENIZERS, "read", lambda path: opened.append(path) or open_one(path))
     for _ in range(3):
         assert meter.count("cat dog", None, "own/t5.safetensors", None)["llm"]["tokens"] == 3
     assert opened == [own / "t5.safetensors"]
@@ -162,10 +162,13 @@ def test_a_tokenizer_is_opened_once_until_its_files_change(place, tmp_path, mete
 
 
 def test_few_tokenizers_are_kept(place, tmp_path, meter):
-    for number in range(meter.OPENED.most + 2):
+    for number in range(meter.TOKENIZERS.limit + 2):
         own = own_encoder(tmp_path, f"own-{number}", "cat")
         meter.count("a cat", None, f"{own.name}/t5.safetensors", None)
-        assert own / "t5.safetensors" in meter.OPENED.known and len(meter.OPENED.known) <= meter.OPENED.most
+        assert (
+            own / "t5.safetensors" in meter.TOKENIZERS.entries
+            and len(meter.TOKENIZERS.entries) <= meter.TOKENIZERS.limit
+        )
 
 
 @pytest.mark.parametrize(
@@ -225,8 +228,8 @@ def mixture(place, tmp_path):
     return place
 
 
-def test_the_report_says_what_is_there_and_what_fits(mixture, tmp_path, report):
-    told = report.report()
+def test_the_report_says_what_is_there_and_what_fits(mixture, tmp_path, inventory):
+    told = inventory.inventory()
     json.dumps(told)
     encoders = {entry["name"]: entry for entry in told["encoders"]}
     sizes = {name: (one["kind"], one["width"], one["layers"], one["dtype"]) for name, one in encoders.items()}
@@ -242,7 +245,7 @@ def test_the_report_says_what_is_there_and_what_fits(mixture, tmp_path, report):
     wrong = {name for name, one in encoders.items() if one["error"]}
     assert wrong == {"other-words.safetensors", "cut.bin", "cut.gguf"}
     assert [name for name, one in encoders.items() if one["reason"]] == ["clip_l.safetensors"]
-    assert encoders["clip_l.safetensors"]["reason"].startswith("clip_l.safetensors holds no T5 encoder")
+    assert encoders["clip_l.safetensors"]["reason"].startswith("clip_l.safetensors does not hold a T5 encoder")
     assert "32100 pieces, the encoder 4000" in encoders["other-words.safetensors"]["error"]
     assert encoders["t5.safetensors"]["tokenizer"] == "ComfyUI's"
 
@@ -266,13 +269,13 @@ def test_the_report_says_what_is_there_and_what_fits(mixture, tmp_path, report):
     assert re.fullmatch(r"\d+\.\d+\.\d+", told["version"])
 
 
-def test_the_report_names_no_folder_of_the_machine(mixture, tmp_path, report):
+def test_the_report_names_no_folder_of_the_machine(mixture, tmp_path, inventory):
     from llm4gen.nodes.tokenizers import open_tokenizer  # noqa: PLC0415
 
     own = own_encoder(tmp_path, "of its own")
     (own / "tokenizer.json").write_text("{", encoding="utf-8")
     assert str(own) in open_tokenizer(own / "t5.safetensors").error
-    told = json.dumps(report.report())
+    told = json.dumps(inventory.inventory())
     assert "The tokenizer in of its own cannot be read" in told
     assert not re.search(r"pytest|/tmp|one[/\\]", told)
 
@@ -291,30 +294,30 @@ def test_a_message_for_other_eyes_keeps_names_alone(said, told, place, tmp_path)
     assert place.without_places(said.format(tmp_path)) == told
 
 
-def test_a_file_is_looked_at_once_until_it_changes(mixture, tmp_path, report, monkeypatch):
+def test_a_file_is_looked_at_once_until_it_changes(mixture, tmp_path, inventory, monkeypatch):
     seen = []
-    for memory in (report.ENCODERS, report.ADAPTERS):
+    for memory in (inventory.ENCODERS, inventory.ADAPTERS):
         learn = memory.learn
         monkeypatch.setattr(memory, "learn", lambda path, learn=learn: seen.append(path.name) or learn(path))
-    first = report.report()
-    assert len(seen) == 10 and report.report() == first
+    first = inventory.inventory()
+    assert len(seen) == 10 and inventory.inventory() == first
     assert len(seen) == 10
     save_file(tiny.adapter_tensors(clip=768, llm=64), tmp_path / "one" / "llm4gen" / "fits.safetensors")
-    report.report()
+    inventory.inventory()
     assert seen[10:] == ["fits.safetensors"]
 
 
-def test_a_large_file_without_a_header_is_not_read(place, tmp_path, report, monkeypatch):
+def test_a_large_file_without_a_header_is_not_read(place, tmp_path, inventory, monkeypatch):
     for folder in ("text_encoders", "llm4gen"):
         path = tmp_path / "one" / folder / "old.bin"
         torch.save(tiny.adapter_tensors(), path, _use_new_zipfile_serialization=False)
-    assert "holds no T5 encoder" in report.encoders()["old.bin"].reason
-    assert report.adapters()["old.bin"].llm_width == 32
-    monkeypatch.setattr(report, "WHOLE", 1000)
-    report.ENCODERS.known.clear()
-    report.ADAPTERS.known.clear()
-    assert "no header to look at" in report.encoders()["old.bin"].reason
-    assert "tools/convert.py" in report.adapters()["old.bin"].error
+    assert "does not hold a T5 encoder" in inventory.encoders()["old.bin"].reason
+    assert inventory.adapters()["old.bin"].llm_width == 32
+    monkeypatch.setattr(inventory, "LEGACY_PICKLE_BYTES", 1000)
+    inventory.ENCODERS.entries.clear()
+    inventory.ADAPTERS.entries.clear()
+    assert "which has no header" in inventory.encoders()["old.bin"].reason
+    assert "tools/convert.py" in inventory.adapters()["old.bin"].error
 
 
 # HTTP
@@ -441,7 +444,7 @@ def test_other_methods_are_refused(method, path, send):
 
 def test_the_server_goes_on_while_something_is_counted(started, meter, monkeypatch):
     """Counting that takes for ever holds up neither the report nor anything else."""
-    from llm4gen.nodes import routes  # noqa: PLC0415
+    from llm4gen.nodes.pages import routes  # noqa: PLC0415
 
     begun, go_on = threading.Event(), threading.Event()
 

@@ -1,0 +1,74 @@
+"""The published Cross-Adapter file (LLM4GEN's `projector.pth`, or one of ours) → a `CrossAdapter` and its recipe."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..cross_adapter import CrossAdapter, CrossAdapterConfig
+from ..errors import UnknownCheckpoint, WrongRecipe
+from ..files.weights import Weights, open_weights
+from ..progress import Progress, silent
+from ..recipe import Recipe, recipe_from_metadata
+from .fill import Recognised, check_names, fill, find_prefix, list_tensors, measure
+
+# The file's names → ours. `kv_norm` and `q_norm` are crossed in the published file: the first normalises the queries,
+# the second the keys and values.
+ADAPTER_NAMES = {
+    "llm_proj": "llm_proj",
+    "kv_norm": "llm_norm",
+    "q_norm": "clip_norm",
+    "q_proj": "query",
+    "k_proj": "key",
+    "v_proj": "value",
+    "out_proj": "out",
+    "norm": "mlp_norm",
+    "FFN.0": "mlp.0",
+    "FFN.2": "mlp.2",
+}
+ADAPTER_KEY = "llm_proj.weight"  # a file with a tensor of this name holds a Cross-Adapter
+
+
+def load_cross_adapter(
+    path: Path, *, operations: Any = nn, progress: Progress = silent
+) -> tuple[CrossAdapter, Recipe]:
+    """Loads a Cross-Adapter in fp32, with the recipe that it was trained with.
+
+    Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint, WrongRecipe.
+    """
+    weights = open_weights(path)
+    found, recipe = recognise_adapter(weights)
+    model = fill(found, weights, operations=operations, dtype=torch.float32, progress=progress)
+    assert isinstance(model, CrossAdapter)
+    return model, recipe
+
+
+def recognise_adapter(weights: Weights) -> tuple[Recognised[CrossAdapterConfig], Recipe]:
+    """Raises: UnknownCheckpoint, IncompleteCheckpoint, WrongRecipe."""
+    prefix = find_prefix(weights, ADAPTER_KEY)
+    if prefix is None:
+        raise UnknownCheckpoint(
+            f"{weights.name} does not hold a Cross-Adapter: there is no {ADAPTER_KEY} among its "
+            f"{list_tensors(list(weights.tensors))}. Put LLM4GEN's projector.pth in models/llm4gen."
+        )
+    recipe = recipe_from_metadata(weights.metadata)
+    clip_dim, llm_dim = measure(weights, prefix + ADAPTER_KEY)
+    mlp_dim, _ = measure(weights, f"{prefix}FFN.0.weight")
+    if clip_dim % recipe.heads:
+        raise WrongRecipe(
+            f"{weights.name} is {clip_dim} wide, which {recipe.heads} attention heads do not divide. "
+            "The file's metadata must name the right number of heads."
+        )
+    names = {
+        f"{prefix}{theirs}.{part}": f"{ours}.{part}"
+        for theirs, ours in ADAPTER_NAMES.items()
+        for part in ("weight", "bias")
+    }
+    config = CrossAdapterConfig(clip_dim, llm_dim, mlp_dim, recipe.heads)
+    build = partial(CrossAdapter, config, device="meta")
+    check_names(build(), weights, names)
+    return Recognised(config, names, build), recipe

@@ -1,0 +1,150 @@
+"""Every spelling of a decoder-only LLM (a transformers folder, a `.gguf` file) → a `Decoder`."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from transformers import MODEL_MAPPING, AutoConfig
+
+from ..encoders.decoder import Decoder, DecoderConfig
+from ..errors import UnknownCheckpoint, UnreadableFile
+from ..files.gguf import GgufFile, Quantised, gguf_library
+from ..files.weights import Weights
+from .fill import Recognised, check_names, find_prefix, list_tensors
+
+T5_TYPES = ("t5", "mt5", "umt5")
+# The language model's head is not run, and tables of positions are computed.
+UNUSED = re.compile(r"(.*\.)?lm_head\..*|.*rotary_emb\.inv_freq")
+
+GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
+ROPE_FACTORS = "rope_freqs.weight"  # the divisors of the rotary frequencies, in Llama 3.1 and later
+GGUF_UNUSED = re.compile(rf"output\.weight|{re.escape(ROPE_FACTORS)}")
+
+
+def is_transformers_folder(path: Path) -> bool:
+    """Whether a folder's config.json names a model other than T5, whose encoder this pack has itself."""
+    return path.is_dir() and model_type(path) not in (None, *T5_TYPES)
+
+
+def model_type(folder: Path) -> str | None:
+    """The `model_type` in a folder's config.json; None if that cannot be read."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
+def recognise_decoder(weights: Weights) -> Recognised[DecoderConfig]:
+    """Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint."""
+    config = read_config(weights.path)
+    build = partial(Decoder, config)
+    blueprint = build()
+    ours = list(blueprint.state_dict())
+    key = next(name for name in ours if ".0." in name).removeprefix("model.")
+    prefix = find_prefix(weights, key)
+    if prefix is None:
+        raise UnknownCheckpoint(
+            f"{weights.name}: its config.json says {config.family}, but there is no {key} among its "
+            f"{list_tensors(list(weights.tensors))}. Put the config.json of these very weights beside them."
+        )
+    names = {prefix + name.removeprefix("model."): name for name in ours}
+    check_names(blueprint, weights, names, UNUSED)
+    return Recognised(config, names, build)
+
+
+def read_config(folder: Path) -> DecoderConfig:
+    """Raises: UnreadableFile, UnknownCheckpoint."""
+    try:
+        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # a damaged or unknown config can make the library raise any of them
+        raise UnreadableFile(
+            f"{folder.name}/config.json ({model_type(folder)}) cannot be read by the installed transformers "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Models that bring code of their own are never "
+            "run; for a newer family, update transformers."
+        ) from error
+    config = config.get_text_config()
+    if config.is_encoder_decoder or type(config) not in MODEL_MAPPING:
+        raise UnknownCheckpoint(
+            f"{folder.name} holds a {config.model_type}, which is not a model that reads text from left to right. "
+            "Load a T5 encoder, or an LLM such as Llama, Mistral, Qwen, Gemma, Phi or SmolLM."
+        )
+    return DecoderConfig(config)
+
+
+def recognise_gguf_decoder(file: GgufFile) -> Recognised[DecoderConfig]:
+    """Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint."""
+    config = read_header(file)
+    check_positions(file, config)
+    build = partial(Decoder, config)
+    blueprint = build()
+    gguf = gguf_library()
+    (number,) = (number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == file.architecture)
+    names_in_file = gguf.get_tensor_name_map(number, config.layers)
+    names = {}
+    for ours in blueprint.state_dict():
+        module, _, part = ours.rpartition(".")
+        names[f"{names_in_file.get_name(module)}.{part}"] = ours
+    check_names(blueprint, file.shapes(), names, GGUF_UNUSED)
+    return Recognised(config, names, build)
+
+
+def read_header(file: GgufFile) -> DecoderConfig:
+    """transformers' config, from the header of a `.gguf` file. Raises: UnreadableFile."""
+    folder, name = str(file.path.parent), file.path.name
+    try:
+        config = AutoConfig.from_pretrained(
+            folder, gguf_file=name, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # a damaged or unknown header can make the library raise any of them
+        raise UnreadableFile(
+            f"{name} ({file.architecture}) cannot be read by the installed transformers "
+            f"({type(error).__name__}: {str(error).splitlines()[0]}). Update transformers, or use a folder of "
+            "safetensors with its config.json."
+        ) from error
+    config = config.get_text_config()
+    window = file.header.get(f"{file.architecture}.attention.sliding_window")
+    if window and file.architecture.startswith("gemma"):  # older versions of transformers leave it out
+        config.sliding_window = window
+    return DecoderConfig(config)
+
+
+def check_positions(file: GgufFile, config: DecoderConfig) -> None:
+    """Refuses what transformers does not read from the header of a `.gguf` file. Raises: UnknownCheckpoint."""
+    theirs, arch = config.hf_config, file.architecture
+    head = file.header.get(f"{arch}.attention.key_length", theirs.hidden_size // theirs.num_attention_heads)
+    scaling = file.header.get(f"{arch}.rope.scaling.type", "none")
+    unsupported = {
+        f"positions scaled by {scaling}": scaling != "none" or "rope_factors_long.weight" in file.tensors,
+        "heads that are rotated in part": file.header.get(f"{arch}.rope.dimension_count", head) != head,
+        "attention that is not scaled by its head width": getattr(theirs, "query_pre_attn_scalar", head)
+        != head,
+    }
+    if any(unsupported.values()):
+        raise UnknownCheckpoint(
+            f"{file.path.name} ({arch}) has {' and '.join(what for what, found in unsupported.items() if found)}, "
+            "which cannot be read from a .gguf file. Use a folder of safetensors with its config.json."
+        )
+
+
+def from_gguf(tensor: Quantised, name: str, architecture: str, config: DecoderConfig) -> Quantised:
+    """A tensor of a `.gguf` file as transformers has it. name: the parameter's.
+
+    llama.cpp rotates neighbouring columns of Llama's queries and keys, transformers the two halves of a head, so the
+    rows are in another order. To the weights of Gemma's norms llama.cpp adds the 1 that transformers adds when it
+    runs them.
+    """
+    if architecture.startswith("gemma") and name.endswith("norm.weight"):
+        return replace(tensor, offset=-1.0)
+    projection = re.search(r"self_attn\.([qk])_proj\.weight", name)
+    if architecture != "llama" or projection is None:
+        return tensor
+    theirs = config.hf_config
+    heads = theirs.num_attention_heads if projection[1] == "q" else theirs.num_key_value_heads
+    order = np.arange(tensor.shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).ravel()
+    return replace(tensor, row_order=order)

@@ -1,0 +1,1 @@
+"""What computes hidden states; knows no file and no checkpoint's spelling."""

@@ -1,0 +1,1 @@
+"""An LLM's hidden states of prompts, and where they are cached."""

@@ -1,0 +1,1 @@
+"""Weight files as bytes and named tensors; knows no model."""

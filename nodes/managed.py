@@ -1,0 +1,132 @@
+"""What travels on this pack's wires: an LLM and an adapter, each under ComfyUI's memory management."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..models.cross_adapter import CrossAdapter
+from ..models.errors import OutOfMemory
+from ..models.features.features import Features
+from ..models.features.store import FeatureStore
+from ..models.files.values import DTYPES
+from ..models.llm import LLM
+from ..models.recipe import Recipe
+from ..models.tokens import Tokens
+from . import folders, host
+
+# Shared by all LLMs of the server, so that a text is not encoded again when a loader node runs again.
+FEATURES = FeatureStore(folder=folders.feature_folder, move=host.as_conditioning)
+
+
+class ManagedLLM:
+    """An LLM whose weights are loaded when a text must be encoded for the first time.
+
+    dtype, device: as chosen in Load LLM Encoder.
+    """
+
+    def __init__(self, llm: LLM, dtype: str, device: str):
+        self.llm = llm
+        self.dtype = dtype
+        self.device = device
+        self.loaded: tuple[int, host.ManagedModel] | None = None  # with the depth that it is loaded to
+
+    @property
+    def patcher(self) -> Any:
+        """See `ManagedModel`; None until the weights are loaded."""
+        return self.loaded[1].patcher if self.loaded else None
+
+    @property
+    def width(self) -> int:
+        """Width of the hidden states."""
+        return self.llm.file.config.width
+
+    def tokenize(self, text: str, recipe: Recipe, weights: Sequence[float] = ()) -> Tokens:
+        """See `models.tokens.tokenize_for_llm`."""
+        return self.llm.tokenize(text, recipe, weights)
+
+    def features(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
+        """The hidden states of a tokenized prompt, from the cache if they are there. Raises: see `encode`."""
+        key = self.key(ids, recipe)
+        features = FEATURES.get(key)
+        if features is None:
+            features = self.encode(ids, recipe)
+            FEATURES.put(key, features)
+        return features
+
+    def key(self, ids: tuple[int, ...], recipe: Recipe) -> tuple[Any, ...]:
+        """Everything that decides on the features. Files on disk are found by it, so its form must not change."""
+        fed = (recipe.tokens, recipe.padding, self.llm.depth(recipe))
+        return (self.llm.file.identity, self.dtype, self.device, fed, ids)
+
+    def encode(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
+        """Runs the LLM, whose states end on ComfyUI's device for conditioning.
+
+        On out-of-memory, unloads all models and retries once.
+        Raises: OutOfMemory, WrongRecipe, and the errors of `LLMFile.load`.
+        """
+        try:
+            return self.encode_once(ids, recipe)
+        except Exception as error:
+            if not host.is_out_of_memory(error):
+                raise
+        host.unload_all_models()
+        try:
+            return self.encode_once(ids, recipe)
+        except Exception as error:
+            if not host.is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"There is not enough memory for {self.llm.file.path.name} (dtype {self.dtype}), even with all other "
+                "models unloaded. In Load LLM Encoder choose bf16, or a smaller file (tools/convert.py makes one), or "
+                "the device cpu if it is the GPU's memory that is short."
+            ) from error
+
+    def encode_once(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
+        managed = self.load(self.llm.depth(recipe))
+        device = managed.ready()
+        features = self.llm.encode(
+            managed.model,
+            ids,
+            recipe,
+            device=device,
+            compute_dtype=host.compute_dtype(managed.model.dtype, device, self.dtype),
+            progress=host.progress,
+        )
+        return features.moved(host.as_conditioning)
+
+    def load(self, depth: int) -> host.ManagedModel:
+        """The first `depth` layers. If other layers are loaded, they are dropped first."""
+        if self.loaded is None or self.loaded[0] != depth:
+            self.loaded = None
+            dtype = None if self.dtype == "auto" else DTYPES[self.dtype]
+            model = self.llm.file.load(depth, dtype=dtype, operations=host.LAYERS, progress=host.progress)
+            self.loaded = depth, host.ManagedModel(model, self.device)
+        return self.loaded[1]
+
+
+class ManagedAdapter(host.ManagedModel):
+    """A Cross-Adapter, with the recipe that says how its LLM is fed."""
+
+    def __init__(self, adapter: CrossAdapter, recipe: Recipe):
+        super().__init__(adapter)
+        self.adapter = adapter
+        self.recipe = recipe
+
+    def fuse(self, clip: Tensor, features: Features) -> Tensor:
+        """CLIP states [b, n, c] and the LLM's features → fused LLM tokens [b, l, c] at every position."""
+        return self.at_every_position(self.adapter, clip, features)
+
+    def attention_weights(self, clip: Tensor, features: Features) -> Tensor:
+        """The cross-attention weights of `fuse`: [b, heads, l, n]."""
+        return self.at_every_position(self.adapter.attention_weights, clip, features)
+
+    def at_every_position(
+        self, compute: Callable[[Tensor, Tensor], Tensor], clip: Tensor, features: Features
+    ) -> Tensor:
+        """Computes equal rows once, then expands the result to all positions."""
+        device = self.ready()
+        llm = features.states.to(device).expand(len(clip), -1, -1)
+        return host.as_conditioning(features.rows.expand(compute(clip.to(device), llm)))
