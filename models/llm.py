@@ -16,9 +16,9 @@ from .checkpoints.decoder import is_transformers_folder, recognise_decoder
 from .checkpoints.fill import Recognised, fill
 from .checkpoints.gguf import GgufModel, load_gguf, recognise_gguf
 from .checkpoints.t5 import recognise_t5
-from .encoders.decoder import DecoderConfig
+from .encoders.decoder import Decoder, DecoderConfig
 from .encoders.linear import dequantising_fp8
-from .encoders.t5 import T5Config
+from .encoders.t5 import T5Config, T5Encoder
 from .errors import UnreadableFile, WrongRecipe
 from .features.features import Features
 from .files.formats import is_gguf
@@ -27,6 +27,7 @@ from .progress import Progress, silent
 from .recipe import Recipe
 from .tokens import Tokens, tokenize_for_llm
 
+Encoder = T5Encoder | Decoder
 SAMPLE_BYTES = 1 << 20  # read at either end of a file for its identity
 
 
@@ -67,7 +68,7 @@ class LLMFile:
         dtype: torch.dtype | None = None,
         operations: Any = nn,
         progress: Progress = silent,
-    ) -> nn.Module:
+    ) -> Encoder:
         """Builds the first `depth` layers (None: all) and fills them: an encoder, ids [n] and rows → states [r, width].
 
         dtype: of the weights in memory; None keeps the file's. The matrices of a `.gguf` file always stay quantised.
@@ -146,7 +147,7 @@ class LLM:
 
     def encode(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         ids: Sequence[int],
         recipe: Recipe,
         *,

@@ -33,8 +33,8 @@ class AttentionMapNode(io.ComfyNode):
                     options=[AVERAGE, EACH],
                     default=AVERAGE,
                     optional=True,
-                    tooltip="average draws one map, the mean of the adapter's attention heads. each draws a map for "
-                    "every head, all on one colour scale.",
+                    tooltip="average: one map, the mean of the adapter's attention heads. each: a map for every head, "
+                    "all on one colour scale.",
                 ),
             ],
             outputs=[io.Image.Output(tooltip="Connect it to Preview Image or Save Image.")],

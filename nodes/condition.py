@@ -34,7 +34,7 @@ def strength_input() -> io.Input:
         max=2.0,
         step=0.05,
         optional=True,
-        tooltip="The weight of the LLM's half (the paper's balance factor). 1 is the published value, 0 is CLIP alone.",
+        tooltip="Weight of the LLM's half (the paper's balance factor). 1: as published. 0: CLIP alone.",
     )
 
 
@@ -46,9 +46,9 @@ def context_inputs() -> list[io.Input]:
             options=[CUT, CHUNKS],
             default=CUT,
             optional=True,
-            tooltip="What CLIP does with a prompt of more than 77 tokens. Cut keeps positive and negative equally "
-            "long, so that both are sampled in one pass. Chunks loses nothing, but prompts of unequal length take two "
-            "passes a step.",
+            tooltip="What CLIP does with a prompt of more than 77 tokens. Cut: positive and negative stay equally long "
+            "and are sampled in one pass. Chunks: nothing is lost, but prompts of unequal length take two passes a "
+            "step.",
         ),
         io.Combo.Input(
             "controlnet_context",
@@ -56,8 +56,7 @@ def context_inputs() -> list[io.Input]:
             default=CLIP_CONTEXT,
             optional=True,
             advanced=True,
-            tooltip="What ControlNets read. clip gives them CLIP's tokens alone, as they were trained; fused gives "
-            "them all tokens.",
+            tooltip="What ControlNets read. clip: CLIP's tokens alone, as they were trained. fused: all tokens.",
         ),
     ]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Generic, TypeVar
+
 import comfy.model_management as management
 import comfy.model_patcher
 import comfy.ops
@@ -16,13 +18,16 @@ DEVICES = ("default", "cpu")
 LAYERS = comfy.ops.manual_cast
 
 
-class ManagedModel:
+Model = TypeVar("Model", bound=nn.Module)
+
+
+class ManagedModel(Generic[Model]):
     """A model under ComfyUI's memory management, which moves, streams and frees its weights.
 
     patcher: ComfyUI looks for an attribute of this name on node outputs when it decides what to unload.
     """
 
-    def __init__(self, model: nn.Module, device: str = "default"):
+    def __init__(self, model: Model, device: str = "default"):
         self.model = model
         cpu = torch.device("cpu")
         # Looked up at each use: ComfyUI rebinds this name when Dynamic VRAM is on.
@@ -67,7 +72,8 @@ else fp32 | fp16, or fp32 where ComfyUI does not trust fp16 |
         return torch.float32
     if not management.is_device_cpu(device):
         return torch.float16 if management.should_use_fp16(device) else torch.float32
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
+    # Older versions of torch lack this function.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     if weights is torch.float16 and capabilities.get("avx512_fp16"):
         return torch.float16
     has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")

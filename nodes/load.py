@@ -35,10 +35,9 @@ class LoadLLMEncoder(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="The dtype of the weights in memory. auto keeps the file's dtype, and computes in the "
-                    "fastest way that stays within 2% of fp32 on a CPU and 0.5% on a GPU. fp32 is exact. The weights "
-                    "of a .gguf file always stay quantised and are dequantised layer by layer; fp32 then computes "
-                    "exact products with them.",
+                    tooltip="The dtype of the weights in memory. auto: the file's dtype, computed in the fastest way "
+                    "that stays within 2% of fp32 on a CPU and 0.5% on a GPU. fp32: exact. The weights of a .gguf file "
+                    "stay quantised and are dequantised layer by layer; fp32 then means exact products with them.",
                 ),
                 io.Combo.Input(
                     "device",
@@ -46,8 +45,7 @@ class LoadLLMEncoder(io.ComfyNode):
                     default="default",
                     optional=True,
                     advanced=True,
-                    tooltip="default runs the LLM where ComfyUI runs text encoders. cpu leaves the GPU's memory to the "
-                    "diffusion model.",
+                    tooltip="default: where ComfyUI runs text encoders. cpu: leaves the GPU to the picture.",
                 ),
             ],
             outputs=[sockets.LLM.Output(tooltip="Connect it to LLM4GEN Conditioning or LLM4GEN CLIP.")],

@@ -12,7 +12,7 @@ from ..models.errors import OutOfMemory
 from ..models.features.features import Features
 from ..models.features.store import FeatureStore
 from ..models.files.values import DTYPES
-from ..models.llm import LLM
+from ..models.llm import LLM, Encoder
 from ..models.recipe import Recipe
 from ..models.tokens import Tokens
 from . import folders, host
@@ -31,7 +31,9 @@ class ManagedLLM:
         self.llm = llm
         self.dtype = dtype
         self.device = device
-        self.loaded: tuple[int, host.ManagedModel] | None = None  # with the depth that it is loaded to
+        self.loaded: tuple[int, host.ManagedModel[Encoder]] | None = (
+            None  # with the depth that it is loaded to
+        )
 
     @property
     def patcher(self) -> Any:
@@ -97,7 +99,7 @@ class ManagedLLM:
         )
         return features.moved(host.as_conditioning)
 
-    def load(self, depth: int) -> host.ManagedModel:
+    def load(self, depth: int) -> host.ManagedModel[Encoder]:
         """The first `depth` layers. If other layers are loaded, they are dropped first."""
         if self.loaded is None or self.loaded[0] != depth:
             self.loaded = None
@@ -107,7 +109,7 @@ class ManagedLLM:
         return self.loaded[1]
 
 
-class ManagedAdapter(host.ManagedModel):
+class ManagedAdapter(host.ManagedModel[CrossAdapter]):
     """A Cross-Adapter, with the recipe that says how its LLM is fed."""
 
     def __init__(self, adapter: CrossAdapter, recipe: Recipe):

@@ -1,4 +1,4 @@
-"""The pack under an importable name, without ComfyUI: its root's `__init__.py` is the host's entry point."""
+"""Import paths for the tests, the fixtures that they share, and which of them need a ComfyUI (marker `host`)."""
 
 import contextlib
 import sys
@@ -8,13 +8,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+SUPPORT, TOOLS = ROOT / "tests" / "support", ROOT / "tools"
 
 # `python -m pytest` puts the root on the path, where the pack's `nodes/` would hide ComfyUI's `nodes.py`.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+sys.path[:0] = [str(SUPPORT), str(TOOLS)]
 
+# The pack under an importable name, without ComfyUI: its root's `__init__.py` is ComfyUI's entry point.
 pack = types.ModuleType("llm4gen")
 pack.__path__ = [str(ROOT)]
 sys.modules.setdefault("llm4gen", pack)
+
+pytest_plugins = ["host_fixtures"]
+# Fixtures that start a ComfyUI, in a server or in this process. All others that need one ask for one of these.
+NEED_COMFYUI = {"host", "started", "place"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if NEED_COMFYUI & set(item.fixturenames):
+            item.add_marker("host")
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +35,7 @@ def module_path(tmp_path_factory):
     """For large files that a module's tests share: pytest's own folders stay until the last test."""
     folder = tmp_path_factory.mktemp("module")
     yield folder
-    # Not the folders: a host in this process that has listed one fails when it is gone.
+    # The folders stay: a ComfyUI in this process that has listed one fails when it is gone.
     for path in filter(Path.is_file, folder.rglob("*")):
         with contextlib.suppress(OSError):  # Windows keeps a file that is still mapped
             path.unlink()
@@ -31,7 +44,7 @@ def module_path(tmp_path_factory):
 @pytest.fixture
 def fetching(tmp_path):
     """tools/fetch_weights.py with a hub of its own and an empty ComfyUI."""
-    # Not for every test: they bring torch and transformers.
+    # Imported here, because these modules import torch and transformers.
     from fetching import Fetching  # noqa: PLC0415
     from hub_server import Hub  # noqa: PLC0415
 

@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING
 # The Python of ComfyUI for Windows looks for no module beside the script that it runs.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
+from files.interruptible import CannotWrite, Ended, ended_between_steps, sha256
 from pack import make_importable
-from steps import CannotWrite, Ended, ended_between_steps, sha256
 
 if TYPE_CHECKING:
     from llm4gen.models.conversion.conversion import Conversion
@@ -60,8 +60,7 @@ def convert(
 
     Raises: LLM4GENError, CannotWrite, OSError.
     """
-    from safetensors_writer import Outline, in_one_step, write_tensors  # noqa: PLC0415
-
+    from files.safetensors_writer import Outline, in_one_step, write_tensors  # noqa: PLC0415
     from llm4gen.models.conversion.plans import plan_conversion  # noqa: PLC0415
     from llm4gen.models.files.weights import weight_files  # noqa: PLC0415
 

@@ -1,6 +1,6 @@
-"""The project's commands: `python tools/dev.py setup | demo | serve | test | bench`.
+"""The developer's commands: `python tools/dev.py setup | demo | serve | check | test | bench | pictures`.
 
-Runs on a bare Python 3.10 or newer; what needs torch or ComfyUI runs as a child under the host's Python.
+Runs on a bare Python 3.10 or newer. Whatever needs torch or ComfyUI runs in a child process under ComfyUI's Python.
 """
 
 from __future__ import annotations
@@ -14,33 +14,43 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from comfy_server import Server
-from host import HOST_DIR, ROOT, Host, HostError, end_cleanly_when_terminated, given_host
-from install import NEWEST, OLDEST, setup
-from model_choice import make_standins, with_present_models
-from real_llm import fetch_real_llm
-from workflow import TEXT_TO_IMAGE, read_workflow
+from host.comfyui import (
+    HOST_DIR,
+    ROOT,
+    TOOLS,
+    HostError,
+    Installation,
+    end_cleanly_when_terminated,
+    given_installation,
+)
+from sandbox.code_checks import check_code
+from sandbox.install import NEWEST, OLDEST, REQUIREMENTS_DEV, setup
+from sandbox.model_choice import make_standins, with_present_models
+from sandbox.server import Server
+from sandbox.smollm2 import fetch_smollm2
+from sandbox.workflow import TEXT_TO_IMAGE, read_workflow
 
-TOOLS = ROOT / "tools"
-STOP_SECONDS = 30  # that a child gets to stop its server before it is killed
-PASSED, FAILED, NOTHING_CHOSEN = 0, 1, 5  # pytest's exit codes
-# Each runs whole files and has a server and a browser of its own; more would not fit into small machines.
+STOP_SECONDS = 30  # given to a child to stop its server before it is killed
+PASSED, FAILED, NOTHING_SELECTED = 0, 1, 5  # pytest's exit codes
+# Each worker runs whole files, with a server and a browser of its own. More would not fit into small machines.
 WORKERS = 2
-SPREAD = ("-n", str(WORKERS), "--dist", "loadfile")
-# A cache of its own: what fails or passes there must not change what --lf means on the newest.
+IN_PARALLEL = ("-n", str(WORKERS), "--dist", "loadfile")
+# The oldest ComfyUI has a cache of its own, so that --lf means the newest's failures.
 ON_OLDEST = ("-m", "floor", "-o", f"cache_dir={HOST_DIR / 'pytest-floor'}")
+TEST_PACKAGES = ("pytest", "xdist", "diffusers", "gguf")
+CHECK_PACKAGES = ("ruff", "mypy")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options, extra = _parse(arguments)
     end_cleanly_when_terminated()
     try:
-        # A relative path is meant from where the command is given; children run elsewhere.
+        # Children run in other folders, so a relative path is resolved here.
         models = [path.expanduser().resolve() for path in options.models]
-        host = _host(options)
-        if options.comfyui and not models and (host.comfyui / "models").is_dir():
-            models = [host.comfyui / "models"]
-        return COMMANDS[options.command](host, models, options, extra)
+        installation = _installation(options)
+        if options.comfyui and not models and (installation.comfyui / "models").is_dir():
+            models = [installation.comfyui / "models"]
+        return COMMANDS[options.command](installation, models, options, extra)
     except HostError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -48,27 +58,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def run_setup(host: Host, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
+def run_setup(host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
     print(f"ready: ComfyUI in {host.comfyui}, run by {host.python}")
     return 0
 
 
-def run_demo(host: Host, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
-    command = [host.python, TOOLS / "demo.py", "--comfyui", host.comfyui]
-    return run_child(host, [*command, "--models", *models] if models else command)
+def run_demo(host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
+    arguments = ["--comfyui", host.comfyui, *extra]
+    return run_tool(host, "sandbox.demo", *arguments, *(["--models", *models] if models else []))
 
 
-def run_test(host: Host, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
-    for module in ("pytest", "xdist", "diffusers", "gguf"):
-        # Looked for, not imported: that takes seconds.
-        probe = f"import importlib.util, sys; sys.exit(not importlib.util.find_spec({module!r}))"
-        command = [str(host.python), "-c", probe]
-        if subprocess.run(command, capture_output=True, env=host.environment(), check=False).returncode:
-            raise HostError(
-                f"{host.python} lacks {module}: the tests need {TOOLS / 'requirements-dev.txt'} in it."
-            )
-    # A choice of tests is soon done in one process, which shows them as they run.
-    command = [host.python, "-m", "pytest", *(extra or SPREAD)]
+def run_check(host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
+    _require(host, CHECK_PACKAGES)
+    return PASSED if check_code(host) else FAILED
+
+
+def run_test(host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
+    _require(host, TEST_PACKAGES)
+    if not extra and run_check(host, models, options, extra) != PASSED:
+        return FAILED
+    # A selection of tests is soon done in one process, which shows each test as it runs.
+    command = [host.python, "-m", "pytest", *(extra or IN_PARALLEL)]
     threads = {} if extra else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS))}
     if options.comfyui:
         print(f"test: on this ComfyUI alone, not on {OLDEST.version} as well: {host.comfyui}", flush=True)
@@ -79,18 +89,23 @@ def run_test(host: Host, models: list[Path], options: argparse.Namespace, extra:
         return newest
     print(f"test: marked floor, on ComfyUI {OLDEST.version}", flush=True)
     oldest = run_child(replace(host, comfyui=OLDEST.folder), [*command, *ON_OLDEST], **threads)
-    if extra and oldest == NOTHING_CHOSEN:
+    if extra and oldest == NOTHING_SELECTED:
         oldest = PASSED
     return newest or oldest
 
 
-def run_bench(host: Host, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
+def run_bench(host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
     encoders = extra[:1] == ["encoders"]
-    tool = TOOLS / ("bench_encoders.py" if encoders else "bench.py")
-    return run_child(host, [host.python, tool, *extra[encoders:]])
+    return run_tool(host, "bench.encoders" if encoders else "bench.conditioning", *extra[encoders:])
 
 
-def run_serve(host: Host, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
+def run_pictures(
+    host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]
+) -> int:
+    return run_tool(host, "pictures.thumbnails") or run_tool(host, "pictures.screenshots")
+
+
+def run_serve(host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
     places = [*models, make_standins(host)]
     print("starting ComfyUI ...", flush=True)
     with Server(host, HOST_DIR / "serve", places, port=options.port, listen=options.listen) as server:
@@ -101,28 +116,43 @@ def run_serve(host: Host, models: list[Path], options: argparse.Namespace, extra
         for choice in chosen:
             print(f"  {choice}")
         print(f"open {server.url}")
-        print(f"The workflow, with these weights: sidebar, Workflows, {TEXT_TO_IMAGE.stem}.")
-        print("As published: Templates, llm4gen; or drag this file in:")
+        print(f"The workflow with these weights: sidebar, Workflows, {TEXT_TO_IMAGE.stem}.")
+        print("The workflow as published: Templates, llm4gen; or drag this file into the page:")
         print(f"  {TEXT_TO_IMAGE}")
-        print(f"Pictures are saved to {server.output}. Ctrl-C ends it.", flush=True)
+        print(f"Pictures are saved in {server.output}. Press Ctrl-C to stop.", flush=True)
         code = server.wait()
-        raise HostError(f"ComfyUI ended by itself with code {code}; its log: {server.log}")
+        raise HostError(f"ComfyUI ended by itself with exit code {code}. Its log is {server.log}")
 
 
-COMMANDS = {"setup": run_setup, "demo": run_demo, "serve": run_serve, "test": run_test, "bench": run_bench}
+COMMANDS = {
+    "setup": run_setup,
+    "demo": run_demo,
+    "serve": run_serve,
+    "check": run_check,
+    "test": run_test,
+    "bench": run_bench,
+    "pictures": run_pictures,
+}
 
 
-def run_child(host: Host, command: Sequence[str | Path], **variables: str) -> int:
-    """Runs a command from the repository's root and gives back its exit code; ends it when we are ended.
+def run_tool(host: Installation, module: str, *arguments: str | Path) -> int:
+    """Runs a module of tools/ and returns its exit code."""
+    return run_child(host, [host.python, "-m", module, *arguments], folder=TOOLS)
 
-    variables: of its environment, beside our own.
+
+def run_child(
+    host: Installation, command: Sequence[str | Path], folder: Path = ROOT, **variables: str
+) -> int:
+    """Runs a command in a folder and returns its exit code. When this process is ended, the command is ended too.
+
+    variables: for the command's environment, beside our own.
     """
     environment = {**variables, **host.environment(), "LLM4GEN_COMFYUI": str(host.comfyui)}
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=environment)
+    process = subprocess.Popen(list(map(str, command)), cwd=folder, env=environment)
     try:
         code = process.wait()
     except KeyboardInterrupt:
-        process.wait()  # the terminal gave Ctrl-C to the child too: it is stopping what it started
+        process.wait()  # the terminal sent Ctrl-C to the child as well, which is stopping what it started
         raise
     finally:
         if process.poll() is None:
@@ -131,36 +161,48 @@ def run_child(host: Host, command: Sequence[str | Path], **variables: str) -> in
                 process.wait(STOP_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
-    return code if code >= 0 else 128 - code  # a child ended by a signal, as shells count it
+    return code if code >= 0 else 128 - code  # as shells report a child that was ended by a signal
 
 
-def setup_for_tests() -> Host:
+def setup_for_tests() -> Installation:
     host = setup(OLDEST)
     try:
-        fetch_real_llm(host.python)
+        fetch_smollm2(host.python)
     except HostError as error:
-        print(f"setup: no real LLM, whose tests will be skipped. {error}", flush=True)
+        print(f"setup: there is no real LLM, so its tests will be skipped. {error}", flush=True)
     return host
 
 
-def _host(options: argparse.Namespace) -> Host:
+def _require(host: Installation, packages: Sequence[str]) -> None:
+    """Raises: HostError if the installation's Python lacks a package."""
+    for package in packages:
+        # Only looked for, because importing it would take seconds.
+        probe = f"import importlib.util, sys; sys.exit(not importlib.util.find_spec({package!r}))"
+        command = [str(host.python), "-c", probe]
+        if subprocess.run(command, capture_output=True, env=host.environment(), check=False).returncode:
+            raise HostError(f"{host.python} lacks {package}. The tests need what {REQUIREMENTS_DEV} lists.")
+
+
+def _installation(options: argparse.Namespace) -> Installation:
     if options.comfyui is None:
         if options.python is not None:
             raise HostError(
-                "--python is the Python of an installation of yours: name its folder with --comfyui."
+                "--python names the Python of a ComfyUI that you have: name its folder with --comfyui as well."
             )
         return setup_for_tests() if options.command in ("setup", "test") else setup()
     python = shutil.which(options.python.expanduser()) if options.python else sys.executable
     if python is None:
-        raise HostError(f"{options.python} is no program: --python wants the Python that runs your ComfyUI.")
-    # Not resolved: a virtual environment's python is a link, and leads out of it when followed.
-    return given_host(options.comfyui, Path(os.path.abspath(python)))
+        raise HostError(
+            f"{options.python} is not a program: --python must name the Python that runs ComfyUI."
+        )
+    # Not resolved: in a virtual environment, python is a link that leads out of it.
+    return given_installation(options.comfyui, Path(os.path.abspath(python)))
 
 
 def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     common.add_argument(
-        "--comfyui", type=Path, metavar="DIR", help="use the ComfyUI in DIR, and change nothing there"
+        "--comfyui", type=Path, metavar="DIR", help="use the ComfyUI in DIR, and change nothing in it"
     )
     common.add_argument(
         "--python", type=Path, metavar="EXE", help="the Python that runs it (default: this one)"
@@ -179,24 +221,26 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     def add(name: str, text: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, parents=[common], help=text, description=text, allow_abbrev=False)
 
-    add("setup", "install ComfyUI, newest and oldest, and what the tests need into .host/")
-    add("demo", "run the example workflow through ComfyUI, to a picture")
+    add("setup", "install two versions of ComfyUI, and what the tests need, into .host/")
+    add("demo", "run the text-to-image workflow in ComfyUI; further arguments go to tools/sandbox/demo.py")
     serve = add("serve", "run ComfyUI with the pack in it until Ctrl-C")
     serve.add_argument("--port", type=int, help="(default: a free one)")
     serve.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1)")
+    add("check", "run ruff and mypy")
     add(
         "test",
-        f"run the test suite on ComfyUI {NEWEST.version}, then what is marked floor on {OLDEST.version}; both "
-        "must pass. Further arguments go to pytest both times, and may choose nothing for the second. With "
-        "--comfyui: all of it, on that ComfyUI alone",
+        f"run ruff and mypy, then the tests on ComfyUI {NEWEST.version}, then those marked floor on "
+        f"{OLDEST.version}; all must pass. Further arguments select tests: they go to pytest both times, and ruff and "
+        "mypy do not run. With --comfyui: all tests, on that ComfyUI alone",
     )
     add(
         "bench",
-        "measure against the published way; `bench encoders`: kinds of encoder files. Further arguments go to "
-        "tools/bench.py and tools/bench_encoders.py",
+        "measure speed and memory against the published way; `bench encoders` compares encoder files. Further "
+        "arguments go to tools/bench/conditioning.py or encoders.py",
     )
+    add("pictures", "draw the pictures of the README, the help pages and the example workflows anew")
     options, extra = parser.parse_known_args(arguments)
-    if extra and options.command not in ("test", "bench"):
+    if extra and options.command not in ("demo", "test", "bench"):
         parser.error(f"{options.command} does not know {' '.join(extra)}")
     return options, extra
 

@@ -16,10 +16,10 @@ from pathlib import Path
 # The Python of ComfyUI for Windows looks for no module beside the script that it runs.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-import host_folders
-import installed
-from findings import Check, Finding, failed, found_by, page
-from host import ROOT
+from checks import installed
+from checks.findings import Check, Finding, failed, found_by, page
+from host import folders as host_folders
+from host.comfyui import ROOT
 from pack import make_importable
 
 
@@ -72,7 +72,7 @@ def enter(comfyui: Path, arguments: Sequence[str]) -> Iterable[Finding]:
 def model_sections(pack: Path = ROOT) -> Iterable[tuple[str, list[Finding]]]:
     """Of the models in the folders that the host's list names. pack: in which some of them may have strayed."""
     make_importable("nodes")
-    from examination import Examination  # noqa: PLC0415
+    from checks.models import Examination  # noqa: PLC0415
 
     models = Examination(pack)
     checks: dict[str, Check] = {

@@ -22,14 +22,14 @@ from types import FrameType
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 from convert import NAMES
-from fetch_hub import FAILED, NO_ROOM, REFUSED, UNCONFIRMED, UNREACHED, CannotFetch, Repository, look_up
-from fetch_items import DTYPE, ITEMS, PINNED, Item, convert_command, find_present, instructions, model_folders
-from fetch_plan import check_room, kept_commit, plan_task
-from fetch_task import Task, carry_out, scratch_of, tidy
-from host import HostError, given_host
-from host_folders import AROUND
+from fetch.hub import FAILED, NO_ROOM, REFUSED, UNCONFIRMED, UNREACHED, CannotFetch, Repository, look_up
+from fetch.items import DTYPE, ITEMS, PINNED, Item, convert_command, find_present, instructions, model_folders
+from fetch.plan import check_room, kept_commit, plan_task
+from fetch.task import Task, carry_out, scratch_of, tidy
+from files.interruptible import CannotWrite, Ended
+from host.comfyui import HostError, given_installation
+from host.folders import AROUND
 from pack import make_importable
-from steps import CannotWrite, Ended
 
 ASKED_FROM = 5_000_000_000  # bytes of downloads
 CODES = """exit codes:
@@ -106,7 +106,7 @@ def fetch(options: argparse.Namespace, others: Sequence[str]) -> None:
 
 def find_comfyui(given: Path | None) -> Path:
     """The one that was named, or the one around this pack. Raises: HostError if it is none."""
-    return given_host(given or AROUND, Path(sys.executable)).comfyui
+    return given_installation(given or AROUND, Path(sys.executable)).comfyui
 
 
 def is_present(item: Item, places: Sequence[Path], dtype: str | None) -> bool:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import sys
 import types
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+from host.comfyui import ROOT
 
 
 def make_importable(*rooms: str) -> None:

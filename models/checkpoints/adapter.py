@@ -42,9 +42,7 @@ def load_cross_adapter(
     """
     weights = open_weights(path)
     found, recipe = recognise_adapter(weights)
-    model = fill(found, weights, operations=operations, dtype=torch.float32, progress=progress)
-    assert isinstance(model, CrossAdapter)
-    return model, recipe
+    return fill(found, weights, operations=operations, dtype=torch.float32, progress=progress), recipe
 
 
 def recognise_adapter(weights: Weights) -> tuple[Recognised[CrossAdapterConfig], Recipe]:

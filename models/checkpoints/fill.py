@@ -31,7 +31,7 @@ class Recognised(Generic[Config]):
 
     config: Config
     names: dict[str, str]
-    build: Callable[..., nn.Module]
+    build: Callable[..., Any]
 
 
 def find_prefix(weights: Weights, key: str) -> str | None:
@@ -97,7 +97,7 @@ def fill(
     dtype: torch.dtype | None = None,
     progress: Progress = silent,
     **sizes: int | None,
-) -> nn.Module:
+) -> Any:
     """Builds a recognised model and gives it its file's tensors.
 
     dtype:    of the linear weights in memory (`dtypes_of` says what follows for the others); None: the file's.
@@ -158,7 +158,7 @@ def linear_weights(blueprint: nn.Module) -> list[str]:
     return [f"{name}.weight" for name, module in blueprint.named_modules() if isinstance(module, nn.Linear)]
 
 
-def file_dtype(blueprint: nn.Module, names: Mapping[str, str], weights: Weights) -> torch.dtype:
+def file_dtype(blueprint: Any, names: Mapping[str, str], weights: Weights) -> torch.dtype:
     """The dtype of the file's linear weights, or of its token embedding if the model has no linear layer.
 
     A dtype that a user cannot choose is replaced by a wider one that can hold its numbers.

@@ -67,9 +67,7 @@ def recognise_gguf(path: Path) -> GgufModel:
     return GgufModel(path, found, tensors, None if factors is None else factors.dequantise(), file.dtype_name)
 
 
-def load_gguf(
-    model: GgufModel, *, depth: int, operations: Any = nn, progress: Progress = silent
-) -> nn.Module:
+def load_gguf(model: GgufModel, *, depth: int, operations: Any = nn, progress: Progress = silent) -> Any:
     """Builds the first `depth` layers. Matrices stay as they are in the file; norms and biases become fp32.
 
     Raises: IncompleteCheckpoint.

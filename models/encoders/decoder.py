@@ -118,7 +118,7 @@ class Decoder(nn.Module):
         return self.model.get_input_embeddings().weight.dtype
 
 
-def build_model(config: DecoderConfig, depth: int) -> nn.Module:
+def build_model(config: DecoderConfig, depth: int) -> Any:
     """transformers' model with only `depth` layers, its weights on the meta device. Raises: UnknownCheckpoint."""
     hf_config = copy.deepcopy(config.hf_config)
     hf_config.num_hidden_layers = depth

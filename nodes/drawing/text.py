@@ -87,7 +87,7 @@ def shortened(text: str, size: int, most: int) -> str:
 def write(
     picture: Image.Image, place: tuple[int, int], text: str, size: int, colour: str, anchor: str = "lm"
 ) -> None:
-    """Writes a line of text. anchor: the point of the text that lies at `place`, as Pillow names it (lm: left middle)."""
+    """Writes a line. anchor: the point of the text that lies at `place`, as Pillow names it (lm: left middle)."""
     font, text = fitting_font(text, size)
     ImageDraw.Draw(picture).text(place, text, colour, font, anchor)
 

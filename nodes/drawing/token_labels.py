@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import zip_longest
 from typing import Any
 
 from torch import Tensor
@@ -26,7 +25,9 @@ def llm_labels(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, text: str) ->
     ids = tokenize_for_llm(tokenizer, plain, recipe).ids
     texts = token_texts(ids, partial(tokenizer.decode, clean_up_tokenization_spaces=False))
     is_users = users_tokens(tokenizer, recipe, plain)[: len(ids)]
-    return [Label(label, is_special=not own) for label, own in zip_longest(texts, is_users, fillvalue=False)]
+    # The empty prompt of an empty template is a token of padding, which stands for none of the text.
+    is_users += [False] * (len(texts) - len(is_users))
+    return [Label(label, is_special=not own) for label, own in zip(texts, is_users, strict=True)]
 
 
 def users_tokens(tokenizer: PreTrainedTokenizerBase, recipe: Recipe, text: str) -> list[bool]:

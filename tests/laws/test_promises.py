@@ -7,15 +7,14 @@ import json
 import os
 import shutil
 
-import in_process
 import pytest
 import torch
 from safetensors.torch import load_file
-from workflow import EXAMPLES
 
+import in_process
 from llm4gen.models.recipe import Recipe
-
 from paths import ROOT
+from sandbox.workflow import EXAMPLES
 
 PROMISES = ROOT / "tests" / "laws" / "promises"
 NODES = json.loads((PROMISES / "nodes.json").read_text(encoding="utf-8"))

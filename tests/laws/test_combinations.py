@@ -1,0 +1,347 @@
+"""What LLM4GEN combines with: laws that hold with core's own nodes around it, on stand-in weights."""
+
+import logging
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import extra_standins
+from in_process import SHORT
+
+LORA, INVERSION = "combined.safetensors", "combinedinversion"
+CUT, CHUNKS = "cut at 77 (as published)", "chunks of 77"
+LONG = "a red house by the sea, " * 20  # 160 CLIP tokens
+PROMPTS = [
+    "",
+    SHORT,
+    "a (blue:1.3) sheep, [brown] vase \\(tall\\)",
+    "青い羊 🐑 naïve café",
+    "one\nBREAK two",
+    LONG,
+]
+SETTINGS = [
+    pytest.param({}, marks=pytest.mark.floor),
+    {"strength": 0.35},
+    {"strength": 2.0, "long_prompt": CHUNKS},
+    {"controlnet_context": "fused"},
+    {"strength": 0.0, "controlnet_context": "fused"},
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files(put, standin):
+    """A LoRA and a textual inversion among the host's models."""
+    put("loras", LORA, extra_standins.lora(standin))
+    learned = torch.randn(2, 768, generator=torch.Generator().manual_seed(4))
+    put("embeddings", f"{INVERSION}.safetensors", {"emb_params": learned})
+
+
+@pytest.fixture(scope="module")
+def load_lora(started):
+    def load(model, clip, strength=1.0):
+        with torch.inference_mode():
+            return started.core.LoraLoader().load_lora(model, clip, LORA, strength, strength)
+
+    return load
+
+
+@pytest.fixture(scope="module")
+def llm_half(llm, adapter):
+    """What the adapter makes of a CLIP's states and a sentence."""
+
+    def half(states, sentence):
+        ids = llm.llm.tokenize(sentence, adapter.recipe).ids
+        with torch.inference_mode():
+            return adapter.fuse(states, llm.features(ids, adapter.recipe))
+
+    return half
+
+
+def identical(one, other):
+    """Whether two conditionings, or parts of them, are the same to the bit, options and all."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(identical(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(identical, one, other))
+    return one == other
+
+
+# One path to the conditioning
+
+
+@pytest.mark.parametrize("text", PROMPTS)
+@pytest.mark.parametrize("settings", SETTINGS, ids=str)
+@torch.inference_mode()
+def test_llm4gen_clip_and_an_encode_is_llm4gen_conditioning(text, settings, clip, fuse, encode, condition):
+    assert identical(encode(fuse(clip, **settings), text), condition(text, **settings))
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("text", PROMPTS)
+def test_strength_0_is_core(text, clip, fuse, encode):
+    assert identical(encode(fuse(clip, strength=0.0, long_prompt=CHUNKS), text), encode(clip, text))
+    if text != LONG:
+        assert identical(encode(fuse(clip, strength=0.0), text), encode(clip, text))
+
+
+# LoRA
+
+
+@pytest.mark.floor
+def test_a_lora_before_or_after_gives_the_same_picture(
+    model, clip, fused, fuse, encode, load_lora, sample, caplog
+):
+    plain = encode(fused)
+    picture = sample(plain, encode(fused, "")).samples
+    with caplog.at_level(logging.WARNING):
+        changed, before = load_lora(model, clip)
+        changed_too, after = load_lora(model, fused)
+    assert "not loaded" not in caplog.text.lower()
+
+    before = fuse(before)
+    assert identical(encode(before), encode(after))
+    assert not torch.equal(encode(after)[0][0][:, :77], plain[0][0][:, :77])
+    assert not torch.equal(encode(after)[0][0][:, 77:], plain[0][0][:, 77:])
+    with_lora = sample(encode(before), encode(before, ""), model=changed).samples
+    same = sample(encode(after), encode(after, ""), model=changed_too).samples
+    assert torch.equal(same, with_lora)
+    assert not torch.equal(with_lora, picture)
+    by_unet = sample(plain, encode(fused, ""), model=changed).samples
+    assert not torch.equal(by_unet, picture), "its UNet part acts"
+
+    assert identical(encode(fused), plain), "unloaded"
+    assert torch.equal(sample(plain, encode(fused, "")).samples, picture), "unloaded"
+
+
+# Clip skip and textual inversion
+
+
+@torch.inference_mode()
+def test_clip_skip_before_or_after_is_cores_and_the_llm_half_follows(
+    started, clip, fused, fuse, encode, llm_half
+):
+    def skip(clip):
+        return started.core.CLIPSetLastLayer().set_last_layer(clip, -2)[0]
+
+    ((core, core_options),) = encode(skip(clip))
+    ((states, options),) = encode(fuse(skip(clip)))
+    assert identical(encode(skip(fused)), [[states, options]])
+    assert torch.equal(states[:, :77], core)
+    assert torch.equal(options["cross_attn_controlnet"], core)
+    assert torch.equal(options["pooled_output"], core_options["pooled_output"])
+    assert torch.equal(states[:, 77:], llm_half(core, SHORT))
+    assert not torch.equal(core, encode(clip)[0][0])
+    assert not torch.equal(states[:, 77:], encode(fused)[0][0][:, 77:])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (f"a red cat embedding:{INVERSION} on a mat", SHORT),
+        (f"a red cat (embedding:{INVERSION}:1.2) on a mat", SHORT),
+        (f"embedding:{INVERSION}, a red cat on a mat", SHORT),
+    ],
+)
+def test_a_textual_inversion_acts_on_clip_as_in_core_and_the_llm_reads_the_sentence_without_it(
+    text, sentence, clip, fused, encode, llm, adapter, llm_half
+):
+    read = [token for token, _ in fused.tokenize(text)["llm4gen"][0]]
+    assert read == list(llm.llm.tokenize(sentence, adapter.recipe).ids)
+    core, states = encode(clip, text)[0][0], encode(fused, text)[0][0]
+    assert torch.equal(states[:, :77], core)
+    assert not torch.equal(core, encode(clip, sentence)[0][0])
+    assert torch.equal(states[:, 77:], llm_half(core, sentence))
+
+
+# A CLIP to every node that takes one
+
+
+@torch.inference_mode()
+def test_its_clones_are_fused(started, model, fused, encode, load_lora):
+    from comfy_extras.nodes_hooks import SetClipHooks  # noqa: PLC0415
+
+    plain = encode(fused)
+    hooks = hook_lora((1.0, 0.0))
+    clones = {
+        "clone": fused.clone(),
+        "clone for hooks": fused.clone(disable_dynamic=True),
+        "clip skip": started.core.CLIPSetLastLayer().set_last_layer(fused, -1)[0],
+        "LoRA of strength 0": load_lora(model, fused, 0.0)[1],
+        "LoRA": load_lora(model, fused, 1.0)[1],
+        "hooks": SetClipHooks().apply_hooks(fused, False, True, hooks)[0],
+        "twice": fused.clone().clone(),
+    }
+    lengths = {name: encode(clone)[0][0].shape[1] for name, clone in clones.items()}
+    assert lengths == dict.fromkeys(clones, 333)
+    same = [name for name, clone in clones.items() if identical(encode(clone), plain)]
+    assert same == ["clone", "clone for hooks", "clip skip", "LoRA of strength 0", "twice"]
+
+
+@torch.inference_mode()
+def test_every_way_that_nodes_call_a_clip_gives_the_same_states(fused, encode):
+    ((states, options),) = encode(fused)
+    tokens = fused.tokenize(SHORT)
+    assert torch.equal(fused.encode(SHORT), states)
+    assert torch.equal(fused.encode_from_tokens(tokens), states)
+    assert identical(fused.encode_from_tokens(tokens, return_pooled=True), (states, options["pooled_output"]))
+    assert identical(
+        fused.encode_from_tokens(tokens, return_pooled=True, return_dict=True), {"cond": states, **options}
+    )
+    assert identical(
+        fused.encode_from_tokens_scheduled(tokens, add_dict={"guidance": 3.0}),
+        [[states, {**options, "guidance": 3.0}]],
+    )
+
+
+@torch.inference_mode()
+def test_tokens_with_word_ids_are_as_cores_and_encode_the_same(clip, fused, encode):
+    tokens = fused.tokenize(SHORT, return_word_ids=True)
+    assert tokens["l"] == clip.tokenize(SHORT, return_word_ids=True)["l"]
+    assert {len(entry) for chunks in tokens.values() for chunk in chunks for entry in chunk} == {3}
+    assert torch.equal(fused.encode_from_tokens(tokens), encode(fused)[0][0])
+
+
+@torch.inference_mode()
+def test_tokens_without_the_llms_encode_as_clip_alone(clip, fused, encode):
+    tokens = clip.tokenize(SHORT)
+    assert identical(fused.encode_from_tokens_scheduled(tokens), encode(clip))
+
+
+@torch.inference_mode()
+def test_saving_it_saves_clip(clip, fused, tmp_path):
+    from comfy_extras.nodes_model_merging import CLIPSave  # noqa: PLC0415
+
+    def saved(clip, folder):
+        folder.mkdir()
+        node = CLIPSave()
+        node.output_dir = str(folder)
+        node.save(clip, "clip")
+        return {file.name: load_file(file) for file in folder.iterdir()}
+
+    files = saved(fused, tmp_path / "fused")
+    assert files and identical(files, saved(clip, tmp_path / "plain"))
+
+
+# Hooks
+
+
+def hook_lora(*keyframes):
+    """Create Hook LoRA with Create Hook Keyframe, one for each (strength, start), and Set Hook Keyframes."""
+    from comfy_extras import nodes_hooks  # noqa: PLC0415
+
+    (hooks,) = nodes_hooks.CreateHookLora().create_hook(LORA, 1.0, 1.0)
+    frames = None
+    for strength, start in keyframes:
+        (frames,) = nodes_hooks.CreateHookKeyframe().create_hook_keyframe(strength, start, frames)
+    return nodes_hooks.SetHookKeyframes().set_hook_keyframes(hooks, frames)[0]
+
+
+KEYFRAMES = [(1.0, 0.0), (0.25, 0.4), (0.0, 0.8)]
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+@torch.inference_mode()
+def test_each_segment_of_a_lora_schedule_is_the_one_made_by_hand(
+    order, model, clip, fused, fuse, encode, load_lora, sample
+):
+    from comfy_extras.nodes_hooks import SetClipHooks  # noqa: PLC0415
+
+    def hooked(clip):
+        return SetClipHooks().apply_hooks(clip, True, True, hook_lora(*KEYFRAMES))[0]
+
+    scheduled = encode(fuse(hooked(clip)) if order == "before" else hooked(fused))
+    spans = [(o["clip_start_percent"], o["clip_end_percent"]) for _, o in scheduled]
+    assert spans == [(0.0, 0.4), (0.4, 0.8), (0.8, 1.0)]
+    for (states, options), (strength, _) in zip(scheduled, KEYFRAMES, strict=True):
+        ((by_hand, hand_options),) = encode(fuse(load_lora(model, clip, strength)[1]))
+        assert torch.equal(states, by_hand)
+        assert options.keys() - hand_options.keys() == {"clip_start_percent", "clip_end_percent", "hooks"}
+        for key, value in hand_options.items():
+            assert torch.equal(options[key], value)
+    first, second, _ = (states for states, _ in scheduled)
+    assert not torch.equal(first[:, 77:], second[:, 77:])
+    core = encode(hooked(clip))
+    assert identical([states[:, :77] for states, _ in scheduled], [states for states, _ in core])
+    sample(scheduled, encode(fused, ""))
+    assert identical(encode(fused), encode(fuse(clip))), "hooks leave nothing behind"
+
+
+@torch.inference_mode()
+def test_of_a_lora_schedule_the_attention_maps_the_first_segment(model, clip, fused, fuse, load_lora):
+    from comfy_extras.nodes_hooks import SetClipHooks  # noqa: PLC0415
+
+    def attention(clip):
+        return clip.attention_weights(clip.tokenize(SHORT))
+
+    hooked = SetClipHooks().apply_hooks(fused, True, True, hook_lora(*KEYFRAMES))[0]
+    assert torch.equal(attention(hooked), attention(fuse(load_lora(model, clip, KEYFRAMES[0][0])[1])))
+    assert not torch.equal(attention(hooked), attention(fused))
+
+
+# What core's nodes do to a conditioning
+
+
+def mask_of_the_left_half():
+    mask = torch.zeros(1, 64, 64)
+    mask[:, :, :32] = 1.0
+    return mask
+
+
+# What is done by its name: from core's nodes and two conditionings to one.
+TRANSFORMS = {
+    "Combine": lambda core, one, two: core.ConditioningCombine().combine(one, two),
+    "Concat": lambda core, one, two: core.ConditioningConcat().concat(one, two),
+    "Average": lambda core, one, two: core.ConditioningAverage().addWeighted(one, two, 0.3),
+    "SetArea": lambda core, one, two: core.ConditioningCombine().combine(
+        core.ConditioningSetArea().append(one, 64, 64, 0, 0, 0.8)[0], two
+    ),
+    "SetAreaPercentage": lambda core, one, two: core.ConditioningCombine().combine(
+        core.ConditioningSetAreaPercentage().append(one, 0.5, 1.0, 0.5, 0, 1.0)[0], two
+    ),
+    "SetMask": lambda core, one, two: core.ConditioningCombine().combine(
+        core.ConditioningSetMask().append(one, mask_of_the_left_half(), "default", 0.7)[0], two
+    ),
+    "SetMask, mask bounds": lambda core, one, two: core.ConditioningSetMask().append(
+        one, mask_of_the_left_half(), "mask bounds", 1.0
+    ),
+    "SetTimestepRange": lambda core, one, two: core.ConditioningCombine().combine(
+        core.ConditioningSetTimestepRange().set_range(one, 0.0, 0.5)[0],
+        core.ConditioningSetTimestepRange().set_range(two, 0.5, 1.0)[0],
+    ),
+    "ZeroOut": lambda core, one, two: core.ConditioningZeroOut().zero_out(one),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMS)
+@torch.inference_mode()
+def test_core_nodes_do_to_it_what_they_do_to_clips(name, started, model, clip, fused, encode, sample):
+    def transformed(clip):
+        return TRANSFORMS[name](started.core, encode(clip), encode(clip, "a dog"))[0]
+
+    ours, cores = transformed(fused), transformed(clip)
+    for (states, options), (core_states, core_options) in zip(ours, cores, strict=True):
+        prompts = core_states.shape[1] // 77
+        assert states.shape == (1, prompts * 333, 768)
+        assert torch.equal(states[:, :77], core_states[:, :77])
+        assert torch.equal(states[:, (prompts - 1) * 333 :][:, :77], core_states[:, -77:])
+        assert options.keys() == core_options.keys() | {"cross_attn_controlnet"}
+        assert identical({key: options[key] for key in core_options}, core_options)
+    picture = sample(ours, encode(fused, "")).samples
+    assert not torch.equal(picture, sample(encode(fused), encode(fused, "")).samples)
+
+
+@torch.inference_mode()
+def test_core_nodes_act_on_the_llm_half_too(started, fused, encode):
+    one, two = encode(fused), encode(fused, "a dog")
+
+    def llm_half(name):
+        return [states[:, -256:] for states, _ in TRANSFORMS[name](started.core, one, two)[0]]
+
+    first, second = (conditioning[0][0][:, 77:] for conditioning in (one, two))
+    assert identical(llm_half("Combine"), [first, second])
+    assert identical(llm_half("Concat"), [second])
+    assert identical(llm_half("Average"), [first * 0.3 + second * 0.7])
+    assert identical(llm_half("ZeroOut"), [torch.zeros_like(first)])

@@ -1,0 +1,77 @@
+"""`.gguf` files that cannot be read, and what their user is told."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gguf_files import Kind, make, t5, write_decoder, write_t5
+from llm4gen.models.encoders.rows import real_rows
+from llm4gen.models.errors import IncompleteCheckpoint, MissingPackage, UnknownCheckpoint, UnreadableFile
+from llm4gen.models.llm import open_llm
+from paths import ROOT
+
+
+def test_without_the_package_an_error_names_it(tmp_path, monkeypatch):
+    write_t5(tmp_path / "t5.gguf", t5())
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(MissingPackage, match="pip install gguf"):
+        open_llm(tmp_path / "t5.gguf")
+
+
+def test_the_package_is_not_imported_before_such_a_file_is_opened():
+    pack = "import sys, types; pack = types.ModuleType('llm4gen'); pack.__path__ = [sys.argv[1]]; "
+    look = "sys.modules['llm4gen'] = pack; import llm4gen.models.llm; sys.exit('gguf' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", pack + look, str(ROOT)], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("kept", [0, 10, 300, 2000, -100])
+def test_a_damaged_or_cut_file_is_told_from_a_good_one(kept, tmp_path):
+    path = tmp_path / "t5.gguf"
+    write_t5(path, t5(), Kind.Q8_0)
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(UnreadableFile, match=r"t5.gguf \(\d+ bytes\) is damaged, cut short"):
+        open_llm(path)
+
+
+def test_other_files_are_told_what_they_are(tmp_path):
+    path = tmp_path / "llm.gguf"
+    llama, odd = make("Llama"), Kind.Q8_K
+    for write, words in (
+        (
+            lambda: write_t5(path, t5(), arch="mamba"),
+            "architecture mamba. As .gguf files, t5, t5encoder, llama",
+        ),
+        (lambda: write_t5(path, t5(), **{"split.count": 3}), "one of 3 parts"),
+        (
+            lambda: write_t5(path, t5(), **{"attention.layer_norm_epsilon": 1e-5}),
+            "epsilon of its norms is 1e-05|epsilon of its norms is 9.99",
+        ),
+        (lambda: write_t5(path, t5(), without="ffn_gate"), "no encoder of T5 v1.1's kind"),
+        (lambda: write_t5(path, t5(), odd), "quantised as Q8_K, which .* cannot expand"),
+        (lambda: write_decoder(path, llama, **{"rope.scaling.type": "yarn"}), "positions stretched by yarn"),
+        (lambda: write_decoder(path, llama, **{"rope.dimension_count": 8}), "heads that rotate in part"),
+        (
+            lambda: write_decoder(path, make("Gemma2", head_dim=16)),
+            "attention scaled by other than its heads",
+        ),
+    ):
+        write()
+        with pytest.raises(UnknownCheckpoint, match=words):
+            open_llm(path)
+
+
+def test_what_is_missing_or_surplus_or_not_finite_is_named(tmp_path):
+    path = tmp_path / "llm.gguf"
+    write_t5(path, t5(), without="ffn_up")
+    with pytest.raises(IncompleteCheckpoint, match=r"lacks 1 tensor \(enc.blk.0.ffn_up.weight\)"):
+        open_llm(path)
+    write_decoder(path, make("Llama"), extra={"blk.0.attn_q.bias": torch.zeros(64)})
+    with pytest.raises(IncompleteCheckpoint, match=r"unknown 1 tensor \(blk.0.attn_q.bias\)"):
+        open_llm(path)
+    broken = t5()
+    broken.encoder.block[0].layer[0].SelfAttention.v.weight.data[3, 5] = torch.nan
+    write_t5(path, broken, Kind.F16)
+    with pytest.raises(IncompleteCheckpoint, match=r"attn_v\.weight has NaN"):
+        open_llm(path).load(1)(torch.arange(3), real_rows(3))

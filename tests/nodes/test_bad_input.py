@@ -1,0 +1,283 @@
+"""Bad files and bad wiring, sent to the real server: a typed error that helps, and the next prompt runs."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import in_process
+import tiny
+from sandbox.client import Client, ExecutionError
+from sandbox.model_choice import make_standins
+from sandbox.server import Server
+from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
+
+
+@pytest.fixture(scope="module")
+def models(module_path):
+    """A models directory for bad files: a server of its own lists it, so that they spoil no other test."""
+    return module_path
+
+
+@pytest.fixture(scope="module")
+def client(host, models, tmp_path_factory):
+    with Server(host, tmp_path_factory.mktemp("bad-server"), [make_standins(host), models]) as server:
+        yield Client(server.url)
+
+
+@pytest.fixture(scope="module")
+def t5():
+    """A small encoder under RankGen's names, with T5's vocabulary."""
+    return tiny.rankgen_tensors(tiny.t5_encoder())
+
+
+@pytest.fixture
+def fails(client):
+    """Runs a prompt that must fail; the error. Afterwards the server still works."""
+    rounds = iter(range(1, 1000))
+
+    def fails(prompt):
+        with pytest.raises(ExecutionError) as caught:
+            client.run(prompt)
+        sound = {
+            "1": {
+                "class_type": "EmptyLatentImage",
+                "inputs": {"width": 64, "height": 64, "batch_size": next(rounds)},
+            },
+            "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+        }
+        assert client.run(sound)["2"]
+        return caught.value
+
+    return fails
+
+
+def shown(node, **inputs):
+    """A prompt that runs one node."""
+    return {
+        "1": {"class_type": node, "inputs": inputs},
+        "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
+    }
+
+
+def load_adapter(name):
+    return shown("LLM4GEN_LoadCrossAdapter", adapter_name=name)
+
+
+def load_encoder(name):
+    return shown("LLM4GEN_LoadLLMEncoder", encoder_name=name, dtype="auto", device="default")
+
+
+def conditioning(adapter=ADAPTER, encoder=ENCODER, clip=None):
+    clip = clip or {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}}
+    slot = 1 if clip["class_type"] == "CheckpointLoaderSimple" else 0
+    return {
+        "1": clip,
+        "2": {
+            "class_type": "LLM4GEN_LoadLLMEncoder",
+            "inputs": {"encoder_name": encoder, "dtype": "auto", "device": "cpu"},
+        },
+        "3": {"class_type": "LLM4GEN_LoadCrossAdapter", "inputs": {"adapter_name": adapter}},
+        "4": {
+            "class_type": "LLM4GEN_Conditioning",
+            "inputs": {"clip": ["1", slot], "llm": ["2", 0], "adapter": ["3", 0], "text": "a cat"},
+        },
+        "5": {"class_type": "PreviewAny", "inputs": {"source": ["4", 0]}},
+    }
+
+
+def assert_says(error, kind, *words):
+    assert error.exception_type.split(".")[-1] == kind, error
+    assert [word for word in words if word not in error.exception_message] == [], error
+
+
+@pytest.fixture
+def adapters(models):
+    folder = models / "llm4gen"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture
+def encoders(models):
+    folder = models / "text_encoders"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.mark.floor
+def test_a_file_that_is_no_adapter(fails, adapters, t5):
+    save_file(t5, adapters / "t5.safetensors")
+    assert_says(
+        fails(load_adapter("t5.safetensors")),
+        "UnknownCheckpoint", "t5.safetensors", "no llm_proj.weight", "32 tensors", "projector.pth in models/llm4gen",
+    )  # fmt: skip
+
+
+def test_a_file_that_is_no_encoder(fails, encoders):
+    save_file(tiny.adapter_tensors(), encoders / "adapter.safetensors")
+    assert_says(
+        fails(load_encoder("adapter.safetensors")),
+        "UnknownCheckpoint", "adapter.safetensors", "does not hold a T5 encoder", "20 tensors", "models/text_encoders",
+    )  # fmt: skip
+
+
+@pytest.mark.floor
+def test_an_adapter_for_another_llm_width(fails, adapters):
+    save_file(tiny.adapter_tensors(clip=768, llm=1024), adapters / "narrow.safetensors")
+    error = fails(conditioning(adapter="narrow.safetensors"))
+    assert_says(error, "WidthMismatch", "2048", "1024", "Load the LLM that the adapter was trained with")
+
+
+def test_an_encoder_of_another_width(fails, encoders, t5):
+    save_file(t5, encoders / "small.safetensors")
+    assert_says(fails(conditioning(encoder="small.safetensors")), "WidthMismatch", "32", "2048")
+
+
+def test_an_adapter_for_another_clip_width(fails, adapters):
+    save_file(tiny.adapter_tensors(clip=64, llm=2048), adapters / "clip64.safetensors")
+    assert_says(fails(conditioning(adapter="clip64.safetensors")), "WidthMismatch", "768", "64")
+
+
+@pytest.mark.parametrize(
+    ("tensors", "kind", "part", "width"),
+    [
+        ({"text_model.encoder.layers.30.mlp.fc1.weight": (5120, 1280)}, "stable_diffusion", "g + l", 1280),
+        ({"encoder.block.0.layer.0.SelfAttention.k.weight": (768, 768)}, "stable_audio", "t5base", 768),
+    ],
+    ids=["SDXL", "T5"],
+)
+def test_a_clip_that_is_not_sd15s(tensors, kind, part, width, fails, encoders):
+    """Recognised by one tensor, the rest of it being whatever the memory held: only its width matters here."""
+    save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, encoders / f"{part}.safetensors")
+    loader = {"class_type": "CLIPLoader", "inputs": {"clip_name": f"{part}.safetensors", "type": kind}}
+    error = fails(conditioning(clip=loader))
+    assert_says(
+        error, "WidthMismatch", f"({part})", str(width), "768", "Connect the CLIP of an SD1.5 checkpoint"
+    )
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("size", [0, 5000], ids=["zero-byte", "truncated"])
+def test_a_truncated_or_empty_file(suffix, size, fails, adapters):
+    path = adapters / f"short{size}{suffix}"
+    (save_file if suffix == ".safetensors" else torch.save)(tiny.adapter_tensors(), path)
+    path.write_bytes(path.read_bytes()[:size])
+    assert_says(fails(load_adapter(path.name)), "UnreadableFile", path.name, "ownload it again")
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize("load", [load_adapter, load_encoder])
+def test_a_pickle_with_code_in_it(load, fails, adapters, encoders, tmp_path):
+    mark = tmp_path / "mark"
+    for folder in (adapters, encoders):
+        torch.save({"llm_proj.weight": tiny.Payload(mark)}, folder / "evil.pth")
+    assert_says(fails(load("evil.pth")), "UnreadableFile", "evil.pth", "Nothing was executed")
+    assert not mark.exists()
+    torch.load(adapters / "evil.pth", weights_only=False)["llm_proj.weight"].close()
+    assert mark.exists(), "the payload works where it is let"
+
+
+DAMAGES = {
+    "missing": lambda tensors, name: tensors.pop(name),
+    "surplus": lambda tensors, name: tensors.update(stray=torch.zeros(1)),
+    "nan": lambda tensors, name: tensors[name].view(-1)[:1].fill_(torch.nan),
+}
+SAID = {
+    "missing": "lacks 1 tensor",
+    "surplus": "1 tensor (stray)",
+    "nan": "NaN or infinite values in 1 tensor",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("load", [load_adapter, load_encoder])
+def test_missing_surplus_and_nan_weights(load, damage, fails, adapters, encoders, t5):
+    of_adapter = load is load_adapter
+    tensors = tiny.adapter_tensors() if of_adapter else {name: tensor.clone() for name, tensor in t5.items()}
+    name = "CrossFusionModule.0.FFN.0.bias" if of_adapter else "t5_encoder.encoder.final_layer_norm.weight"
+    DAMAGES[damage](tensors, name)
+    save_file(tensors, (adapters if of_adapter else encoders) / f"{damage}.safetensors")
+    prompt = load(f"{damage}.safetensors")
+    if damage == "nan" and not of_adapter:  # values are read when there is something to encode
+        save_file(tiny.adapter_tensors(clip=768, llm=32), adapters / "fitting.safetensors")
+        prompt = conditioning("fitting.safetensors", f"{damage}.safetensors")
+    assert_says(fails(prompt), "IncompleteCheckpoint", f"{damage}.safetensors", SAID[damage])
+
+
+def test_a_truncated_encoder(fails, encoders, t5):
+    path = encoders / "short.bin"
+    torch.save(t5, path)
+    path.write_bytes(path.read_bytes()[:-5000])
+    assert_says(fails(load_encoder(path.name)), "UnreadableFile", path.name, "ownload it again")
+
+
+def test_a_folder_with_a_damaged_tokenizer(fails, encoders, t5):
+    folder = encoders / "damaged-tokenizer"
+    folder.mkdir(exist_ok=True)
+    save_file(t5, folder / "model.safetensors")
+    for name in ("config.json", "tokenizer.json"):
+        (folder / name).write_text("{}" if name == "config.json" else '{"version"', encoding="utf-8")
+    error = fails(load_encoder("damaged-tokenizer"))
+    assert_says(error, "MissingTokenizer", "cannot be read", "ComfyUI's own T5 tokenizer")
+
+
+def test_a_checkpoint_without_clip(fails, models):
+    """Core hands on None for it."""
+    whole = load_file(in_process.standins() / "checkpoints" / CHECKPOINT)
+    unet = {name: tensor for name, tensor in whole.items() if name.startswith("model.diffusion_model.")}
+    (models / "checkpoints").mkdir(exist_ok=True)
+    save_file(unet, models / "checkpoints" / "unet.safetensors")
+    loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "unet.safetensors"}}
+    assert_says(fails(conditioning(clip=loader)), "MissingCLIP", "the checkpoint holds none", "Load CLIP")
+
+
+def test_a_new_file_is_offered_without_a_restart(client, adapters):
+    save_file(tiny.adapter_tensors(), adapters / "new.safetensors")
+    info = client.object_info()["LLM4GEN_LoadCrossAdapter"]
+    assert "new.safetensors" in info["input"]["required"]["adapter_name"][1]["options"]
+
+
+def test_a_folder_without_a_tokenizer_that_fits(fails, encoders):
+    folder = encoders / "other-vocabulary"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"model_type": "t5"}), encoding="utf-8")
+    save_file(tiny.rankgen_tensors(tiny.t5_encoder(vocab_size=4000)), folder / "model.safetensors")
+    assert_says(
+        fails(load_encoder("other-vocabulary")), "MissingTokenizer", "32100", "4000", "tokenizer files"
+    )
+
+
+@pytest.mark.floor
+@pytest.mark.parametrize(
+    "name", ["../secret.pth", "..\\secret.pth", "sub/../../secret.pth", "{absolute}", "", "\0"]
+)
+@pytest.mark.parametrize("load", [load_adapter, load_encoder])
+def test_a_path_that_climbs_out_of_the_models_folder(load, name, fails, models, adapters):
+    secret = models / "secret.pth"
+    torch.save(tiny.adapter_tensors(), secret)
+    error = fails(load(name.format(absolute=secret)))
+    assert_says(error, "MissingFile", "is not among", "To use this node, put")
+    assert "does not hold" not in error.exception_message, "the file was opened"
+
+
+@pytest.mark.parametrize(
+    ("key", "advice"), [("llm4gen", "projector.pth"), ("text_encoders", "rankgen-t5-xl-all")]
+)
+def test_an_empty_folder_says_what_to_put_where(key, advice, empty_server, empty_client):
+    info = empty_client.object_info()
+    node = "LLM4GEN_LoadCrossAdapter" if key == "llm4gen" else "LLM4GEN_LoadLLMEncoder"
+    name, load = ("adapter_name", load_adapter) if key == "llm4gen" else ("encoder_name", load_encoder)
+    (entry,) = info[node]["input"]["required"][name][1]["options"]
+    assert advice in entry and f"models/{key}" in entry
+    for chosen in (entry, "a-name-from-a-shared-workflow.pth"):
+        with pytest.raises(ExecutionError) as caught:
+            empty_client.run(load(chosen))
+        assert_says(caught.value, "MissingFile", advice, f"models/{key}")
+
+
+@pytest.mark.floor
+def test_sound_files_still_run(client):
+    """What every case above is measured against: the same prompt with nothing wrong in it."""
+    assert client.run(conditioning())["5"]

@@ -1,0 +1,109 @@
+"""Where weights are listed and found, on the host's own folder list."""
+
+import os
+
+import pytest
+
+import in_process
+
+
+def put(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"x")
+    return path
+
+
+def test_the_default_place_is_the_hosts_models_folder():
+    host = in_process.start()
+    assert os.path.join(host.folders.models_dir, "llm4gen") in host.folders.get_folder_paths("llm4gen")
+
+
+def test_files_subfolders_and_model_folders_are_listed_once(place, tmp_path):
+    put(tmp_path, "one/text_encoders/a.safetensors")
+    put(tmp_path, "two/text_encoders/sub/b.bin")
+    put(tmp_path, "one/text_encoders/readme.txt")
+    for name in ("config.json", "model-1.safetensors", "model-2.safetensors", "model.safetensors.index.json"):
+        put(tmp_path, f"two/text_encoders/t5/xl/{name}")
+    assert place.choices("text_encoders") == ["a.safetensors", "sub/b.bin", "t5/xl"]
+    assert place.resolve("text_encoders", "t5/xl") == tmp_path / "two/text_encoders/t5/xl"
+    assert place.resolve("text_encoders", "sub/b.bin") == tmp_path / "two/text_encoders/sub/b.bin"
+
+
+def test_a_workflow_from_windows_finds_its_files(place, tmp_path):
+    path = put(tmp_path, "one/llm4gen/sub/projector.pth")
+    assert place.resolve("llm4gen", "sub\\projector.pth") == path
+
+
+@pytest.mark.skipif(os.name == "nt", reason="a file name cannot hold a backslash on Windows")
+def test_a_backslash_in_a_files_name_is_its_own(place, tmp_path):
+    path = put(tmp_path, "one/llm4gen/a\\b.pth")
+    assert place.resolve("llm4gen", *place.choices("llm4gen")) == path
+
+
+def test_the_first_place_wins(place, tmp_path):
+    first, _ = put(tmp_path, "one/llm4gen/p.pth"), put(tmp_path, "two/llm4gen/p.pth")
+    assert place.resolve("llm4gen", "p.pth") == first
+    for name in ("one/text_encoders/t5/model.safetensors", "two/text_encoders/t5/pytorch_model.bin"):
+        put(tmp_path, name)
+        put(tmp_path, name.rpartition("/")[0] + "/config.json")
+    assert place.resolve("text_encoders", "t5") == tmp_path / "one/text_encoders/t5"
+
+
+def test_a_new_file_appears(place, tmp_path):
+    (advice,) = place.choices("llm4gen")
+    assert "projector.pth" in advice and "models/llm4gen" in advice
+    put(tmp_path, "one/llm4gen/p.pth")
+    assert place.choices("llm4gen") == ["p.pth"]
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../secret.pth", "sub/../../secret.pth", "/etc/passwd", "a\0b", "C:\\x", 5]
+)
+def test_a_name_cannot_leave_the_folders(name, place, tmp_path):
+    from llm4gen.models.errors import MissingFile  # noqa: PLC0415
+
+    put(tmp_path, "one/secret.pth")
+    put(tmp_path, "one/llm4gen/p.pth")
+    with pytest.raises(MissingFile, match=r"is not among the 1 file.*put LLM4GEN's projector.pth"):
+        place.resolve("llm4gen", name)
+    with pytest.raises(MissingFile):
+        place.resolve("llm4gen", str(tmp_path / "one/secret.pth"))
+
+
+def test_a_swapped_file_has_another_fingerprint(place, tmp_path):
+    path = put(tmp_path, "one/llm4gen/p.pth")
+    before = place.fingerprint("llm4gen", "p.pth")
+    assert place.fingerprint("llm4gen", "p.pth") == before
+    path.write_bytes(b"yz")
+    assert place.fingerprint("llm4gen", "p.pth") != before
+    assert place.fingerprint("llm4gen", "gone.pth") == "gone.pth"
+
+
+def test_a_name_that_comes_over_a_wire_keeps_the_node_cached(place):
+    """ComfyUI asks for its fingerprint before it is known, and takes any error as: always run again."""
+    for node, name in (
+        ("LLM4GEN_LoadLLMEncoder", "encoder_name"),
+        ("LLM4GEN_LoadCrossAdapter", "adapter_name"),
+    ):
+        ours = in_process.start().ours[node]
+        assert ours.fingerprint_inputs(**{name: None}) == ours.fingerprint_inputs(**{name: None})
+
+
+def test_a_swapped_shard_is_noticed_too(place, tmp_path):
+    put(tmp_path, "one/text_encoders/t5/config.json")
+    shard = put(tmp_path, "one/text_encoders/t5/model-1.safetensors")
+    before = place.fingerprint("text_encoders", "t5")
+    shard.write_bytes(b"yz")
+    assert place.fingerprint("text_encoders", "t5") != before
+
+
+def test_only_a_folder_of_its_own_may_hold_an_encoders_tokenizer(place, tmp_path):
+    shared = put(tmp_path, "one/text_encoders/a.safetensors")
+    assert place.tokenizer_folder(shared) is None
+    own = put(tmp_path, "one/text_encoders/t5/a.safetensors")
+    assert place.tokenizer_folder(own) == own.parent == place.tokenizer_folder(own.parent)
+
+
+def test_the_hosts_t5_tokenizer_is_there(place):
+    assert (place.host_t5_tokenizer() / "tokenizer.json").is_file()

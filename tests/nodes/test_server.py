@@ -1,0 +1,46 @@
+"""What a running server makes of the pack: the nodes that it offers, and a picture."""
+
+import pytest
+
+from sandbox.client import image_paths
+from sandbox.demo import check_picture
+from sandbox.model_choice import with_present_models
+from sandbox.workflow import TEXT_TO_IMAGE, read_workflow, to_prompt
+
+MODELS = {"clip": "CLIP", "llm": "LLM4GEN_LLM", "adapter": "LLM4GEN_ADAPTER"}
+SETTINGS = {"strength": "FLOAT", "long_prompt": "COMBO", "controlnet_context": "COMBO"}
+# Saved workflows rely on these. By node: the inputs that it must have, those that it may have, and its outputs.
+NODES = {
+    "LLM4GEN_LoadLLMEncoder": ({"encoder_name": "COMBO"}, {"dtype": "COMBO", "device": "COMBO"}, ["LLM4GEN_LLM"]),
+    "LLM4GEN_LoadCrossAdapter": ({"adapter_name": "COMBO"}, {}, ["LLM4GEN_ADAPTER"]),
+    "LLM4GEN_ApplyToCLIP": (MODELS, SETTINGS, ["CLIP"]),
+    "LLM4GEN_Conditioning": (
+        MODELS | {"text": "STRING"}, SETTINGS | {"llm_text": "STRING"}, ["CONDITIONING"]
+    ),
+    "LLM4GEN_Attention": (MODELS | {"text": "STRING"}, {"heads": "COMBO"}, ["IMAGE"]),
+}  # fmt: skip
+
+
+@pytest.mark.floor
+def test_the_server_offers_exactly_these_nodes(client):
+    def types(node, need):
+        return {name: kind for name, (kind, *_) in node["input"].get(need, {}).items()}
+
+    found = {
+        name: (types(node, "required"), types(node, "optional"), node["output"])
+        for name, node in client.object_info().items()
+        if node["python_module"] == "custom_nodes.llm4gen"
+    }
+    assert found == NODES
+
+
+@pytest.mark.floor
+def test_the_example_makes_a_picture_in_small_and_in_few_steps(client, server):
+    info = client.object_info()
+    workflow, _ = with_present_models(read_workflow(TEXT_TO_IMAGE), info)
+    prompt = to_prompt(workflow, info)
+    inputs = {entry["class_type"]: entry["inputs"] for entry in prompt.values()}
+    inputs["EmptyLatentImage"].update(width=128, height=64)
+    inputs["KSampler"].update(steps=2)
+    (picture,) = image_paths(client.run(prompt), server.output)
+    check_picture(picture, (128, 64))

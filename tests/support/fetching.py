@@ -1,0 +1,119 @@
+"""tools/fetch_weights.py run against a hub on this machine, with small real weights and a ComfyUI's own folders."""
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+import tiny
+from hub_server import Hub, Repository
+from paths import COMFYUI, ROOT, TOOLS
+
+LLM4GEN, RANKGEN = "Shui-VL/LLM4GEN-models", "kalpeshk2011/rankgen-t5-xl-all"
+UNET = "unet/diffusion_pytorch_model.safetensors"
+OLDEST = ROOT / ".host" / "oldest"
+MEBIBYTE = 1 << 20
+# A lie: every disk has room.
+ROOMY = "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(0, 0, 1 << 50)"
+# What a ComfyUI writes to, or its user does.
+WRITTEN = {"models", "custom_nodes", "input", "output", "temp", "user", "extra_model_paths.yaml"}
+
+
+def fresh_comfyui(target: Path) -> Path:
+    """The host's own code in a folder of its own, which the server can be started in."""
+    target.mkdir()
+    for path in COMFYUI.iterdir():
+        if path.name in ("main.py", "folder_paths.py"):  # where these are, the rest is looked for
+            shutil.copy(path, target)
+        elif path.name not in WRITTEN and path.suffix not in (".log", ".db"):
+            (target / path.name).symlink_to(path)
+    return target
+
+
+class Fetching:
+    """comfyui: one as after its installation, without a model."""
+
+    def __init__(self, base: Path, hub: Hub):
+        self.base, self.hub = base, hub
+        self.comfyui = fresh_comfyui(base / "ComfyUI")
+        self.models = self.comfyui / "models"
+        hub.repositories = {
+            LLM4GEN: Repository({"README.md": b"", "projector.pth": b"", UNET: os.urandom(100_000)}),
+            RANKGEN: Repository({"pytorch_model.bin": b""}, "apache-2.0"),
+        }
+
+    @property
+    def unet(self) -> bytes:
+        return self.hub.repositories[LLM4GEN].files[UNET]
+
+    def publish_unet(self, size: int) -> None:
+        self.hub.repositories[LLM4GEN].files[UNET] = os.urandom(size)
+
+    def publish_models(self, **sizes: int) -> None:
+        """An adapter and an encoder as published, but small. sizes: the adapter's."""
+        adapter, encoder = self.base / "adapter.pth", self.base / "encoder.bin"
+        torch.save(tiny.adapter_tensors(**sizes), adapter)
+        torch.save(tiny.rankgen_tensors(tiny.t5_encoder()), encoder)
+        self.hub.repositories[LLM4GEN].files["projector.pth"] = adapter.read_bytes()
+        self.hub.repositories[RANKGEN].files["pytorch_model.bin"] = encoder.read_bytes()
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        ours = {
+            name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
+        }
+        home = {
+            "HF_HOME": str(self.base / "hf"),
+            "HF_ENDPOINT": self.hub.url,
+            "NO_PROXY": "127.0.0.1,localhost",
+        }
+        return {**ours, **home, **changes}
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, str(TOOLS / "fetch_weights.py"), "--comfyui", str(self.comfyui), *arguments]
+
+    def run(
+        self, *arguments: str, command: list[str] | None = None, cwd: Path | None = None, **environment: str
+    ):
+        return subprocess.run(
+            command or self.command(*arguments),
+            cwd=cwd,
+            env=self.environment(**environment),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    def start(self, *arguments: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            self.command(*arguments), env=self.environment(), stderr=subprocess.PIPE, text=True
+        )
+
+    def changed(self, change: str, *arguments: str) -> list[str]:
+        """The command with a line of Python run before, for which the tool's modules can be imported."""
+        code = f"import sys; sys.path.insert(0, {str(TOOLS)!r}); {change}; import fetch_weights as tool; "
+        code += "sys.exit(tool.main(sys.argv[1:]))"
+        return [sys.executable, "-c", code, *self.command(*arguments)[2:]]
+
+    def files(self) -> set[str]:
+        """What lies in the models folder."""
+        found = (path for path in self.models.rglob("*") if path.is_file())
+        return {path.relative_to(self.models).as_posix() for path in found}
+
+
+def last_line(done) -> str:
+    """What a run that fails says: one line, beside what libraries print of retries."""
+    assert "Traceback" not in done.stderr, done.stderr
+    (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    return line
+
+
+def wait_for(happened) -> None:
+    patience = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < patience
+        time.sleep(0.01)

@@ -1,0 +1,181 @@
+"""A conversion that is killed or stopped leaves no half of a file."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import convert
+import tiny
+from files.safetensors_writer import UNFINISHED, in_one_step
+from llm4gen.models.errors import UnreadableFile
+from llm4gen.models.files.weights import open_weights
+from paths import TOOLS
+
+KILLS = 20
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="it has no forks and no such signals")
+# Forks a conversion for each target that it is told, so that each costs no start of Python.
+FORKS = """
+import os, sys
+tools, source = sys.argv[1:]
+sys.path.insert(0, tools)
+import convert
+from pathlib import Path
+convert.make_importable()
+from llm4gen.models.conversion.plans import plan_conversion
+plan_conversion(Path(source))
+while target := sys.stdin.readline().strip():
+    child = os.fork()
+    if child == 0:
+        os.dup2(2, 1)
+        os._exit(convert.main([source, target, "--dtype", "fp32"]))
+    print("started", flush=True)
+    if sys.stdin.readline().strip() == "kill":
+        os.kill(child, 9)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
+"""
+
+
+def unfinished(target):
+    return [path for path in target.parent.iterdir() if path.suffix == UNFINISHED]
+
+
+def wait_for(happened, process=None):
+    """Waits for what another process does; fails if that ends before."""
+    patience = time.monotonic() + 120
+    while not happened():
+        assert time.monotonic() < patience and (process is None or process.poll() is None)
+        time.sleep(0.002)
+
+
+def wait_for_bytes(target, left, size):
+    """Waits until a new unfinished file has so many, or the whole is there."""
+
+    def reached():
+        with suppress(FileNotFoundError):  # it has its name now
+            return any(path.stat().st_size >= size for path in unfinished(target) if path not in left)
+
+    wait_for(lambda: target.exists() or reached())
+
+
+def command(*arguments):
+    return [sys.executable, str(TOOLS / "convert.py"), *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def source(module_path):
+    """An encoder of 0.1 GB."""
+    path = module_path / "t5.safetensors"
+    sizes = {"d_model": 768, "d_ff": 2048, "d_kv": 64, "num_heads": 12, "num_layers": 2}
+    save_file(tiny.rankgen_tensors(tiny.t5_encoder(**sizes)), path)
+    return path
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.safetensors"
+    save_file(tiny.rankgen_tensors(tiny.t5_encoder()), path)
+    return path
+
+
+def same_model(source, target):
+    old, new = load_file(source), load_file(target)
+    return len(new) == 21 and all(torch.equal(tensor, old[name]) for name, tensor in new.items())
+
+
+@pytest.fixture
+def forks(source):
+    """Talks to `FORKS`: one word or name to it, one word back."""
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKS, str(TOOLS), str(source)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        bufsize=1,
+    ) as process:
+
+        def tell(word):
+            print(word, file=process.stdin)
+            return process.stdout.readline().strip()
+
+        yield tell
+        process.stdin.close()
+
+
+@needs_signals
+def test_a_kill_at_any_moment_leaves_the_whole_file_or_none(source, forks, tmp_path):
+    target, dice, landed = tmp_path / "new.safetensors", random.Random(0), 0
+    began = time.monotonic()
+    assert forks(target) == "started" and forks("wait") == "ended"
+    ended = time.monotonic()
+    assert same_model(source, target)
+    whole = target.read_bytes()
+    for index in range(KILLS):
+        target.unlink(missing_ok=True)
+        left = unfinished(target)
+        assert forks(target) == "started"
+        if index % 2:  # half of the kills surely fall into the writing, the others anywhere
+            wait_for_bytes(target, left, dice.randrange(len(whole)))
+        else:
+            time.sleep(dice.uniform(0, min(ended - began, 2)))
+        assert forks("kill") == "ended"
+        landed += bool(unfinished(target))
+        assert len(unfinished(target)) <= 1, "each run removes what the one before it left"
+        assert not target.exists() or target.read_bytes() == whole
+    assert landed >= KILLS // 4
+    target.unlink(missing_ok=True)
+    assert forks(target) == "started" and forks("wait") == "ended"
+    assert list(tmp_path.iterdir()) == [target] and target.read_bytes() == whole
+
+
+@needs_signals
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_run_that_is_stopped_tidies_up(number, code, source, tmp_path):
+    target = tmp_path / "new.safetensors"
+    with subprocess.Popen(command(source, target), stderr=subprocess.PIPE, text=True) as process:
+        wait_for(lambda: unfinished(target), process)
+        process.send_signal(number)
+        assert "Traceback" not in process.communicate()[1]
+    assert process.returncode == code
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unfinished_file_is_taken_for_no_model(small, tmp_path):
+    folder = tmp_path / "t5"
+    folder.mkdir()
+    with in_one_step(folder / "model.safetensors", 0) as file:
+        file.write(small.read_bytes())
+        (left,) = unfinished(folder / "model.safetensors")
+        with pytest.raises(UnreadableFile, match="holds 0 weight files"):
+            open_weights(folder)
+        with pytest.raises(UnreadableFile, match="no weights file"):
+            open_weights(left)
+
+
+def test_only_what_killed_runs_left_of_the_same_target_is_removed(small, tmp_path):
+    kept = [
+        "new.safetensors.part",
+        "other.safetensors.0123abcd.unfinished",
+        "new.safetensors.mine.unfinished",
+    ]
+    for name in (*kept, "new.safetensors.0123abcd.unfinished"):
+        (tmp_path / name).write_bytes(b"x")
+    assert convert.main([str(small), str(tmp_path / "new.safetensors")]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {*kept, "new.safetensors", small.name}
+
+
+def test_two_runs_do_not_write_the_same_target(small, tmp_path, capsys):
+    target = tmp_path / "new.safetensors"
+    with in_one_step(target, 0) as file:
+        assert convert.main([str(small), str(target)]) == 1
+        assert "another run" in capsys.readouterr().err
+        file.write(b"mine")
+    assert target.read_bytes() == b"mine"

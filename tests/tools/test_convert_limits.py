@@ -1,0 +1,137 @@
+"""A conversion on a machine with little: disk and memory."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import convert
+import tiny
+from files.safetensors_writer import Outline
+from paths import TOOLS
+
+PEAK = """
+import sys
+tools, source, target = sys.argv[1:]
+sys.path.insert(0, tools)
+import convert
+from pathlib import Path
+import torch
+convert.make_importable()
+from llm4gen.models.files.values import check_range
+from llm4gen.models.encoders.t5 import T5Config, T5Encoder
+T5Encoder(T5Config(8, 8, 8, 1, 8, 1, 32), device="meta", dtype=torch.float32)  # what torch imports for it
+check_range("", torch.zeros(1 << 24), torch.bfloat16), torch.zeros(1 << 24).bfloat16()  # the kernels' own memory
+
+def memory(entry):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return int(next(line for line in lines if line.startswith(entry)).split()[1]) * 1024
+
+Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+before = memory("VmHWM")
+assert convert.main([source, target]) == 0
+print(memory("VmHWM") - before)
+"""
+# A disk that is found full only when it is written to: the first question about it is answered with a lie.
+FULL = """
+import shutil, sys
+from pathlib import Path
+tools, source, folder, lie = sys.argv[1:]
+sys.path.insert(0, tools)
+import convert
+ask, asked = shutil.disk_usage, []
+def answer(path):
+    asked.append(path)
+    return ask(path)._replace(free=1 << 40) if lie == "lie" and len(asked) == 1 else ask(path)
+shutil.disk_usage = answer
+code = convert.main([source, folder + "/t5.safetensors"])
+assert list(Path(folder).iterdir()) == [], "nothing is left on the disk"
+sys.exit(code)
+"""
+
+
+@pytest.fixture
+def small(tmp_path):
+    path = tmp_path / "small.safetensors"
+    save_file(tiny.rankgen_tensors(tiny.t5_encoder()), path)
+    return path
+
+
+def test_a_disk_without_room_is_noticed_before_writing(small, tmp_path, monkeypatch, capsys):
+    free = shutil.disk_usage(tmp_path)._replace(free=1234)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
+    assert convert.main([str(small), str(tmp_path / "new.safetensors")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    monkeypatch.undo()
+    assert convert.main([str(small), str(tmp_path / "new.safetensors")]) == 0
+    size = (tmp_path / "new.safetensors").stat().st_size
+    assert f"needs {size:,} bytes" in line and "1,234 are free" in line
+
+
+@pytest.mark.parametrize("lie", ["lie", "truth"])
+def test_a_disk_that_is_full_ends_in_one_line(lie, small, tmp_path):
+    """On a real disk of 1 MiB; half of the runs believe at first that it has room."""
+    inside = f'mount -t tmpfs -o size=1m none {tmp_path} && exec "$@"'
+    unshared = ["unshare", "-rm", "sh", "-c", inside, "sh"]
+    elsewhere = small.rename(small.parent.parent / f"{lie}.safetensors")
+    if shutil.which("unshare") is None or subprocess.run([*unshared, "true"], check=False).returncode:
+        pytest.skip("no disk can be mounted here")
+    full = [sys.executable, "-c", FULL, str(TOOLS), str(elsewhere), str(tmp_path), lie]
+    done = subprocess.run([*unshared, *full], capture_output=True, text=True, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1
+    assert line.startswith("error: t5.safetensors needs 2,") and "1,048,576 are free" in line
+
+
+def test_a_file_that_may_not_grow_ends_in_one_line(small, tmp_path):
+    """As on a disk whose files have a largest size, or with a quota."""
+    resource = pytest.importorskip("resource")
+
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20))
+
+    run = [sys.executable, str(TOOLS / "convert.py"), str(small), str(tmp_path / "new.safetensors")]
+    done = subprocess.run(run, capture_output=True, text=True, preexec_fn=limit, check=False)
+    (line,) = done.stderr.splitlines()
+    assert done.returncode == 1 and "one file may have fewer" in line
+    assert list(tmp_path.iterdir()) == [small]
+
+
+def save_large(path, rows):
+    """An encoder of one layer whose embedding alone has so many rows of 8 KiB; all zeros."""
+    width, stem = 2048, "t5_encoder.encoder.block.0.layer"
+    shapes = {
+        "t5_encoder.shared.weight": (rows, width),
+        "t5_encoder.encoder.final_layer_norm.weight": (width,),
+        f"{stem}.0.SelfAttention.relative_attention_bias.weight": (32, 32),
+        **{f"{stem}.0.SelfAttention.{name}.weight": (width, width) for name in "qkvo"},
+        **{f"{stem}.1.DenseReluDense.{name}.weight": (width, width) for name in ("wi_0", "wi_1", "wo")},
+        **{f"{stem}.{part}.layer_norm.weight": (width,) for part in (0, 1)},
+    }
+    if path.suffix == ".bin":
+        torch.save({name: torch.zeros(shape) for name, shape in shapes.items()}, path)
+        return path
+    outline = Outline({name: (torch.float32, shape) for name, shape in shapes.items()})
+    with path.open("wb") as file:
+        file.write(outline.header())
+        file.truncate(outline.size())
+    return path
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc"
+)
+@pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
+def test_memory_does_not_grow_with_the_file(suffix, tmp_path):
+    grown = []
+    for rows in (1 << 16, 1 << 17):  # 0.7 and 1.2 GB
+        path = save_large(tmp_path / f"t5{suffix}", rows)
+        run = [sys.executable, "-c", PEAK, str(TOOLS), str(path), str(tmp_path / f"{rows}.safetensors")]
+        done = subprocess.run(run, check=True, capture_output=True, text=True)
+        grown.append(int(done.stdout.splitlines()[-1]))
+        assert grown[-1] < 0.5e9 < path.stat().st_size
+    assert abs(grown[1] - grown[0]) < 0.25e9

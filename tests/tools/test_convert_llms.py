@@ -1,0 +1,160 @@
+"""Other LLMs than T5, and .gguf files, are converted into what loads as the same model."""
+
+import pytest
+import torch
+import transformers
+from safetensors import safe_open
+
+import convert
+import gguf_files
+from gguf_files import Kind
+from llm4gen.models.encoders.rows import real_rows
+from llm4gen.models.errors import UnreadableFile
+from llm4gen.models.files.values import DTYPES
+from llm4gen.models.llm import open_llm
+from paths import REAL_LLM, T5_TOKENIZER
+from tiny import relative_error
+
+IDS = torch.arange(3, 20)
+
+
+def run(*arguments):
+    return convert.main([str(argument) for argument in arguments])
+
+
+@torch.inference_mode()
+def states(path, dtype=None):
+    source = open_llm(path)
+    return source.load(source.config.layers, dtype=dtype)(IDS, real_rows(len(IDS)))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A small Qwen2, which has biases, with its tokenizer and in shards."""
+    gguf_files.make("Qwen2", vocab_size=32128).save_pretrained(tmp_path / "qwen", max_shard_size="4MB")
+    transformers.AutoTokenizer.from_pretrained(str(T5_TOKENIZER)).save_pretrained(str(tmp_path / "qwen"))
+    assert (tmp_path / "qwen" / "model.safetensors.index.json").is_file()
+    return tmp_path / "qwen"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_folder_becomes_one_that_loads_alone_as_the_first_does(dtype, folder, tmp_path):
+    assert run(folder, "--dtype", dtype) == 0
+    new = tmp_path / f"qwen-{dtype}"
+    assert torch.equal(states(new), states(folder, DTYPES[dtype]))
+    assert {"config.json", "tokenizer.json", "model.safetensors"} <= set(names(new))
+    assert [name for name in names(new) if "0000" in name or "index" in name] == []
+
+
+@pytest.mark.parametrize("family", gguf_files.FAMILIES)
+def test_a_gguf_file_becomes_a_folder_that_transformers_reads_as_well(family, tmp_path, monkeypatch):
+    oracle = gguf_files.make(family)
+    gguf_files.write_decoder(tmp_path / "llm.gguf", oracle)
+    # The small file has no tokenizer inside.
+    monkeypatch.setattr("llm4gen.models.conversion.gguf.load_tokenizer", lambda *_: Tokenizer())
+    assert run(tmp_path / "llm.gguf", "--dtype", "fp32") == 0
+    new = tmp_path / "llm-fp32"
+    assert tokenizer_of(new / "model.safetensors") == "llm.gguf"
+    assert relative_error(states(new), states(tmp_path / "llm.gguf")) <= 1e-5
+    plain = transformers.AutoModel.from_pretrained(str(new), dtype=torch.float32).eval()
+    with torch.inference_mode():
+        truth = oracle(input_ids=IDS[None]).last_hidden_state[0]
+        assert relative_error(plain(input_ids=IDS[None]).last_hidden_state[0], truth) <= 1e-5
+
+
+class Tokenizer:
+    def save_pretrained(self, folder):
+        pass
+
+
+def test_a_t5_in_a_gguf_file_becomes_one_file(tmp_path, capsys):
+    oracle = gguf_files.t5(num_layers=2)
+    gguf_files.write_t5(tmp_path / "t5.gguf", oracle, Kind.Q8_0)
+    assert run(tmp_path / "t5.gguf", tmp_path / "t5.safetensors", "--dtype", "fp32") == 0
+    assert relative_error(states(tmp_path / "t5.safetensors"), states(tmp_path / "t5.gguf")) <= 1e-5
+    assert tokenizer_of(tmp_path / "t5.safetensors") == "ComfyUI's T5 tokenizer"
+
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "tokenizer.json").write_text("{}")
+    (tmp_path / "t5.gguf").rename(tmp_path / "own" / "t5.gguf")
+    capsys.readouterr()
+    assert run(tmp_path / "own" / "t5.gguf", tmp_path / "new.safetensors", "--dtype", "fp32") == 0
+    assert tokenizer_of(tmp_path / "new.safetensors") == "own/tokenizer.json"
+    assert f"with the tokenizer files of {tmp_path / 'own'}" in capsys.readouterr().out
+
+
+def tokenizer_of(file):
+    """What a new file says."""
+    with safe_open(file, framework="pt") as opened:
+        return opened.metadata()["tokenizer"]
+
+
+@pytest.mark.skipif(not REAL_LLM.is_file(), reason=f"NO REAL LLM: {REAL_LLM.name} was not fetched")
+@pytest.mark.parametrize("layer", [-1, -2, 5])
+@torch.inference_mode()
+def test_a_published_files_states_are_transformers_own(layer, real):
+    source = open_llm(real)
+    depth = layer % (source.config.layers + 1)
+    truth = transformers.AutoModel.from_pretrained(str(real), dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(real))
+    for text in ("The capital of France is", "Ein Fuchs, der über einen trägen Hund springt: 狐 🦊"):
+        ids = torch.tensor(tokenizer(text)["input_ids"])
+        found = source.load(depth)(ids, real_rows(len(ids)))
+        theirs = truth(input_ids=ids[None], output_hidden_states=True).hidden_states[layer][0]
+        assert relative_error(found, theirs) <= 1e-5
+
+
+@pytest.fixture(scope="module")
+def real(module_path):
+    """SmolLM2-135M-Instruct, as a folder of fp32."""
+    new = module_path / "smollm2"
+    assert run(REAL_LLM, new, "--dtype", "fp32") == 0
+    return new
+
+
+def test_what_is_in_the_way_stays(folder, tmp_path, capsys):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "model.safetensors").write_bytes(b"precious")
+    (tmp_path / "file").write_bytes(b"precious")
+    before = names(folder)
+    for target, told in (
+        ("there", "exists already"),
+        ("file", "must be a folder"),
+        ("qwen", "source itself"),
+    ):
+        if target == "qwen":
+            gguf_files.make("Qwen2", vocab_size=32128).save_pretrained(folder)
+            before = names(folder)
+        assert run(folder, tmp_path / target) == 1
+        assert told in capsys.readouterr().err
+    assert (tmp_path / "there" / "model.safetensors").read_bytes() == b"precious"
+    assert names(folder) == before
+
+
+def test_a_folder_that_could_not_be_filled_is_gone(folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("safetensors_writer.write_tensors", full)
+    assert run(folder, tmp_path / "new") == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_without_its_weights_is_no_model_and_is_filled_by_the_next_run(folder, tmp_path):
+    new = tmp_path / "new"
+    with (
+        pytest.raises(KeyboardInterrupt),
+        convert.made_folder(new, lambda _: (new / "config.json").write_text("{}")),
+    ):
+        assert names(new) == ["config.json"]
+        with pytest.raises(UnreadableFile):
+            open_llm(new)
+        raise KeyboardInterrupt
+    new.mkdir()
+    (new / "config.json").write_text("{}", encoding="utf-8")
+    assert run(folder, new) == 0
+    states(new)

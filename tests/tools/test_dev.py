@@ -1,0 +1,69 @@
+"""The test command: everything on the newest ComfyUI, what is marked floor on the oldest, and both must pass."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import dev
+from host.comfyui import COMFYUI_DIR, Installation
+from paths import ROOT
+from sandbox.install import OLDEST
+
+NEWEST_FOLDER, OLDEST_FOLDER = COMFYUI_DIR.name, OLDEST.folder.name
+SMALL = """
+import os, pathlib, pytest
+
+def run_under():
+    folder = pathlib.Path(os.environ["LLM4GEN_COMFYUI"]).name
+    with open({ran!r}, "a") as ran:
+        print(folder, file=ran)
+    assert folder not in {failing!r}
+
+{mark}
+def test_small():
+    run_under()
+"""
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch):
+    """Runs the command on one small test: its exit code, and the ComfyUIs that the test was run under."""
+    ran = tmp_path / "ran"
+    monkeypatch.setattr(dev, "setup", lambda *also: Installation(COMFYUI_DIR, Path(sys.executable)))
+    monkeypatch.setattr(dev, "fetch_smollm2", lambda python: None)
+    monkeypatch.setattr(dev, "end_cleanly_when_terminated", lambda: None)  # ours is to end as pytest wants
+
+    def run(*arguments, failing=(), mark="@pytest.mark.floor"):
+        small = tmp_path / "test_small.py"
+        small.write_text(SMALL.format(ran=str(ran), failing=failing, mark=mark), encoding="utf-8")
+        config = ["-c", str(ROOT / "pyproject.toml"), "-p", "no:cacheprovider"]
+        code = dev.main(["test", *arguments, *config, str(small)])
+        return code, ran.read_text(encoding="utf-8").split() if ran.exists() else []
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("failing", "code"),
+    [((), 0), ((OLDEST_FOLDER,), 1), ((NEWEST_FOLDER,), 1)],
+    ids=["none", "oldest", "newest"],
+)
+def test_a_marked_test_must_pass_on_both(failing, code, run):
+    assert run(failing=failing) == (code, [NEWEST_FOLDER, OLDEST_FOLDER])
+
+
+def test_an_unmarked_test_is_run_on_the_newest_alone(run):
+    assert run(mark="", failing=(OLDEST_FOLDER,)) == (0, [NEWEST_FOLDER])
+
+
+def test_arguments_that_choose_nothing_fail_and_run_nothing(run):
+    assert run("-k", "another") == (5, [])
+
+
+def test_on_a_comfyui_of_the_users_it_runs_once_and_says_so(run, tmp_path, capfd):
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "main.py").touch()
+    given = ["--comfyui", str(tmp_path / "theirs"), "--python", sys.executable]
+    assert run(*given) == (0, ["theirs"])
+    assert f"not on {OLDEST.version}" in capfd.readouterr().out

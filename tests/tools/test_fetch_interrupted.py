@@ -1,0 +1,183 @@
+"""A download that is cut, killed, stopped or refused: what is kept, what is not, and what is said."""
+
+import shutil
+import signal
+import sys
+
+import pytest
+from huggingface_hub import file_download
+
+from fetch import hub as fetch_hub
+from fetching import LLM4GEN, MEBIBYTE, OLDEST, ROOMY, UNET, last_line, wait_for
+from hub_server import Repository
+
+SIZE, FAULT = 24 * MEBIBYTE, 15 * MEBIBYTE  # the libraries write 10 MiB at a time
+TUNED = "diffusion_models/llm4gen_sd15_unet.safetensors"
+SCRATCH = "diffusion_models/.llm4gen-fetch-unet"
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="it has no such signals")
+
+
+def part(fetching):
+    return fetching.models / SCRATCH / "diffusion_pytorch_model.safetensors.part"
+
+
+def stall(fetching):
+    """A run whose download stands still in the middle, some of it on the disk."""
+    fetching.publish_unet(SIZE)
+    fetching.hub.stall_at = FAULT
+    process = fetching.start("--only", "unet")
+    assert fetching.hub.stalled.wait(60)
+    wait_for(lambda: part(fetching).exists() and part(fetching).stat().st_size >= 10 * MEBIBYTE)
+    return process
+
+
+@pytest.mark.parametrize("library", ["newest", "oldest"])
+def test_a_connection_that_is_cut_is_gone_on_with(library, fetching):
+    if library == "oldest" and not OLDEST.is_dir():
+        pytest.skip("NO OLD LIBRARIES: run `python tools/dev.py setup`.")
+    fetching.publish_unet(SIZE)
+    fetching.hub.cut_at = FAULT
+    fetching.hub.repositories[LLM4GEN].licence = "mit"
+    done = fetching.run("--only", "unet", **({"PYTHONPATH": str(OLDEST)} if library == "oldest" else {}))
+    assert done.returncode == 0 and (fetching.models / TUNED).read_bytes() == fetching.unet
+    assert "licence: mit" in done.stdout
+    assert SIZE <= fetching.hub.bytes_sent(UNET) <= SIZE + 6 * MEBIBYTE
+
+
+@needs_signals
+def test_a_killed_run_is_gone_on_with_at_any_byte_of_the_same_commit(fetching):
+    with stall(fetching) as process:
+        process.kill()
+    assert fetching.files() == {f"{SCRATCH}/manifest.json", f"{SCRATCH}/{part(fetching).name}"}
+    wait_for(lambda: fetching.hub.sent)
+    before, kept, first = fetching.hub.bytes_sent(UNET), 1_234_567, fetching.unet
+    with part(fetching).open("r+b") as file:
+        file.truncate(kept)
+    fetching.hub.older[LLM4GEN] = fetching.hub.repositories[LLM4GEN]
+    fetching.hub.repositories[LLM4GEN] = Repository({UNET: b"newer"}, commit="d" * 40)
+    done = fetching.run("--only", "unet")
+    assert done.returncode == 0 and f"{kept:,} here already" in done.stdout
+    assert fetching.hub.bytes_sent(UNET) - before == SIZE - kept
+    assert fetching.files() == {TUNED} and (fetching.models / TUNED).read_bytes() == first
+
+
+@needs_signals
+def test_a_killed_run_is_gone_on_with_when_its_commit_is_gone(fetching):
+    with stall(fetching) as process:
+        process.kill()
+    kept = part(fetching).stat().st_size
+    fetching.hub.repositories[LLM4GEN].commit = "d" * 40  # the history was written anew, over the same file
+    done = fetching.run("--only", "unet")
+    assert done.returncode == 0 and f"commit {'d' * 40}" in done.stdout
+    assert f"{kept:,} here already" in done.stdout
+    assert (fetching.models / TUNED).read_bytes() == fetching.unet
+
+
+def test_a_network_that_is_lost_for_good_is_told_with_what_is_kept(fetching):
+    fetching.hub.repositories[LLM4GEN].stated[UNET] = {"size": 100_001}  # a byte more never comes
+    done = fetching.run("--only", "unet")
+    assert done.returncode == fetch_hub.UNREACHED and "is kept: run this again" in last_line(done)
+    assert part(fetching).stat().st_size == 100_000
+
+
+@needs_signals
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_stopped_run_keeps_what_it_has(number, code, fetching):
+    with stall(fetching) as process:
+        process.send_signal(number)
+        said = process.communicate()[1]
+    assert process.returncode == code and "interrupted" in said and "Traceback" not in said
+    assert part(fetching).stat().st_size >= 10 * MEBIBYTE
+    assert fetching.run("--only", "unet").returncode == 0
+    assert fetching.files() == {TUNED} and (fetching.models / TUNED).read_bytes() == fetching.unet
+
+
+@needs_signals
+def test_a_run_killed_in_the_conversion_downloads_nothing_again(fetching):
+    fetching.publish_models()
+    kill = "import os, fetch_task; fetch_task.convert = lambda *_: os.kill(os.getpid(), 9)"
+    assert fetching.run(command=fetching.changed(kill, "--only", "adapter")).returncode == -signal.SIGKILL
+    sent = list(fetching.hub.sent)
+    assert fetching.run("--only", "adapter").returncode == 0
+    assert fetching.hub.sent == sent and fetching.files() == {"llm4gen/projector.safetensors"}
+
+
+@needs_signals
+def test_two_runs_do_not_download_the_same_file(fetching):
+    with stall(fetching) as process:
+        done = fetching.run("--only", "unet")
+        assert done.returncode == fetch_hub.FAILED and "Another run" in last_line(done)
+        process.kill()
+
+
+def test_what_was_begun_of_another_file_is_not_gone_on_with(fetching):
+    part(fetching).parent.mkdir(parents=True)
+    part(fetching).write_bytes(b"half of something else")
+    assert fetching.run("--only", "unet").returncode == 0
+    assert (fetching.models / TUNED).read_bytes() == fetching.unet
+
+
+def test_a_library_that_cannot_begin_in_the_middle_does_it_too(fetching):
+    change = "import fetch_hub; fetch_hub.resuming_get = lambda: None"
+    done = fetching.run(command=fetching.changed(change, "--only", "unet"))
+    assert done.returncode == 0 and (fetching.models / TUNED).read_bytes() == fetching.unet
+    assert fetching.files() == {TUNED}
+
+
+def test_such_a_library_is_told_by_what_it_offers(monkeypatch):
+    assert fetch_hub.resuming_get() is file_download.http_get
+    monkeypatch.setattr(file_download, "http_get", lambda url, temp_file, *, headers=None: None)
+    assert fetch_hub.resuming_get() is None
+    monkeypatch.delattr(file_download, "http_get")
+    assert fetch_hub.resuming_get() is None
+
+
+def test_another_file_than_the_hub_states_is_deleted(fetching):
+    fetching.hub.repositories[LLM4GEN].stated[UNET] = {"sha256": "0" * 64}
+    done = fetching.run("--only", "unet")
+    assert (
+        done.returncode == fetch_hub.DAMAGED and "deleted" in last_line(done) and "0" * 64 in last_line(done)
+    )
+    assert fetching.files() == set() and not (fetching.models / SCRATCH).exists()
+    fetching.hub.repositories[LLM4GEN].stated.clear()
+    assert fetching.run("--only", "unet").returncode == 0
+
+
+@pytest.mark.parametrize(("status", "advice"), [(401, "HF_TOKEN"), (403, "HF_TOKEN"), (404, "--revision")])
+def test_a_hub_that_refuses_is_told_in_one_line(status, advice, fetching):
+    fetching.hub.repositories[LLM4GEN].status = status
+    done = fetching.run("--only", "unet")
+    line = last_line(done)
+    assert done.returncode == fetch_hub.REFUSED and str(status) in line and advice in line and LLM4GEN in line
+    assert fetching.files() == set()
+
+
+def test_a_token_opens_what_needs_one(fetching):
+    fetching.hub.repositories[LLM4GEN].token = "hf_secret"
+    assert fetching.run("--only", "unet", HF_TOKEN="hf_wrong").returncode == fetch_hub.REFUSED
+    done = fetching.run("--only", "unet", HF_TOKEN="hf_secret")
+    assert done.returncode == 0 and "hf_secret" not in done.stdout + done.stderr
+
+
+def test_a_file_that_is_not_published_is_told_with_what_is(fetching):
+    del fetching.hub.repositories[LLM4GEN].files[UNET]
+    done = fetching.run("--only", "unet")
+    assert done.returncode == fetch_hub.REFUSED and "projector.pth" in last_line(done)
+
+
+def test_a_disk_that_is_full_ends_in_one_line_and_keeps_what_it_has(fetching):
+    """On a real disk of 12 MiB, which is believed to have more until it is written to."""
+    fetching.publish_unet(SIZE)
+    folder = fetching.models / "diffusion_models"
+    folder.mkdir(parents=True)
+    look = f'du -b "{part(fetching)}" && ls "{folder}"'
+    inside = f'mount -t tmpfs -o size=12m none "{folder}" && {{ "$@"; code=$?; {look}; exit $code; }}'
+    unshared = ["unshare", "-rm", "sh", "-c", inside, "sh"]
+    if shutil.which("unshare") is None or fetching.run(command=[*unshared, "true"]).stderr.startswith(
+        "unshare"
+    ):
+        pytest.skip("no disk can be mounted here")
+    done = fetching.run(command=[*unshared, *fetching.changed(ROOMY, "--only", "unet")])
+    assert done.returncode == fetch_hub.NO_ROOM and "No space left" in last_line(done)
+    kept = int(done.stdout.splitlines()[-1].split()[0])
+    assert kept >= 10 * MEBIBYTE

@@ -1,0 +1,197 @@
+"""The example workflow files, and their conversion to what the API takes."""
+
+import copy
+
+import pytest
+from PIL import Image
+
+from sandbox.workflow import (
+    LOADER_FOLDERS,
+    UnknownNodes,
+    example_workflows,
+    model_files,
+    read_workflow,
+    to_prompt,
+    widget_names,
+)
+
+EXAMPLES = pytest.mark.parametrize("file", example_workflows(), ids=lambda file: file.stem)
+SAMPLERS = ("sampler_name",)  # a name, but of no file
+PROMPT = (
+    "a blue sheep next to a brown vase, behind them a red bookcase and a window with yellow curtains, "
+    "a small green frog sits on the vase"
+)
+# What the file is, in words of the API: node types and, for every input, a value or the node type it comes from.
+GRAPH = {
+    "CheckpointLoaderSimple": {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"},
+    "LLM4GEN_LoadLLMEncoder": {
+        "encoder_name": "rankgen-t5-xl-all-bf16.safetensors",
+        "dtype": "auto",
+        "device": "default",
+    },
+    "LLM4GEN_LoadCrossAdapter": {"adapter_name": "projector.safetensors"},
+    "EmptyLatentImage": {"width": 512, "height": 512, "batch_size": 1},
+    "KSampler": {
+        "model": ("CheckpointLoaderSimple", 0),
+        "positive": ("LLM4GEN_Conditioning", 0),
+        "negative": ("LLM4GEN_Conditioning", 0),
+        "latent_image": ("EmptyLatentImage", 0),
+        "seed": 20240701,
+        "steps": 20,
+        "cfg": 7.5,
+        "sampler_name": "euler",
+        "scheduler": "normal",
+        "denoise": 1,
+    },
+    "VAEDecode": {"samples": ("KSampler", 0), "vae": ("CheckpointLoaderSimple", 2)},
+    "SaveImage": {"images": ("VAEDecode", 0), "filename_prefix": "LLM4GEN"},
+}
+CONDITIONING = {
+    "clip": ("CheckpointLoaderSimple", 1),
+    "llm": ("LLM4GEN_LoadLLMEncoder", 0),
+    "adapter": ("LLM4GEN_LoadCrossAdapter", 0),
+    "strength": 1,
+    "long_prompt": "cut at 77 (as published)",
+    "controlnet_context": "clip",
+}
+
+
+def by_type(prompt, node):
+    """A node's inputs, with links told by the type that they come from."""
+    return {
+        name: (prompt[value[0]]["class_type"], value[1]) if isinstance(value, list) else value
+        for name, value in prompt[node]["inputs"].items()
+    }
+
+
+def node_of(workflow, kind):
+    (node,) = (node for node in workflow["nodes"] if node["type"] == kind)
+    return node
+
+
+def test_the_file_is_exactly_this_graph(workflow, object_info):
+    prompt = to_prompt(workflow, object_info)
+    types = sorted(node["class_type"] for node in prompt.values())
+    assert types == sorted([*GRAPH, "LLM4GEN_Conditioning", "LLM4GEN_Conditioning"])
+    for node, entry in prompt.items():
+        if entry["class_type"] in GRAPH:
+            assert by_type(prompt, node) == GRAPH[entry["class_type"]]
+    (sampler,) = (entry for entry in prompt.values() if entry["class_type"] == "KSampler")
+    for side, text in (("positive", PROMPT), ("negative", "")):
+        node, slot = sampler["inputs"][side]
+        assert (slot, by_type(prompt, node)) == (0, CONDITIONING | {"text": text})
+    assert sampler["inputs"]["positive"] != sampler["inputs"]["negative"]
+
+
+@EXAMPLES
+def test_no_two_nodes_overlap(file):
+    title = 30  # pixels that a node's title takes above its place
+    boxes = [(*node["pos"], *node["size"], node["type"]) for node in read_workflow(file)["nodes"]]
+    for i, (ax, ay, aw, ah, a) in enumerate(boxes):
+        for bx, by, bw, bh, b in boxes[i + 1 :]:
+            apart = ax + aw < bx or bx + bw < ax or ay + ah < by - title or by + bh < ay - title
+            assert apart, f"{a} and {b}"
+
+
+@EXAMPLES
+def test_the_notes_name_every_folder_that_files_are_taken_from(file):
+    workflow = read_workflow(file)
+    text = "\n".join(n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MarkdownNote")
+    folders = {name.split("/")[0] for name in model_files(workflow)}
+    assert folders and [f for f in ("ComfyUI/models", *folders) if f"`{f}`" not in text] == []
+
+
+def test_the_note_tells_of_the_tuned_unet(workflow):
+    (text,) = node_of(workflow, "MarkdownNote")["widgets_values"]
+    assert "diffusion_models" in text and "Load Diffusion" in text
+
+
+@EXAMPLES
+def test_every_loader_that_an_example_uses_is_known(file, object_info):
+    """Else its file would be marked as missing in the picture, and asked of nobody in the notes."""
+    for node in read_workflow(file)["nodes"]:
+        widgets = widget_names(object_info[node["type"]]) if node["type"] in object_info else []
+        names_a_file = any(name and name.endswith("_name") and name not in SAMPLERS for name in widgets)
+        assert names_a_file == (node["type"] in LOADER_FOLDERS), node["type"]
+
+
+@EXAMPLES
+def test_the_thumbnail_lies_beside_the_workflow(file):
+    path = file.with_suffix(".jpg")
+    with Image.open(path) as picture:
+        assert picture.format == "JPEG" and 1000 <= picture.width <= 1600
+    assert path.stat().st_size < 300_000
+
+
+def test_no_two_examples_have_the_same_id():
+    """The front end tells graphs apart by it."""
+    ids = [read_workflow(file)["id"] for file in example_workflows()]
+    assert len(set(ids)) == len(ids) > 1
+
+
+def test_unknown_nodes_are_named(workflow, object_info):
+    node_of(workflow, "VAEDecode")["type"] = "NoSuchNode"
+    with pytest.raises(UnknownNodes, match="NoSuchNode") as caught:
+        to_prompt(workflow, object_info)
+    assert caught.value.types == ["NoSuchNode"]
+
+
+def test_widgets_that_do_not_fit_the_node_are_refused(workflow, object_info):
+    node_of(workflow, "KSampler")["widgets_values"].append(1)
+    with pytest.raises(ValueError, match=r"KSampler.* 8 widget values.* 7: seed, \(no input\), steps"):
+        to_prompt(workflow, object_info)
+
+
+def test_a_file_from_before_a_widget_was_added_gets_its_default(workflow, object_info):
+    now = to_prompt(workflow, object_info)
+    for node in workflow["nodes"]:
+        if node["type"] == "LLM4GEN_Conditioning":
+            assert node["widgets_values"].pop() == "clip"
+    assert to_prompt(workflow, object_info) == now
+
+
+def test_a_file_that_is_no_workflow_is_refused(tmp_path):
+    path = tmp_path / "prompt.json"
+    path.write_text('{"1": {"class_type": "KSampler", "inputs": {}}}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"prompt\.json is no workflow"):
+        read_workflow(path)
+
+
+def test_a_linked_widget_gives_way_to_its_link(workflow, object_info):
+    """As when seed is turned into an input: its saved value stays in the file and must not be sent."""
+    sampler, latent = node_of(workflow, "KSampler"), node_of(workflow, "EmptyLatentImage")
+    (slot,) = (i for i in sampler["inputs"] if i["name"] == "steps")
+    slot["link"] = 99
+    workflow["links"].append([99, latent["id"], 0, sampler["id"], 6, "INT"])
+    inputs = to_prompt(workflow, object_info)[str(sampler["id"])]["inputs"]
+    assert inputs["steps"] == [str(latent["id"]), 0] and inputs["cfg"] == 7.5
+
+
+def test_muted_nodes_are_left_out_with_what_hangs_on_them(workflow, object_info):
+    encoder = node_of(workflow, "LLM4GEN_LoadLLMEncoder")
+    encoder["mode"] = 2
+    prompt = to_prompt(workflow, object_info)
+    assert str(encoder["id"]) not in prompt
+    assert all("llm" not in entry["inputs"] for entry in prompt.values())
+
+
+def test_a_bypassed_node_hands_its_input_on(workflow, object_info):
+    decode, save = node_of(workflow, "VAEDecode"), node_of(workflow, "SaveImage")
+    before = to_prompt(workflow, object_info)[str(save["id"])]["inputs"]["images"]
+    passing = copy.deepcopy(decode) | {"id": 77, "type": "ImageInvert", "mode": 4, "widgets_values": []}
+    passing["inputs"] = [{"name": "image", "type": "IMAGE", "link": save["inputs"][0]["link"]}]
+    workflow["nodes"].append(passing)
+    workflow["links"].append([99, 77, 0, save["id"], 0, "IMAGE"])
+    save["inputs"][0]["link"] = 99
+    after = to_prompt(workflow, object_info)
+    assert "77" not in after and after[str(save["id"])]["inputs"]["images"] == before
+
+
+def test_widget_names_follow_the_saved_order(object_info):
+    assert widget_names(object_info["KSampler"], with_controls=True)[:3] == ["seed", None, "steps"]
+    assert widget_names(object_info["LLM4GEN_Conditioning"]) == [
+        "text",
+        "strength",
+        "long_prompt",
+        "controlnet_context",
+    ]

@@ -1,0 +1,1 @@
+"""A ComfyUI that is installed somewhere: its Python, its command line, its folders."""
