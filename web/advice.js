@@ -1,29 +1,29 @@
-// What is wrong with the files before anything is run: none there, one that cannot be used, two that do not fit.
+// What is wrong with the files before anything runs: none found, one that cannot be used, two that do not fit.
 
 import { ADAPTER_LOADER, ENCODER_LOADER, loaded, value, widget } from "./graph.js";
 import { fill } from "./texts.js";
 
-export const adviceOnEncoders = (node, report, words) =>
-  advice(widget(node, "encoder_name"), value(node, "encoder_name"), report.encoders, report.advice.text_encoders, words);
+export const adviceOnEncoders = (node, report, texts) =>
+  advice(widget(node, "encoder_name"), value(node, "encoder_name"), report.encoders, report.advice.text_encoders, texts);
 
-export const adviceOnAdapters = (node, report, words) =>
-  advice(widget(node, "adapter_name"), value(node, "adapter_name"), report.adapters, report.advice.llm4gen, words);
+export const adviceOnAdapters = (node, report, texts) =>
+  advice(widget(node, "adapter_name"), value(node, "adapter_name"), report.adapters, report.advice.llm4gen, texts);
 
-/** Under a loader: what to get where its list is empty, and why the file chosen cannot be used. */
-function advice(list, chosen, files, wanted, words) {
+/** Lines for a loader: which file to get if its list is empty, or why the chosen file cannot be used. */
+function advice(list, chosen, files, wanted, texts) {
   const choices = list?.options?.values;
   const isEmpty = choices?.length === 1 && choices[0] === wanted;
-  if (isEmpty) return [warning(fill(words.empty, { wanted }))];
+  if (isEmpty) return [warning(fill(texts.empty, { wanted }))];
   const file = files.find((file) => file.name === chosen);
   return file?.error || file?.reason ? [warning(file.error ?? file.reason)] : [];
 }
 
-/** Under what fuses the two: that they cannot be. */
-export function misfit(node, report, words) {
+/** Lines for a node that fuses: that its encoder and its adapter do not fit together. */
+export function misfit(node, report, texts) {
   const encoder = loaded(node, "llm", ENCODER_LOADER, "encoder_name");
   const adapter = loaded(node, "adapter", ADAPTER_LOADER, "adapter_name");
   const pair = report.pairs.find((pair) => pair.encoder === encoder && pair.adapter === adapter);
-  return pair && !pair.fits ? [warning(fill(words.misfit, { encoder, adapter }))] : [];
+  return pair && !pair.fits ? [warning(fill(texts.misfit, { encoder, adapter }))] : [];
 }
 
 const warning = (text) => ({ text, tone: "warning" });

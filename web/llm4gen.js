@@ -1,4 +1,4 @@
-// LLM4GEN's part of the front end. Registers it, and nothing else: the host imports every module of this folder.
+// LLM4GEN's part of the front end. This file registers it; the others do nothing when the page imports them.
 
 import { app } from "../../scripts/app.js";
 import { readReport, watch } from "./watch.js";

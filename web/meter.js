@@ -1,17 +1,17 @@
-// How much of a prompt CLIP and the LLM will read, and what they will not.
+// The token meter: how much of a prompt CLIP and the LLM will read, and which part of it is cut off.
 
 import { ADAPTER_LOADER, CONDITIONING, ENCODER_LOADER, fusedClip, isLinked, loaded, value } from "./graph.js";
 import { Question } from "./server.js";
 import { fill } from "./texts.js";
 
-const CHUNKS = "chunks of 77"; // the choice of `long_prompt` with which CLIP loses nothing
-const SHOWN = 40; // characters of what is cut
-const LONGEST = 20_000; // characters that are counted, of both texts together: the server refuses longer ones
-const CHANGES = /[{}]|\/\/|\/\*/; // {a|b} and comments: the front end rewrites them when the graph is run
+const CHUNKS = "chunks of 77"; // the choice of `long_prompt` that cuts nothing off
+const SHOWN = 40; // characters shown of the text that is cut off
+const LONGEST = 20_000; // characters of both texts together; the server refuses longer ones
+const CHANGES = /[{}]|\/\/|\/\*/; // {a|b} and comments, which the front end rewrites when the graph runs
 const questions = new WeakMap();
 
 /** The lines under a prompt. */
-export function meter(node, _report, words) {
+export function meter(node, _report, texts) {
   const fused = node.comfyClass === CONDITIONING ? node : fusedClip(node);
   const text = fused && value(node, "text");
   if (typeof text !== "string") return [];
@@ -26,30 +26,31 @@ export function meter(node, _report, words) {
     encoder: loaded(fused, "llm", ENCODER_LOADER, "encoder_name"),
     adapter: loaded(fused, "adapter", ADAPTER_LOADER, "adapter_name"),
   });
-  // Words for the LLM that only a run can tell: no count stands for them. With strength 0 it reads nothing.
-  const unread = (isLinked(node, "llm_text") && typeof llmText !== "string") || value(fused, "strength") === 0;
+  // No count where only the run can tell the LLM's text, and none with strength 0, where the LLM reads nothing.
+  const isUnread = (isLinked(node, "llm_text") && typeof llmText !== "string") || value(fused, "strength") === 0;
   const about = CHANGES.test(typed) ? "≈ " : "";
-  // Of what the host fails at, half a syntax mostly, nothing is counted.
-  return question.answer?.clip ? lines(question.answer, value(fused, "long_prompt") === CHUNKS, unread, about, words) : [];
+  // ComfyUI's tokenizer fails on a text with half a syntax in it, as while the user types: then there is no count.
+  if (!question.answer?.clip) return [];
+  return lines(question.answer, value(fused, "long_prompt") === CHUNKS, isUnread, about, texts);
 }
 
-function lines({ clip, llm, note }, inChunks, unread, about, words) {
+function lines({ clip, llm, note }, inChunks, isUnread, about, texts) {
   const limit = inChunks ? clip.limit * Math.max(1, Math.ceil(clip.tokens / clip.limit)) : clip.limit;
   const counts = [`CLIP ${clip.tokens}/${limit}`];
-  // With a note, it was not counted as the chosen files would have it; what is wrong with them, their loader says.
-  const isRead = llm && !unread && !note;
+  // A note means that the chosen files could not be read, so the count would be another LLM's. Their loader says why.
+  const isRead = llm && !isUnread && !note;
   if (isRead) counts.push(`LLM ${llm.tokens}/${llm.limit}`);
-  const said = [{ text: about + counts.join(" · ") }];
-  if (clip.cut && !inChunks) said.push(warning(words.cut, "CLIP", clip.cut));
-  if (isRead && llm.cut) said.push(warning(words.cut, "LLM", llm.cut));
-  return said;
+  const result = [{ text: about + counts.join(" · ") }];
+  if (clip.cut && !inChunks) result.push(warning(texts.cut, "CLIP", clip.cut));
+  if (isRead && llm.cut) result.push(warning(texts.cut, "LLM", llm.cut));
+  return result;
 }
 
 function warning(sentence, half, cut) {
   return { text: fill(sentence, { half, words: beginning(cut) }), tone: "warning" };
 }
 
-/** A text's first few words, or letters where it has no spaces; apart from what is around it, which may run the other way. */
+/** The first words of a text, or its first letters if it has no spaces. Isolated from text that runs the other way. */
 function beginning(text) {
   const plain = text.trim().replace(/\s+/g, " ");
   const letters = [...plain];

@@ -1,20 +1,20 @@
-// A few lines of text at the foot of a node: a widget that is neither saved nor sent.
+// Lines of text at the foot of a node: a widget that is neither saved in workflows nor sent in prompts.
 
 import { app } from "../../scripts/app.js";
 
-const NAME = "llm4gen_note"; // no input of a node may have it
+const NAME = "llm4gen_note"; // the name of the widget, and so of no input
 const MARGIN = 4; // around the text, in the graph's units
 const STYLE = `
 .llm4gen-note { box-sizing: border-box; overflow: visible; min-width: 0; }
 .llm4gen-note > div { padding: 0 8px; font: 12px/16px var(--font-inter, Arial, sans-serif); overflow-wrap: anywhere; }
 .llm4gen-note p { margin: 0; color: var(--descrip-text, #999); }
 .llm4gen-note p.warning { color: color-mix(in srgb, var(--warning-background, #fd9903), var(--fg-color, #fff)); }
-/* Nodes painted on the canvas are moved and zoomed by the canvas, so it must get the mouse. */
+/* The canvas moves and zooms the nodes that it paints, so the mouse must reach it through the text. */
 .dom-widget:has(> .llm4gen-note) { pointer-events: none !important; }
 `;
 const notes = new WeakMap();
 
-/** Shows lines ({ text, tone }) under a node, or nothing for none. */
+/** Shows lines ({ text, tone }) under a node, or removes what is there if there are none. */
 export function show(node, lines) {
   const key = JSON.stringify(lines);
   const note = notes.get(node);
@@ -35,7 +35,7 @@ function fill(note, lines, key) {
   note.text.replaceChildren(...paragraphs);
 }
 
-/** Always behind the node's own widgets: values are saved by their place. */
+/** Adds the widget after the node's own ones, because workflows save values by their position. */
 function add(node) {
   addStyle();
   const before = node.size?.[1];
@@ -43,13 +43,14 @@ function add(node) {
   const text = document.createElement("div");
   element.className = "llm4gen-note";
   element.append(text);
-  const widget = node.addDOMWidget(NAME, "llm4gen_note", element, { serialize: false, margin: MARGIN });
-  widget.serialize = false; // this keeps it out of workflows, the option out of prompts
+  const options = { serialize: false, margin: MARGIN, hideInPanel: true }; // no row in the panel of properties
+  const widget = node.addDOMWidget(NAME, NAME, element, options);
+  widget.serialize = false; // keeps it out of workflows; the option of that name keeps it out of prompts
   const note = { widget, text, height: 16, before };
-  widget.computeLayoutSize = undefined; // else it would take a share of the prompt's height
+  widget.computeLayoutSize = undefined; // otherwise it would take a share of the prompt's height
   widget.computeSize = (width) => [width ?? 0, note.height + 2 * MARGIN];
   note.observer = new ResizeObserver(() => {
-    if (text.offsetHeight) note.height = text.offsetHeight; // 0 while the node is out of sight
+    if (text.offsetHeight) note.height = text.offsetHeight; // it is 0 while the node is out of sight
     node.graph?.setDirtyCanvas?.(true, true);
   });
   note.observer.observe(text);
@@ -58,12 +59,12 @@ function add(node) {
 }
 
 function remove(node, { widget, observer, before }) {
-  const grown = node.size?.[1] <= node.computeSize?.()[1]; // by the note alone, and not by hand
+  const grewByNote = node.size?.[1] <= node.computeSize?.()[1]; // the user has not made the node larger
   observer.disconnect();
   notes.delete(node);
   widget.onRemove?.();
   node.widgets.splice(node.widgets.indexOf(widget), 1);
-  if (grown && before < node.size[1]) node.setSize?.([node.size[0], before]);
+  if (grewByNote && before < node.size[1]) node.setSize?.([node.size[0], before]);
 }
 
 function addStyle() {

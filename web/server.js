@@ -1,10 +1,10 @@
-// What is asked of the server. Where it cannot answer nothing is said, here or in the console.
+// Requests to the server. If it cannot answer, nothing is shown, neither on the page nor in the console.
 
 import { api } from "../../scripts/api.js";
 
-const REST = 300; // ms that a question must stand unchanged before it is sent
+const REST = 300; // ms without a change after which a question is sent
 
-/** The JSON behind a route; null if there is none. */
+/** The JSON that a route answers with; null if it gives none. */
 export async function get(route, options) {
   try {
     const answer = await api.fetchApi(route, options);
@@ -14,7 +14,7 @@ export async function get(route, options) {
   }
 }
 
-/** A question that changes while somebody types: sent when it rests, once, and only its newest answer counts. */
+/** A question that changes while somebody types. It is sent once it rests, and only the newest answer counts. */
 export class Question {
   answer = null;
 

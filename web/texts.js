@@ -1,10 +1,10 @@
-// The front end's few sentences, in the language that it is set to.
+// The sentences that the pages show, in the language of the front end.
 
 import { app } from "../../scripts/app.js";
 
 export const TEXTS = {
   en: {
-    cut: "{half} cut from: {words}",
+    cut: "{half} stops before: {words}",
     empty: "Nothing to choose from yet: {wanted} (press R).",
     misfit: "{adapter} was not trained with {encoder}: they do not fit each other.",
   },
@@ -40,11 +40,11 @@ export const TEXTS = {
   },
 };
 
-/** The sentences in the front end's language; in English where that has none. */
+/** The sentences in the front end's language, or in English if there is no translation. */
 export function texts() {
   const locale = String(app.extensionManager?.setting?.get("Comfy.Locale") ?? "en");
   return TEXTS[locale.split("-")[0]] ?? TEXTS.en;
 }
 
-/** A sentence with its {blanks} filled. */
+/** Fills the {blanks} of a sentence. */
 export const fill = (sentence, blanks) => sentence.replace(/{(\w+)}/g, (_, name) => blanks[name]);

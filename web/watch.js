@@ -1,8 +1,8 @@
-// Looks at the nodes that are open, a few times a second, and keeps what is said under each of them true.
+// Looks at the nodes of the open graph several times a second, and updates the lines under each of them.
 //
-// It looks instead of listening: a prompt, a loader's file or a link may change by hand, by undo, by another
-// extension or inside a subgraph, in two renderings, and no one event tells of all. A look costs microseconds;
-// what it asks of the server, server.js limits.
+// It polls because no single event covers all changes: a prompt, a loader's file or a link may change by hand, by
+// undo, by another extension or inside a subgraph, and the front end has two renderings. A look costs microseconds,
+// and server.js limits the requests.
 
 import { app } from "../../scripts/app.js";
 import { adviceOnAdapters, adviceOnEncoders, misfit } from "./advice.js";
@@ -13,7 +13,8 @@ import { get } from "./server.js";
 import { texts } from "./texts.js";
 
 const PERIOD = 150; // ms
-const SAYINGS = {
+// Node type → functions that return the lines under such a node.
+const LINES = {
   [CONDITIONING]: [misfit, meter],
   [FUSED_CLIP]: [misfit],
   [TEXT_ENCODE]: [meter],
@@ -22,12 +23,12 @@ const SAYINGS = {
 };
 let report = null;
 
-/** Reads anew what the server has found in the model folders. */
+/** Asks the server again which files it finds in the model folders. */
 export async function readReport() {
   report = (await get("/llm4gen/report")) ?? report;
 }
 
-/** Starts to look, for as long as the page is open; not at all where the server cannot answer. */
+/** Polls for as long as the page is open; does nothing if the server cannot answer. */
 export async function watch() {
   if (typeof app.canvas?.graph?.getNodeById !== "function") return;
   readReport().then(() => report && setInterval(look, PERIOD));
@@ -35,9 +36,9 @@ export async function watch() {
 
 function look() {
   if (document.hidden) return;
-  const words = texts();
+  const sentences = texts();
   for (const node of app.canvas.graph?.nodes ?? []) {
-    const sayings = SAYINGS[node.comfyClass ?? node.type];
-    if (sayings) show(node, runs(node) ? sayings.flatMap((say) => say(node, report, words)) : []);
+    const sources = LINES[node.comfyClass ?? node.type];
+    if (sources) show(node, runs(node) ? sources.flatMap((lines) => lines(node, report, sentences)) : []);
   }
 }

@@ -25,7 +25,7 @@ from sandbox.workflow import TEXT_TO_IMAGE, model_files, read_workflow, to_promp
 
 VENV = "path/to/venv/bin/python"
 # What the README has the user run, in the folder that the pack was cloned to.
-ROW = re.compile(rf"^\| in a venv \| `({VENV} [^`]+)`", re.MULTILINE)
+ROW = re.compile(rf"^ *\| in a virtual environment \| `({VENV} [^`]+)`", re.MULTILINE)
 # What is printed for one file that is to be brought by hand.
 BY_HAND = re.compile(
     r"^\w+:\n  page +https://huggingface\.co/(?P<repository>[^/\n]+/[^/\n]+)/tree/main/?(?P<folder>.*)\n"

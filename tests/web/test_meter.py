@@ -164,7 +164,7 @@ def counts(clip, llm):
 
 def cut(half, words):
     """Words stand by themselves in the line, whichever way they run."""
-    return f"{half} cut from: \N{FIRST STRONG ISOLATE}{words}\N{POP DIRECTIONAL ISOLATE}"
+    return f"{half} stops before: \N{FIRST STRONG ISOLATE}{words}\N{POP DIRECTIONAL ISOLATE}"
 
 
 @pytest.mark.usefixtures("graph")
@@ -221,7 +221,7 @@ def test_a_cut_prompt_names_the_first_words_that_are_cut(page, graph, count):
     says(page, graph, f"CLIP 78/150 · LLM {count(text)[1]}/256")
     long = text + " cat" * 300
     page.evaluate(SET, [graph, "text", long])
-    page.wait_for_function(f"(id) => ({NOTE})(id)?.[1]?.startsWith('LLM cut from: \u2068')", arg=graph)
+    page.wait_for_function(f"(id) => ({NOTE})(id)?.[1]?.startsWith('LLM stops before: \u2068')", arg=graph)
     head, tail = page.evaluate(NOTE, graph)
     assert head == f"CLIP {count(long)[0]}/450 · LLM {count(long)[1]}/256"
     assert tail == cut("LLM", "cat " * 9 + "cat…")
