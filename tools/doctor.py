@@ -46,8 +46,8 @@ def examine(comfyui: Path, arguments: Sequence[str] = ()) -> tuple[str, int]:
             "Put this pack in ComfyUI/custom_nodes, or name ComfyUI's folder with --comfyui.",
         )
         return format_report([("ComfyUI", [missing])])
-    packages = run_check(lambda: installed.check_packages(comfyui))
-    sections = [("ComfyUI", run_check(lambda: installed.check_comfyui(comfyui))), ("Python", packages)]
+    packages = run_check(installed.check_packages, comfyui)
+    sections = [("ComfyUI", run_check(installed.check_comfyui, comfyui)), ("Python", packages)]
     if any(finding.advice for finding in packages):
         skipped = Finding("Models are checked when the packages are installed.")
         return format_report([*sections, ("Models", [skipped])])

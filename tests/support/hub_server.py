@@ -1,7 +1,7 @@
 """A local server with the part of the Hugging Face Hub's HTTP API that the library `huggingface_hub` downloads with.
 
 As on the hub, large files come from another host name than the API's answers, and that host refuses requests with a
-token. The server counts the bytes that it sends, and can be told to break or stall an answer. Standard library only.
+token. The server counts the bytes that it sends, and can break off or stall an answer. Standard library only.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Hub:
     stall_at:     the byte of a file at which the next download stops until the client disconnects. This happens once.
     stalled:      is set when a download has stopped at `stall_at`.
     sent:         (path, bytes) of each download.
-    asked:        (repository, revision) of each API request.
+    api_requests: (repository, revision) of each API request.
     """
 
     def __init__(self) -> None:
@@ -62,7 +62,7 @@ class Hub:
         self.stall_at: int | None = None
         self.stalled = threading.Event()
         self.sent: list[tuple[str, int]] = []
-        self.asked: list[tuple[str, str | None]] = []
+        self.api_requests: list[tuple[str, str | None]] = []
 
     def bytes_sent(self, path: str) -> int:
         return sum(count for sent, count in self.sent if sent == path)
@@ -106,7 +106,7 @@ class Handler(BaseHTTPRequestHandler):
     do_HEAD = do_GET
 
     def answer_api(self, name: str, revision: str | None) -> None:
-        self.hub.asked.append((name, revision))
+        self.hub.api_requests.append((name, revision))
         repository = self.hub.find(name, revision)
         if status := self.error(repository):
             return self.refuse(

@@ -49,17 +49,17 @@ def test_every_file_is_downloaded_once_and_to_its_folder(fetching):
     encoder = load_encoder(fetching.models / ENCODER, dtype=torch.bfloat16)
     published = tiny.rankgen_tensors(tiny.t5_encoder())["t5_encoder.shared.weight"]
     assert torch.equal(encoder.embedding.weight, published.bfloat16())
-    sent, asked = len(fetching.hub.sent), len(fetching.hub.asked)
+    sent, requests = len(fetching.hub.sent), len(fetching.hub.api_requests)
     again = fetching.run()
     assert again.returncode == 0 and again.stdout.count("already installed") == 3
-    assert (len(fetching.hub.sent), len(fetching.hub.asked)) == (sent, asked)
+    assert (len(fetching.hub.sent), len(fetching.hub.api_requests)) == (sent, requests)
 
 
 def test_only_the_chosen_files_are_downloaded(fetching):
     fetching.publish_models()
     done = fetching.run("--only", "unet")
     assert done.returncode == 0 and fetching.files() == {TUNED}
-    assert {name for name, _ in fetching.hub.asked} == {LLM4GEN}
+    assert {name for name, _ in fetching.hub.api_requests} == {LLM4GEN}
     assert fetching.run("--only", "encoder", "encoder", "--dtype", "fp8").returncode == 0
     assert fetching.files() == {TUNED, ENCODER.replace("bf16", "fp8")}
     sent = len(fetching.hub.sent)
@@ -293,14 +293,14 @@ def test_files_that_are_brought_by_hand_as_instructed_are_recognised(fetching):
     fetching.publish_models()
     done = fetching.run("--offline", "--only", "adapter")
     assert done.returncode == failures.UNREACHABLE and "offline" in last_line(done)
-    assert fetching.hub.asked == []
+    assert fetching.hub.api_requests == []
     place = re.search(r"^  to +(.*)$", done.stdout, re.MULTILINE)[1]
     command = shlex.split(re.search(r"^  then  run this.*\n(.*)$", done.stdout, re.MULTILINE)[1])
     (fetching.models / "llm4gen").mkdir(parents=True)
     with open(place, "wb") as file:
         file.write(fetching.hub.repositories[LLM4GEN].files["projector.pth"])
     again = fetching.run("--only", "adapter")
-    assert again.returncode == 0 and shlex.join(command) in again.stdout and fetching.hub.asked == []
+    assert again.returncode == 0 and shlex.join(command) in again.stdout and fetching.hub.api_requests == []
     subprocess.run(command, check=True, capture_output=True)
     load_cross_adapter(fetching.models / ADAPTER)
 

@@ -25,15 +25,15 @@ class Finding:
         return f"{'TO DO':<{INDENT}}{self.text}\n{' ' * INDENT}{self.advice}".rstrip()
 
 
-Check = Callable[[], Iterable[Finding]]
+Check = Callable[..., Iterable[Finding]]
 Section = tuple[str, list[Finding]]  # title and findings
 
 
-def run_check(check: Check) -> list[Finding]:
-    """The findings of a check. If the check itself fails, the last finding says so."""
+def run_check(check: Check, *arguments: object) -> list[Finding]:
+    """The findings of a check that is called with these arguments. If the check fails, the last finding says so."""
     findings = []
     try:
-        findings.extend(check())
+        findings.extend(check(*arguments))
     except Exception as error:  # a damaged installation can raise any of them
         findings.append(failed_check(error))
     return findings
