@@ -1,11 +1,12 @@
-"""Downloads what the pack needs from the hub and puts it where a ComfyUI looks. Run by ComfyUI's Python.
+"""Downloads the weights that the pack needs, converts them, and puts them into ComfyUI's model folders.
 
     python tools/fetch_weights.py
     python tools/fetch_weights.py --comfyui DIR --dtype fp8 --only adapter encoder
-    python tools/fetch_weights.py [what ComfyUI is started with, such as --base-directory DIR]
+    python tools/fetch_weights.py [ComfyUI's own arguments, such as --base-directory DIR]
 
-The adapter and the encoder become .safetensors, by tools/convert.py. A run that was interrupted in any way is gone
-on with by the next one. HF_ENDPOINT, HF_TOKEN and proxies are honoured, as the library huggingface_hub does it.
+Run it with the Python that runs ComfyUI. The weights come from the Hugging Face Hub; the adapter and the encoder are
+converted as tools/convert.py does it. If a run is interrupted, the next one continues it. HF_ENDPOINT, HF_TOKEN and
+proxies work as in the library huggingface_hub.
 """
 
 from __future__ import annotations
@@ -14,174 +15,162 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-# The Python of ComfyUI for Windows looks for no module beside the script that it runs.
+# The Python of ComfyUI's portable build for Windows does not look for modules beside the script that it runs.
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
-from convert import NAMES
-from fetch.hub import FAILED, NO_ROOM, REFUSED, UNCONFIRMED, UNREACHED, CannotFetch, Repository, look_up
-from fetch.items import DTYPE, ITEMS, PINNED, Item, convert_command, find_present, instructions, model_folders
-from fetch.plan import check_room, kept_commit, plan_task
-from fetch.task import Task, carry_out, scratch_of, tidy
-from files.interruptible import CannotWrite, Ended
+from fetch.by_hand import convert_command, instructions
+from fetch.failures import DISK_PROBLEM, FAILED, UNCONFIRMED, UNREACHABLE, CannotFetch
+from fetch.installed import find_installed, model_folders
+from fetch.items import DEFAULT_DTYPE, ITEMS, PINNED, Item
+from fetch.plan import check_disk_space, look_up_all, plan_task, print_tasks
+from fetch.task import remove_scratch, run_task, scratch_folder
+from files.interruptible import CannotWrite, Interrupted
 from host.comfyui import HostError, given_installation
-from host.folders import AROUND
+from host.folders import ENCLOSING_COMFYUI
 from pack import make_importable
 
-ASKED_FROM = 5_000_000_000  # bytes of downloads
-CODES = """exit codes:
-  0  all is in its place
-  1  an error that its message explains: no ComfyUI there, a damaged file, ...
+CONFIRM_BYTES = 5_000_000_000  # downloads of this size or more must be confirmed
+EXIT_CODES = """exit codes:
+  0  all files are in their places
+  1  an error that its message explains, such as a wrong folder or a damaged file
   2  wrong arguments
-  3  the hub cannot be reached, or --offline: what to do was printed
-  4  the hub refuses, or does not have it (401, 403, 404)
-  5  the disk: no room, or it cannot be written to
-  6  what came is not what the hub states (sha256): it was deleted
-  7  5 GB or more, and nobody said yes
-  130, 143  interrupted by Ctrl-C, SIGTERM: the next run goes on"""
+  3  the hub cannot be reached, or --offline was given; instructions were printed
+  4  the hub refuses access, or does not have the file (401, 403, 404)
+  5  the disk is too small, or cannot be written to
+  6  a download differs from what the hub states (sha256); it was deleted
+  7  the downloads have 5 GB or more, and were not confirmed
+  130, 143  interrupted by Ctrl-C or SIGTERM; the next run continues"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options, others = parse(arguments)
-    for number in (signal.SIGINT, signal.SIGTERM):  # the first as well: a shell may have it ignored
-        signal.signal(number, interrupt)
-    sys.stdout.reconfigure(errors="replace")  # a folder's name may have letters that the console lacks
     make_importable()
     from llm4gen.models.errors import LLM4GENError  # noqa: PLC0415
 
+    options, comfyui_arguments = parse(arguments)
+    # SIGINT too, because a shell may have set it to be ignored.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
+    sys.stdout.reconfigure(errors="replace")  # the console may lack characters of a folder's name
     try:
-        fetch(options, others)
-        return 0
-    except (KeyboardInterrupt, Ended) as end:
-        print("interrupted: run this again to go on with it", file=sys.stderr)
-        return 128 + (end.args[0] if end.args else signal.SIGINT)
+        fetch(options, comfyui_arguments)
+    except (KeyboardInterrupt, Interrupted) as interruption:
+        print("interrupted: run this again to continue", file=sys.stderr)
+        return 128 + (interruption.args[0] if interruption.args else signal.SIGINT)
     except CannotFetch as error:
-        message, code = str(error), error.code
+        return fail(str(error), error.code)
     except (HostError, LLM4GENError) as error:
-        message, code = str(error), FAILED
+        return fail(str(error), FAILED)
     except CannotWrite as error:
-        message, code = f"{error} What was downloaded is kept.", NO_ROOM
+        return fail(f"{error} What was downloaded is kept.", DISK_PROBLEM)
     except OSError as error:
-        code = NO_ROOM
-        message = f"{error}. Make room or give access; what was downloaded is kept. Run this again."
+        advice = "Make room or give access. What was downloaded is kept: run this again to continue."
+        return fail(f"{error}. {advice}", DISK_PROBLEM)
+    return 0
+
+
+def fail(message: str, code: int) -> int:
+    """Prints an error. Returns the exit code."""
     print(f"error: {message}", file=sys.stderr)
     return code
 
 
 def interrupt(number: int, frame: FrameType | None) -> None:
-    """SIGTERM as Ctrl-C, which libraries expect."""
+    """Handles SIGTERM as Ctrl-C, for which libraries are prepared."""
     raise KeyboardInterrupt(number)
 
 
-def fetch(options: argparse.Namespace, others: Sequence[str]) -> None:
-    """others: what this ComfyUI is started with.
+def fetch(options: argparse.Namespace, comfyui_arguments: Sequence[str]) -> None:
+    """Puts all chosen items into ComfyUI's folders, and prints what is done.
 
-    Raises: CannotFetch, CannotWrite, HostError, LLM4GENError, OSError, Ended, SystemExit.
+    Raises: CannotFetch, CannotWrite, HostError, LLM4GENError, OSError, Interrupted, SystemExit.
     """
-    places = model_folders(find_comfyui(options.comfyui), others)
-    wanted = [ITEMS[name] for name in dict.fromkeys(options.only)]
-    absent = [item for item in wanted if not is_present(item, places[item.key], options.dtype)]
+    comfyui = given_installation(options.comfyui or ENCLOSING_COMFYUI, Path(sys.executable)).comfyui
+    folders = model_folders(comfyui, comfyui_arguments)
+    items = [ITEMS[name] for name in dict.fromkeys(options.only)]
+    absent = [item for item in items if not is_installed(item, folders[item.folder_key], options.dtype)]
     if not absent:
         return
     try:
         if options.offline:
-            raise CannotFetch(UNREACHED, "nothing is downloaded with --offline")
-        repositories = look_up_all(absent, places, options.revision)
+            raise CannotFetch(UNREACHABLE, "nothing is downloaded with --offline")
+        repositories = look_up_all(absent, folders, options.revision)
     except CannotFetch as error:
-        if error.code == UNREACHED:
-            print(instructions(absent, places, options.dtype), flush=True)
+        if error.code == UNREACHABLE:
+            print(instructions(absent, folders, options.dtype), flush=True)
         raise
     tasks = [
-        plan_task(item, repositories[item.repository], places[item.key][0], options.dtype) for item in absent
+        plan_task(item, repositories[item.repository], folders[item.folder_key][0], options.dtype)
+        for item in absent
     ]
-    show(tasks)
-    check_room(tasks)
-    confirm(sum(task.missing() for task in tasks), options.yes)
+    print_tasks(tasks)
+    check_disk_space(tasks)
+    confirm(sum(task.bytes_missing() for task in tasks), options.yes)
     for task in tasks:
-        carry_out(task)
+        run_task(task)
 
 
-def find_comfyui(given: Path | None) -> Path:
-    """The one that was named, or the one around this pack. Raises: HostError if it is none."""
-    return given_installation(given or AROUND, Path(sys.executable)).comfyui
+def is_installed(item: Item, folders: Sequence[Path], dtype: str | None) -> bool:
+    """Whether the item's file is in one of these folders. If so, says where, and removes what a killed run left.
 
-
-def is_present(item: Item, places: Sequence[Path], dtype: str | None) -> bool:
-    found = find_present(item, places, dtype)
+    Raises: CannotFetch if a file of the item's name holds something else.
+    """
+    found = find_installed(item, folders, dtype)
     if found is None:
         return False
-    print(f"{item.name}: there already, {found}")
-    if item.kind and found.suffix != ".safetensors":
+    print(f"{item.name}: already installed, {found}")
+    if item.is_converted and found.suffix != ".safetensors":
         target = found.with_name(item.target_name(dtype))
-        print(f"  to make {target.name} of it, run\n  {convert_command(found, target, item.dtype(dtype))}")
-    tidy(scratch_of(item, places[0]))  # a run may have been killed just before it did that
+        command = convert_command(found, target, item.target_dtype(dtype))
+        print(f"  to convert it to {target.name}, run\n  {command}")
+    remove_scratch(scratch_folder(item, folders[0]))
     return True
 
 
-def look_up_all(
-    items: Sequence[Item], places: Mapping[str, Sequence[Path]], asked: Mapping[str, str]
-) -> dict[str, Repository]:
-    """Each repository once, at the commit that was asked for, that an interrupted run took, or that is pinned."""
-    found = {}
-    for name in dict.fromkeys(item.repository for item in items):
-        print(f"asking the hub for {name} ...", flush=True)
-        kept = None if name in asked else kept_commit(items, places, name)
-        try:
-            found[name] = look_up(name, asked.get(name) or kept or PINNED[name])
-        except CannotFetch as error:
-            if kept is None or error.code != REFUSED:
-                raise
-            found[name] = look_up(name, PINNED[name])  # that commit may be gone, and its file not
-    return found
-
-
-def show(tasks: Sequence[Task]) -> None:
-    for repository in {task.repository.name: task.repository for task in tasks}.values():
-        print(f"{repository.name}: commit {repository.commit}, licence: {repository.licence}")
-    for task in tasks:
-        kept = task.file.size - task.missing()
-        print(
-            f"{task.item.name}: {task.file.path}, {task.file.size:,} bytes"
-            + (f", {kept:,} here already" * bool(kept))
-        )
-        print(f"  goes to {task.target}" + (f" as {task.dtype}" if task.dtype else ""), flush=True)
-
-
 def confirm(total: int, agreed: bool) -> None:
-    """Raises: CannotFetch."""
+    """Asks the user before a large download.
+
+    total:  bytes to download.
+    agreed: whether the user has confirmed already, with --yes.
+    Raises: CannotFetch if the answer is no, or if there is no terminal to ask on.
+    """
     print(f"to download: {total:,} bytes", flush=True)
-    if total < ASKED_FROM or agreed:
+    if total < CONFIRM_BYTES or agreed:
         return
     if not sys.stdin or not sys.stdin.isatty():
         raise CannotFetch(
             UNCONFIRMED,
-            "That is 5 GB or more, and there is no terminal to ask at. Give --yes to download it.",
+            "That is 5 GB or more, which must be confirmed, and there is no terminal to ask on. Give --yes to "
+            "download it.",
         )
     try:
         answer = input("Download it? [y/N] ")
     except EOFError:
         answer = ""
     if answer.strip().lower() not in ("y", "yes"):
-        raise CannotFetch(UNCONFIRMED, "Nothing was downloaded. --only downloads less.")
+        raise CannotFetch(UNCONFIRMED, "Nothing was downloaded. With --only you can download less.")
 
 
-def revision(text: str) -> tuple[str, str]:
+def parse_revision(text: str) -> tuple[str, str]:
+    """`NAME=HASH` → the repository's full name and the commit. NAME may lack the owner. Raises: ArgumentTypeError."""
     name, _, commit = text.partition("=")
     known = {short: full for full in PINNED for short in (full, full.partition("/")[2])}
     if name not in known or not commit:
-        raise argparse.ArgumentTypeError(f"{text} is no NAME=HASH; NAME is one of {', '.join(PINNED)}")
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=HASH, where NAME is one of {', '.join(PINNED)}")
     return known[name], commit
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """And what is left: ComfyUI's own."""
+    """Returns this command's options, and the remaining arguments, which are ComfyUI's own."""
+    from llm4gen.models.files.formats import DTYPE_NAMES  # noqa: PLC0415
+
     parser = argparse.ArgumentParser(
         prog="fetch_weights.py",
         description=__doc__,
-        epilog=CODES,
+        epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -190,23 +179,31 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
         "--comfyui",
         type=Path,
         metavar="DIR",
-        help="(default: the ComfyUI whose custom_nodes the pack lies in)",
+        help="(default: the ComfyUI whose custom_nodes folder this pack is in)",
     )
-    add("--only", nargs="+", choices=ITEMS, default=list(ITEMS), help="(default: all)")
-    add("--dtype", choices=NAMES, help=f"of the encoder (default: {DTYPE}; then any that is there will do)")
-    add("--yes", action="store_true", help="do not ask before 5 GB or more")
-    add("--offline", action="store_true", help="only say what to download by hand, and where to put it")
+    add("--only", nargs="+", choices=ITEMS, default=list(ITEMS), help="what to download (default: all)")
+    add(
+        "--dtype",
+        choices=DTYPE_NAMES,
+        help=f"the encoder's dtype (default: {DEFAULT_DTYPE}, or that of the encoder that is installed)",
+    )
+    add("--yes", action="store_true", help="do not ask before downloading 5 GB or more")
+    add(
+        "--offline",
+        action="store_true",
+        help="download nothing; print what to download by hand and where to save it",
+    )
     add(
         "--revision",
-        type=revision,
+        type=parse_revision,
         action="append",
         default=[],
         metavar="NAME=HASH",
-        help="take this commit of a repository (default: the newest; an interrupted run's, if there was one)",
+        help="the commit of a repository (default: an interrupted run's, else the newest)",
     )
-    options, others = parser.parse_known_args(arguments)
+    options, comfyui_arguments = parser.parse_known_args(arguments)
     options.revision = dict(options.revision)
-    return options, others
+    return options, comfyui_arguments
 
 
 if __name__ == "__main__":

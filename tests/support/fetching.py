@@ -1,4 +1,4 @@
-"""tools/fetch_weights.py run against a hub on this machine, with small real weights and a ComfyUI's own folders."""
+"""Runs tools/fetch_weights.py with a local hub, small weights, and the model folders of a ComfyUI of its own."""
 
 import os
 import shutil
@@ -17,25 +17,29 @@ LLM4GEN, RANKGEN = "Shui-VL/LLM4GEN-models", "kalpeshk2011/rankgen-t5-xl-all"
 UNET = "unet/diffusion_pytorch_model.safetensors"
 OLDEST = ROOT / ".host" / "oldest"
 MEBIBYTE = 1 << 20
-# A lie: every disk has room.
+# A statement that makes every disk report 1 PiB of free space.
 ROOMY = "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(0, 0, 1 << 50)"
-# What a ComfyUI writes to, or its user does.
-WRITTEN = {"models", "custom_nodes", "input", "output", "temp", "user", "extra_model_paths.yaml"}
+# The files and folders that ComfyUI or its user writes to.
+WRITABLE = {"models", "custom_nodes", "input", "output", "temp", "user", "extra_model_paths.yaml"}
 
 
 def fresh_comfyui(target: Path) -> Path:
-    """The host's own code in a folder of its own, which the server can be started in."""
+    """Makes a folder with ComfyUI's code and without models, from which a server can be started."""
     target.mkdir()
     for path in COMFYUI.iterdir():
-        if path.name in ("main.py", "folder_paths.py"):  # where these are, the rest is looked for
+        # ComfyUI searches its other files beside these two, so links would lead it back to the original folder.
+        if path.name in ("main.py", "folder_paths.py"):
             shutil.copy(path, target)
-        elif path.name not in WRITTEN and path.suffix not in (".log", ".db"):
+        elif path.name not in WRITABLE and path.suffix not in (".log", ".db"):
             (target / path.name).symlink_to(path)
     return target
 
 
 class Fetching:
-    """comfyui: one as after its installation, without a model."""
+    """A hub, and a newly installed ComfyUI without models.
+
+    base: a folder for everything that is made.
+    """
 
     def __init__(self, base: Path, hub: Hub):
         self.base, self.hub = base, hub
@@ -54,7 +58,7 @@ class Fetching:
         self.hub.repositories[LLM4GEN].files[UNET] = os.urandom(size)
 
     def publish_models(self, **sizes: int) -> None:
-        """An adapter and an encoder as published, but small. sizes: the adapter's."""
+        """Publishes a small adapter and a small encoder, in the published formats. sizes: the adapter's widths."""
         adapter, encoder = self.base / "adapter.pth", self.base / "encoder.bin"
         torch.save(tiny.adapter_tensors(**sizes), adapter)
         torch.save(tiny.rankgen_tensors(tiny.t5_encoder()), encoder)
@@ -62,15 +66,15 @@ class Fetching:
         self.hub.repositories[RANKGEN].files["pytorch_model.bin"] = encoder.read_bytes()
 
     def environment(self, **changes: str) -> dict[str, str]:
-        ours = {
+        inherited = {
             name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
         }
-        home = {
+        settings = {
             "HF_HOME": str(self.base / "hf"),
             "HF_ENDPOINT": self.hub.url,
             "NO_PROXY": "127.0.0.1,localhost",
         }
-        return {**ours, **home, **changes}
+        return {**inherited, **settings, **changes}
 
     def command(self, *arguments: str) -> list[str]:
         return [sys.executable, str(TOOLS / "fetch_weights.py"), "--comfyui", str(self.comfyui), *arguments]
@@ -94,26 +98,27 @@ class Fetching:
         )
 
     def changed(self, change: str, *arguments: str) -> list[str]:
-        """The command with a line of Python run before, for which the tool's modules can be imported."""
+        """The command, with a statement run before it that can import and change the tool's modules."""
         code = f"import sys; sys.path.insert(0, {str(TOOLS)!r}); {change}; import fetch_weights as tool; "
         code += "sys.exit(tool.main(sys.argv[1:]))"
         return [sys.executable, "-c", code, *self.command(*arguments)[2:]]
 
     def files(self) -> set[str]:
-        """What lies in the models folder."""
+        """The files in the models folder, by their paths relative to it."""
         found = (path for path in self.models.rglob("*") if path.is_file())
         return {path.relative_to(self.models).as_posix() for path in found}
 
 
 def last_line(done) -> str:
-    """What a run that fails says: one line, beside what libraries print of retries."""
+    """The error of a failed run: one line, besides those that libraries print about retries."""
     assert "Traceback" not in done.stderr, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     return line
 
 
-def wait_for(happened) -> None:
-    patience = time.monotonic() + 60
-    while not happened():
-        assert time.monotonic() < patience
+def wait_for(condition) -> None:
+    """Waits until a condition is true, for one minute at most."""
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -1,7 +1,7 @@
-"""A hub on this machine that speaks the part of its HTTP API that the library `huggingface_hub` downloads with.
+"""A local server with the part of the Hugging Face Hub's HTTP API that the library `huggingface_hub` downloads with.
 
-Files come from another host than answers do, as the hub's large ones, and that host takes no token. It counts what
-it sends, and has the faults that tests ask it for. Standard library only.
+As on the hub, large files come from another host name than the API's answers, and that host refuses requests with a
+token. The server counts the bytes that it sends, and can break off or stall an answer. Standard library only.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import threading
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-CHUNK = 1 << 16
+CHUNK_BYTES = 1 << 16
 API = re.compile(r"/api/models/([^/?]+/[^/?]+)(?:/revision/([^/?]+))?(?:\?.*)?")
 RESOLVE = re.compile(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 ELSEWHERE = re.compile(r"/elsewhere/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
@@ -21,8 +21,14 @@ ELSEWHERE = re.compile(r"/elsewhere/([^/]+/[^/]+)/resolve/([^/]+)/(.+)")
 
 @dataclass
 class Repository:
-    """files: path → bytes. status: an error to answer with. stated: sizes or sums to claim in place of the real.
-    token: without it, the answer is 401."""
+    """A repository at one commit.
+
+    files:   path → content.
+    licence: what its card states; None: it has no card.
+    status:  an HTTP error to answer all requests with.
+    token:   requests without this token are answered with 401.
+    stated:  path → entries (`size`, `sha256`) that are stated instead of the true ones.
+    """
 
     files: dict[str, bytes]
     licence: str | None = None
@@ -32,15 +38,21 @@ class Repository:
     stated: dict[str, dict[str, object]] = field(default_factory=dict)
 
     def entry(self, path: str) -> dict[str, object]:
+        """The size and the checksum that the hub states for a file."""
         data = self.files[path]
         return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} | self.stated.get(path, {})
 
 
 class Hub:
-    """repositories: name → what it holds; older: what the same name held at other commits.
+    """The state that tests set and read, and the running server.
 
-    cut_at: the next answer ends there, at this byte of the file. stall_at: the next answer stops there until the
-    client goes away. Each happens once.
+    repositories: by name, at their newest commit.
+    older:        by name, at an older commit.
+    cut_at:       the byte of a file at which the next download loses its connection. This happens once.
+    stall_at:     the byte of a file at which the next download stops until the client disconnects. This happens once.
+    stalled:      is set when a download has stopped at `stall_at`.
+    sent:         (path, bytes) of each download.
+    api_requests: (repository, revision) of each API request.
     """
 
     def __init__(self) -> None:
@@ -50,16 +62,17 @@ class Hub:
         self.stall_at: int | None = None
         self.stalled = threading.Event()
         self.sent: list[tuple[str, int]] = []
-        self.asked: list[tuple[str, str | None]] = []
+        self.api_requests: list[tuple[str, str | None]] = []
 
     def bytes_sent(self, path: str) -> int:
         return sum(count for sent, count in self.sent if sent == path)
 
     def find(self, name: str, revision: str | None) -> Repository | None:
+        """The repository at a revision; None if the hub does not have it."""
         newest = self.repositories.get(name)
         known = [repository for repository in (newest, self.older.get(name)) if repository]
-        wanted = [repository for repository in known if revision in (None, "main", repository.commit)]
-        return wanted[0] if wanted else None
+        matching = [repository for repository in known if revision in (None, "main", repository.commit)]
+        return matching[0] if matching else None
 
     def __enter__(self) -> Hub:
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (Handler,), {"hub": self}))
@@ -86,14 +99,14 @@ class Handler(BaseHTTPRequestHandler):
         elif match := ELSEWHERE.fullmatch(self.path):
             self.answer_file(*match.groups())
         elif match := RESOLVE.fullmatch(self.path):
-            self.answer_place(*match.groups())
+            self.answer_redirect(*match.groups())
         else:
             self.refuse(404)
 
     do_HEAD = do_GET
 
     def answer_api(self, name: str, revision: str | None) -> None:
-        self.hub.asked.append((name, revision))
+        self.hub.api_requests.append((name, revision))
         repository = self.hub.find(name, revision)
         if status := self.error(repository):
             return self.refuse(
@@ -109,12 +122,13 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def error(self, repository: Repository | None) -> int | None:
+        """The HTTP status to refuse a request with; None if it is answered."""
         if repository is None or repository.status:
             return repository.status if repository else 404
-        known = self.headers.get("Authorization") == f"Bearer {repository.token}"
-        return None if repository.token is None or known else 401
+        is_authorised = self.headers.get("Authorization") == f"Bearer {repository.token}"
+        return None if repository.token is None or is_authorised else 401
 
-    def answer_place(self, name: str, revision: str, path: str) -> None:
+    def answer_redirect(self, name: str, revision: str, path: str) -> None:
         repository = self.hub.find(name, revision)
         if status := self.error(repository) or (404 if path not in repository.files else None):
             return self.refuse(status, "EntryNotFound")
@@ -133,29 +147,30 @@ class Handler(BaseHTTPRequestHandler):
             return self.refuse(400)
         repository = self.hub.find(name, revision)
         data = repository.files[path]
-        asked = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        start = int(asked[1]) if asked else 0
-        end = int(asked[2]) + 1 if asked and asked[2] else len(data)
+        byte_range = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        start = int(byte_range[1]) if byte_range else 0
+        end = int(byte_range[2]) + 1 if byte_range and byte_range[2] else len(data)
         headers = {"Accept-Ranges": "bytes", "Content-Length": str(end - start)}
-        if asked:
+        if byte_range:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{len(data)}"
-        self.begin(206 if asked else 200, headers)
+        self.begin(206 if byte_range else 200, headers)
         if self.command == "GET":
             self.send_part(path, data, start, end)
 
     def send_part(self, path: str, data: bytes, start: int, end: int) -> None:
+        """Sends data[start:end], up to where the connection is to break or stall."""
         hub, position = self.hub, start
         cut, hub.cut_at = hub.cut_at, None
         stall, hub.stall_at = hub.stall_at, None
         stop = min([end, *(at for at in (cut, stall) if at is not None)])
         try:
             while position < stop:
-                step = data[position : min(position + CHUNK, stop)]
+                step = data[position : min(position + CHUNK_BYTES, stop)]
                 self.wfile.write(step)
                 position += len(step)
             if stall is not None:
                 hub.stalled.set()
-                self.rfile.read(1)  # until the client goes away
+                self.rfile.read(1)  # waits until the client disconnects
         except ConnectionError:
             pass
         finally:

@@ -1,4 +1,4 @@
-"""A converted file is the same model: names, values, tokenizer, recipe."""
+"""tools/convert.py: a converted file is the same model, with its names, values, tokenizer and recipe."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ def run(*arguments):
 
 
 def refusal(capsys, *arguments):
-    """What a run that fails says: one line, with exit code 1."""
+    """The error of a failed run: one line, with exit code 1."""
     assert run(*arguments) == 1
     (line,) = capsys.readouterr().err.splitlines()
     return line
@@ -45,7 +45,7 @@ def tensors():
 
 
 def save_source(kind, tensors, folder):
-    """The same encoder, or the golden one, in every form that Load LLM Encoder takes."""
+    """Saves an encoder, or the golden one, in any form that Load LLM Encoder can load. Returns its path and tensors."""
     if kind == "golden":
         golden = load_file(GOLDEN / "rankgen.safetensors")
         tensors = {name[8:]: tensor for name, tensor in golden.items() if name.startswith("weights.")}
@@ -86,7 +86,7 @@ SOURCES = (
 @pytest.mark.parametrize("kind", SOURCES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_converted_encoder_has_the_sources_weights(kind, dtype, tensors, tmp_path, monkeypatch):
-    monkeypatch.setattr(weights, "CHUNK_BYTES", 1 << 16)  # so that tensors go through in many pieces
+    monkeypatch.setattr(weights, "CHUNK_BYTES", 1 << 16)  # so that tensors are read in many chunks
     source, originals = save_source(kind, tensors, tmp_path)
     assert run(source, tmp_path / "new.safetensors", "--dtype", dtype) == 0
     new, scales = split_scales(load_file(tmp_path / "new.safetensors"))
@@ -104,7 +104,7 @@ def test_a_converted_encoder_has_the_sources_weights(kind, dtype, tensors, tmp_p
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_only_matrices_of_products_take_a_narrow_dtype(dtype, tensors, tmp_path):
+def test_only_weights_of_linear_layers_get_a_narrow_dtype(dtype, tensors, tmp_path):
     source, _ = save_source("safetensors", tensors, tmp_path)
     run(source, tmp_path / "new.safetensors", "--dtype", dtype)
     own = DTYPES[dtype]
@@ -116,7 +116,7 @@ def test_only_matrices_of_products_take_a_narrow_dtype(dtype, tensors, tmp_path)
             assert tensor.dtype == (own if narrow else torch.float32), name
 
 
-def test_an_encoder_says_where_it_comes_from(tensors, tmp_path, capsys):
+def test_an_encoders_metadata_and_the_output_name_its_source(tensors, tmp_path, capsys):
     source, _ = save_source("pickle", tensors, tmp_path)
     assert run(source) == 0
     target = tmp_path / "t5-bf16.safetensors"
@@ -126,12 +126,12 @@ def test_an_encoder_says_where_it_comes_from(tensors, tmp_path, capsys):
     assert entries["source_sha256"] == sums[0]
     assert entries["tokenizer"] == "ComfyUI's T5 tokenizer"
     assert entries["converter"].endswith(str(convert.VERSION))
-    told = capsys.readouterr().out
-    assert "T5 encoder, 3 layers of width 32" in told and "projection.weight" in told
-    assert sums[1] in told and f"{target.stat().st_size:,} bytes" in told
+    output = capsys.readouterr().out
+    assert "T5 encoder, 3 layers of width 32" in output and "projection.weight" in output
+    assert sums[1] in output and f"{target.stat().st_size:,} bytes" in output
 
 
-def test_a_tokenizer_of_the_encoders_own_is_named(tensors, tmp_path, capsys):
+def test_an_encoders_own_tokenizer_is_named(tensors, tmp_path, capsys):
     source, _ = save_source("shards bin", tensors, tmp_path)
     (source / "tokenizer.json").write_text("{}", encoding="utf-8")
     assert run(source) == 0
@@ -196,7 +196,7 @@ def test_the_largest_value_of_a_dtype_still_fits(dtype, largest, tensors, tmp_pa
     assert (new[QUERY].float() * scales.get(QUERY, 1.0)).unique().tolist() == [-largest]
 
 
-def test_a_file_that_is_there_stays_unless_forced(tensors, tmp_path, capsys):
+def test_an_existing_file_is_replaced_with_force_only(tensors, tmp_path, capsys):
     source, _ = save_source("safetensors", tensors, tmp_path)
     target = tmp_path / "new.safetensors"
     target.write_bytes(b"precious")
@@ -209,7 +209,7 @@ def test_a_file_that_is_there_stays_unless_forced(tensors, tmp_path, capsys):
     assert source.read_bytes() == before
 
 
-def test_no_part_of_a_source_is_replaced(tensors, tmp_path, capsys):
+def test_no_shard_of_the_source_is_replaced(tensors, tmp_path, capsys):
     source, _ = save_source("shards safetensors", tensors, tmp_path)
     shard = source / "part-0.safetensors"
     before = shard.read_bytes()
@@ -217,7 +217,7 @@ def test_no_part_of_a_source_is_replaced(tensors, tmp_path, capsys):
     assert shard.read_bytes() == before
 
 
-def test_the_default_target_lies_beside_what_was_named(tensors, tmp_path, monkeypatch):
+def test_the_default_target_lies_beside_the_named_source(tensors, tmp_path, monkeypatch):
     source, _ = save_source("shards safetensors", tensors, tmp_path)
     (tmp_path / "named").mkdir()
     (tmp_path / "named" / "rankgen").symlink_to(source, target_is_directory=True)
@@ -233,12 +233,12 @@ def test_the_default_target_lies_beside_what_was_named(tensors, tmp_path, monkey
     [
         ("missing.bin", "new.safetensors", "does not exist"),
         ("t5.safetensors", "new.bin", "must end in .safetensors"),
-        ("t5.safetensors", "no/new.safetensors", "no folder"),
+        ("t5.safetensors", "no/new.safetensors", "does not exist. Make it first"),
         ("other.safetensors", "new.safetensors", "neither a T5 encoder"),
         ("halves.safetensors", "new.safetensors", "lacks 1 tensor"),
     ],
 )
-def test_what_cannot_be_converted_is_refused_in_one_line(source, target, named, tensors, tmp_path, capsys):
+def test_a_wrong_source_or_target_is_refused_in_one_line(source, target, named, tensors, tmp_path, capsys):
     save_source("safetensors", tensors, tmp_path)
     save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
     save_file(
@@ -249,7 +249,7 @@ def test_what_cannot_be_converted_is_refused_in_one_line(source, target, named, 
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_writers_file_is_one_of_the_librarys(tmp_path):
+def test_the_library_reads_what_the_writer_writes(tmp_path):
     values = {
         "odd": torch.arange(3).to(torch.float8_e4m3fn),
         "ä": torch.randn(5, 3).bfloat16(),

@@ -1,4 +1,4 @@
-"""A conversion that is killed or stopped leaves no half of a file."""
+"""A conversion that is killed or stopped leaves no partial file under the target's name."""
 
 import random
 import signal
@@ -13,14 +13,14 @@ from safetensors.torch import load_file, save_file
 
 import convert
 import tiny
-from files.safetensors_writer import UNFINISHED, in_one_step
+from files.safetensors_writer import UNFINISHED, atomic_file
 from llm4gen.models.errors import UnreadableFile
 from llm4gen.models.files.weights import open_weights
 from paths import TOOLS
 
 KILLS = 20
-needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="it has no forks and no such signals")
-# Forks a conversion for each target that it is told, so that each costs no start of Python.
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork and no such signals")
+# For each target that it reads, forks a process that converts, because starting Python anew takes seconds.
 FORKS = """
 import os, sys
 tools, source = sys.argv[1:]
@@ -47,19 +47,19 @@ def unfinished(target):
     return [path for path in target.parent.iterdir() if path.suffix == UNFINISHED]
 
 
-def wait_for(happened, process=None):
-    """Waits for what another process does; fails if that ends before."""
-    patience = time.monotonic() + 120
-    while not happened():
-        assert time.monotonic() < patience and (process is None or process.poll() is None)
+def wait_for(condition, process=None):
+    """Waits until a condition is true. Fails after two minutes, or if the process ends before."""
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline and (process is None or process.poll() is None)
         time.sleep(0.002)
 
 
 def wait_for_bytes(target, left, size):
-    """Waits until a new unfinished file has so many, or the whole is there."""
+    """Waits until a new unfinished file has so many bytes, or until the target exists. left: files of earlier runs."""
 
     def reached():
-        with suppress(FileNotFoundError):  # it has its name now
+        with suppress(FileNotFoundError):  # it was renamed to the target in the meantime
             return any(path.stat().st_size >= size for path in unfinished(target) if path not in left)
 
     wait_for(lambda: target.exists() or reached())
@@ -71,7 +71,7 @@ def command(*arguments):
 
 @pytest.fixture(scope="module")
 def source(module_path):
-    """An encoder of 0.1 GB."""
+    """An encoder of 0.1 GB, so that writing it takes a while."""
     path = module_path / "t5.safetensors"
     sizes = {"d_model": 768, "d_ff": 2048, "d_kv": 64, "num_heads": 12, "num_layers": 2}
     save_file(tiny.rankgen_tensors(tiny.t5_encoder(**sizes)), path)
@@ -92,7 +92,7 @@ def same_model(source, target):
 
 @pytest.fixture
 def forks(source):
-    """Talks to `FORKS`: one word or name to it, one word back."""
+    """A function that sends a line to the process `FORKS` and returns the line that it answers."""
     with subprocess.Popen(
         [sys.executable, "-c", FORKS, str(TOOLS), str(source)],
         stdin=subprocess.PIPE,
@@ -102,11 +102,11 @@ def forks(source):
         bufsize=1,
     ) as process:
 
-        def tell(word):
-            print(word, file=process.stdin)
+        def send(line):
+            print(line, file=process.stdin)
             return process.stdout.readline().strip()
 
-        yield tell
+        yield send
         process.stdin.close()
 
 
@@ -122,7 +122,7 @@ def test_a_kill_at_any_moment_leaves_the_whole_file_or_none(source, forks, tmp_p
         target.unlink(missing_ok=True)
         left = unfinished(target)
         assert forks(target) == "started"
-        if index % 2:  # half of the kills surely fall into the writing, the others anywhere
+        if index % 2:  # half of the kills surely happen during the writing, the others at any time
             wait_for_bytes(target, left, dice.randrange(len(whole)))
         else:
             time.sleep(dice.uniform(0, min(ended - began, 2)))
@@ -138,7 +138,7 @@ def test_a_kill_at_any_moment_leaves_the_whole_file_or_none(source, forks, tmp_p
 
 @needs_signals
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_run_that_is_stopped_tidies_up(number, code, source, tmp_path):
+def test_a_stopped_run_leaves_no_file(number, code, source, tmp_path):
     target = tmp_path / "new.safetensors"
     with subprocess.Popen(command(source, target), stderr=subprocess.PIPE, text=True) as process:
         wait_for(lambda: unfinished(target), process)
@@ -148,19 +148,19 @@ def test_a_run_that_is_stopped_tidies_up(number, code, source, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_unfinished_file_is_taken_for_no_model(small, tmp_path):
+def test_an_unfinished_file_is_not_a_model(small, tmp_path):
     folder = tmp_path / "t5"
     folder.mkdir()
-    with in_one_step(folder / "model.safetensors", 0) as file:
+    with atomic_file(folder / "model.safetensors", 0) as file:
         file.write(small.read_bytes())
         (left,) = unfinished(folder / "model.safetensors")
         with pytest.raises(UnreadableFile, match="holds 0 weight files"):
             open_weights(folder)
-        with pytest.raises(UnreadableFile, match="no weights file"):
+        with pytest.raises(UnreadableFile, match="is not a weight file"):
             open_weights(left)
 
 
-def test_only_what_killed_runs_left_of_the_same_target_is_removed(small, tmp_path):
+def test_only_unfinished_files_of_the_same_target_are_removed(small, tmp_path):
     kept = [
         "new.safetensors.part",
         "other.safetensors.0123abcd.unfinished",
@@ -174,8 +174,8 @@ def test_only_what_killed_runs_left_of_the_same_target_is_removed(small, tmp_pat
 
 def test_two_runs_do_not_write_the_same_target(small, tmp_path, capsys):
     target = tmp_path / "new.safetensors"
-    with in_one_step(target, 0) as file:
+    with atomic_file(target, 0) as file:
         assert convert.main([str(small), str(target)]) == 1
-        assert "another run" in capsys.readouterr().err
+        assert "Another run" in capsys.readouterr().err
         file.write(b"mine")
     assert target.read_bytes() == b"mine"

@@ -1,4 +1,4 @@
-"""A conversion on a machine with little: disk and memory."""
+"""Conversions with too little disk space, and how much memory they need."""
 
 import shutil
 import subprocess
@@ -24,30 +24,31 @@ import torch
 convert.make_importable()
 from llm4gen.models.files.values import check_range
 from llm4gen.models.encoders.t5 import T5Config, T5Encoder
-T5Encoder(T5Config(8, 8, 8, 1, 8, 1, 32), device="meta", dtype=torch.float32)  # what torch imports for it
+T5Encoder(T5Config(8, 8, 8, 1, 8, 1, 32), device="meta", dtype=torch.float32)  # imports what torch needs for it
 check_range("", torch.zeros(1 << 24), torch.bfloat16), torch.zeros(1 << 24).bfloat16()  # the kernels' own memory
 
 def memory(entry):
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith(entry)).split()[1]) * 1024
 
-Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 before = memory("VmHWM")
 assert convert.main([source, target]) == 0
 print(memory("VmHWM") - before)
 """
-# A disk that is found full only when it is written to: the first question about it is answered with a lie.
+# Converts onto a small disk. With "lie", the first answer about its free space is too large, so that the disk is found
+# full only while it is written to.
 FULL = """
 import shutil, sys
 from pathlib import Path
 tools, source, folder, lie = sys.argv[1:]
 sys.path.insert(0, tools)
 import convert
-ask, asked = shutil.disk_usage, []
-def answer(path):
-    asked.append(path)
-    return ask(path)._replace(free=1 << 40) if lie == "lie" and len(asked) == 1 else ask(path)
-shutil.disk_usage = answer
+true_usage, calls = shutil.disk_usage, []
+def usage(path):
+    calls.append(path)
+    return true_usage(path)._replace(free=1 << 40) if lie == "lie" and len(calls) == 1 else true_usage(path)
+shutil.disk_usage = usage
 code = convert.main([source, folder + "/t5.safetensors"])
 assert list(Path(folder).iterdir()) == [], "nothing is left on the disk"
 sys.exit(code)
@@ -61,7 +62,7 @@ def small(tmp_path):
     return path
 
 
-def test_a_disk_without_room_is_noticed_before_writing(small, tmp_path, monkeypatch, capsys):
+def test_a_disk_without_space_is_noticed_before_writing(small, tmp_path, monkeypatch, capsys):
     free = shutil.disk_usage(tmp_path)._replace(free=1234)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     assert convert.main([str(small), str(tmp_path / "new.safetensors")]) == 1
@@ -73,8 +74,8 @@ def test_a_disk_without_room_is_noticed_before_writing(small, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("lie", ["lie", "truth"])
-def test_a_disk_that_is_full_ends_in_one_line(lie, small, tmp_path):
-    """On a real disk of 1 MiB; half of the runs believe at first that it has room."""
+def test_a_full_disk_is_reported_in_one_line(lie, small, tmp_path):
+    """On a real disk of 1 MiB. With "lie", it seems to have enough space at first."""
     inside = f'mount -t tmpfs -o size=1m none {tmp_path} && exec "$@"'
     unshared = ["unshare", "-rm", "sh", "-c", inside, "sh"]
     elsewhere = small.rename(small.parent.parent / f"{lie}.safetensors")
@@ -87,8 +88,8 @@ def test_a_disk_that_is_full_ends_in_one_line(lie, small, tmp_path):
     assert line.startswith("error: t5.safetensors needs 2,") and "1,048,576 are free" in line
 
 
-def test_a_file_that_may_not_grow_ends_in_one_line(small, tmp_path):
-    """As on a disk whose files have a largest size, or with a quota."""
+def test_a_limit_on_file_sizes_is_reported_in_one_line(small, tmp_path):
+    """File systems have such limits, and so do quotas."""
     resource = pytest.importorskip("resource")
 
     def limit():
@@ -97,12 +98,12 @@ def test_a_file_that_may_not_grow_ends_in_one_line(small, tmp_path):
     run = [sys.executable, str(TOOLS / "convert.py"), str(small), str(tmp_path / "new.safetensors")]
     done = subprocess.run(run, capture_output=True, text=True, preexec_fn=limit, check=False)
     (line,) = done.stderr.splitlines()
-    assert done.returncode == 1 and "one file may have fewer" in line
+    assert done.returncode == 1 and "a single file may not be so large" in line
     assert list(tmp_path.iterdir()) == [small]
 
 
 def save_large(path, rows):
-    """An encoder of one layer whose embedding alone has so many rows of 8 KiB; all zeros."""
+    """Saves an encoder of one layer whose embedding has so many rows of 8 KiB. All its values are zero."""
     width, stem = 2048, "t5_encoder.encoder.block.0.layer"
     shapes = {
         "t5_encoder.shared.weight": (rows, width),

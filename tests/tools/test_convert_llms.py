@@ -1,4 +1,4 @@
-"""Other LLMs than T5, and .gguf files, are converted into what loads as the same model."""
+"""LLMs other than T5, and .gguf files: the converted model gives the same states as its source."""
 
 import pytest
 import torch
@@ -24,8 +24,8 @@ def run(*arguments):
 
 @torch.inference_mode()
 def states(path, dtype=None):
-    source = open_llm(path)
-    return source.load(source.config.layers, dtype=dtype)(IDS, real_rows(len(IDS)))
+    file = open_llm(path)
+    return file.load(file.config.layers, dtype=dtype)(IDS, real_rows(len(IDS)))
 
 
 def names(folder):
@@ -34,7 +34,7 @@ def names(folder):
 
 @pytest.fixture
 def folder(tmp_path):
-    """A small Qwen2, which has biases, with its tokenizer and in shards."""
+    """A small Qwen2, which has biases, in shards, with a tokenizer."""
     gguf_files.make("Qwen2", vocab_size=32128).save_pretrained(tmp_path / "qwen", max_shard_size="4MB")
     transformers.AutoTokenizer.from_pretrained(str(T5_TOKENIZER)).save_pretrained(str(tmp_path / "qwen"))
     assert (tmp_path / "qwen" / "model.safetensors.index.json").is_file()
@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_folder_becomes_one_that_loads_alone_as_the_first_does(dtype, folder, tmp_path):
+def test_a_converted_folder_gives_the_sources_states(dtype, folder, tmp_path):
     assert run(folder, "--dtype", dtype) == 0
     new = tmp_path / f"qwen-{dtype}"
     assert torch.equal(states(new), states(folder, DTYPES[dtype]))
@@ -51,10 +51,10 @@ def test_a_folder_becomes_one_that_loads_alone_as_the_first_does(dtype, folder, 
 
 
 @pytest.mark.parametrize("family", gguf_files.FAMILIES)
-def test_a_gguf_file_becomes_a_folder_that_transformers_reads_as_well(family, tmp_path, monkeypatch):
+def test_a_gguf_file_becomes_a_folder_that_transformers_reads_too(family, tmp_path, monkeypatch):
     oracle = gguf_files.make(family)
     gguf_files.write_decoder(tmp_path / "llm.gguf", oracle)
-    # The small file has no tokenizer inside.
+    # The small file holds no tokenizer.
     monkeypatch.setattr("llm4gen.models.conversion.gguf.load_tokenizer", lambda *_: Tokenizer())
     assert run(tmp_path / "llm.gguf", "--dtype", "fp32") == 0
     new = tmp_path / "llm-fp32"
@@ -88,7 +88,7 @@ def test_a_t5_in_a_gguf_file_becomes_one_file(tmp_path, capsys):
 
 
 def tokenizer_of(file):
-    """What a new file says."""
+    """The tokenizer that a new file's metadata names."""
     with safe_open(file, framework="pt") as opened:
         return opened.metadata()["tokenizer"]
 
@@ -97,31 +97,31 @@ def tokenizer_of(file):
 @pytest.mark.parametrize("layer", [-1, -2, 5])
 @torch.inference_mode()
 def test_a_published_files_states_are_transformers_own(layer, real):
-    source = open_llm(real)
-    depth = layer % (source.config.layers + 1)
+    file = open_llm(real)
+    depth = layer % (file.config.layers + 1)
     truth = transformers.AutoModel.from_pretrained(str(real), dtype=torch.float32).eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(real))
     for text in ("The capital of France is", "Ein Fuchs, der über einen trägen Hund springt: 狐 🦊"):
         ids = torch.tensor(tokenizer(text)["input_ids"])
-        found = source.load(depth)(ids, real_rows(len(ids)))
+        found = file.load(depth)(ids, real_rows(len(ids)))
         theirs = truth(input_ids=ids[None], output_hidden_states=True).hidden_states[layer][0]
         assert relative_error(found, theirs) <= 1e-5
 
 
 @pytest.fixture(scope="module")
 def real(module_path):
-    """SmolLM2-135M-Instruct, as a folder of fp32."""
+    """The folder, in fp32, that SmolLM2-135M-Instruct's .gguf file is converted to."""
     new = module_path / "smollm2"
     assert run(REAL_LLM, new, "--dtype", "fp32") == 0
     return new
 
 
-def test_what_is_in_the_way_stays(folder, tmp_path, capsys):
+def test_existing_files_are_not_replaced(folder, tmp_path, capsys):
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "model.safetensors").write_bytes(b"precious")
     (tmp_path / "file").write_bytes(b"precious")
     before = names(folder)
-    for target, told in (
+    for target, message in (
         ("there", "exists already"),
         ("file", "must be a folder"),
         ("qwen", "source itself"),
@@ -130,25 +130,25 @@ def test_what_is_in_the_way_stays(folder, tmp_path, capsys):
             gguf_files.make("Qwen2", vocab_size=32128).save_pretrained(folder)
             before = names(folder)
         assert run(folder, tmp_path / target) == 1
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
     assert (tmp_path / "there" / "model.safetensors").read_bytes() == b"precious"
     assert names(folder) == before
 
 
-def test_a_folder_that_could_not_be_filled_is_gone(folder, tmp_path, monkeypatch):
+def test_a_folder_that_cannot_be_written_is_removed(folder, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("safetensors_writer.write_tensors", full)
+    monkeypatch.setattr("files.safetensors_writer.write_tensors", full)
     assert run(folder, tmp_path / "new") == 1
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_without_its_weights_is_no_model_and_is_filled_by_the_next_run(folder, tmp_path):
+def test_a_folder_without_weights_is_not_a_model_and_the_next_run_fills_it(folder, tmp_path):
     new = tmp_path / "new"
     with (
         pytest.raises(KeyboardInterrupt),
-        convert.made_folder(new, lambda _: (new / "config.json").write_text("{}")),
+        convert.folder_with(lambda _: (new / "config.json").write_text("{}"), new),
     ):
         assert names(new) == ["config.json"]
         with pytest.raises(UnreadableFile):

@@ -1,4 +1,4 @@
-"""tools/doctor.py: its verdict on ComfyUIs that are set up well and badly."""
+"""tools/doctor.py: its reports on ComfyUIs that are set up well and badly."""
 
 import json
 import os
@@ -21,25 +21,25 @@ from paths import COMFYUI, ROOT
 from sandbox.server import copy_pack
 
 
-def put_adapter(folder, name="projector.safetensors", llm=32):
+def save_adapter(folder, name="projector.safetensors", llm=32):
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tiny.adapter_tensors(clip=768, llm=llm), folder / name)
 
 
-def put_encoder(folder, name="t5.safetensors", **sizes):
+def save_encoder(folder, name="t5.safetensors", **sizes):
     folder.mkdir(parents=True, exist_ok=True)
     save_file(tiny.rankgen_tensors(tiny.t5_encoder(**sizes)), folder / name)
 
 
-def put_checkpoint(folder, name="sd15.safetensors"):
+def save_checkpoint(folder, name="sd15.safetensors"):
     folder.mkdir(parents=True, exist_ok=True)
     save_file({SD15_KEY: torch.zeros(SD15_SHAPE)}, folder / name)
 
 
-def put_all(models):
-    put_adapter(models / "llm4gen")
-    put_encoder(models / "text_encoders")
-    put_checkpoint(models / "checkpoints")
+def save_all(models):
+    save_adapter(models / "llm4gen")
+    save_encoder(models / "text_encoders")
+    save_checkpoint(models / "checkpoints")
 
 
 @pytest.fixture
@@ -48,26 +48,26 @@ def models(place, tmp_path):
 
 
 @pytest.fixture
-def told(tmp_path):
-    """The page on the models that are there, and what is to do."""
+def report(tmp_path):
+    """A function that returns the report on the present models, and its findings with advice."""
 
-    def told(pack=tmp_path / "pack"):
+    def report(pack=tmp_path / "pack"):
         sections = list(doctor.model_sections(pack))
-        text, number = findings.page(sections)
-        to_do = [finding for _, found in sections for finding in found if finding.cure is not None]
+        text, number = findings.format_report(sections)
+        to_do = [finding for _, found in sections for finding in found if finding.advice is not None]
         assert number == len(to_do) and text.count("TO DO") == number
         assert text.splitlines()[-1] == (
             "Ready." if not to_do else f"{number} thing{'s' * (number > 1)} to do."
         )
         return text, to_do
 
-    return told
+    return report
 
 
-def test_all_well(models, told):
-    put_all(models)
+def test_all_well(models, report):
+    save_all(models)
     (models / "text_encoders" / "notes.txt").write_text("x", encoding="utf-8")
-    text, to_do = told()
+    text, to_do = report()
     assert to_do == []
     assert "t5.safetensors: t5, 3 layers, width 32, fp32, tokenizer: ComfyUI's" in text
     assert "projector.safetensors: from width 32 to 768, fp32; 'pre {text}', 256 tokens" in text
@@ -75,49 +75,49 @@ def test_all_well(models, told):
     assert str(models / "text_encoders") in text
 
 
-def test_empty_folders(models, told):
-    _, to_do = told()
-    assert [finding.cure for finding in to_do] == [
-        f"Put the T5 encoder (rankgen-t5-xl-all) in {models / 'text_encoders'}, or let tools/fetch_weights.py do it.",
-        f"Put LLM4GEN's projector.pth in {models / 'llm4gen'}, or let tools/fetch_weights.py do it.",
+def test_empty_folders(models, report):
+    _, to_do = report()
+    assert [finding.advice for finding in to_do] == [
+        f"Put the T5 encoder (rankgen-t5-xl-all) in {models / 'text_encoders'}, or run tools/fetch_weights.py.",
+        f"Put LLM4GEN's projector.pth in {models / 'llm4gen'}, or run tools/fetch_weights.py.",
         f"Put any SD1.5 checkpoint in {models / 'checkpoints'}.",
     ]
 
 
-def test_an_adapter_only(models, told):
-    put_all(models)
+def test_an_adapter_only(models, report):
+    save_all(models)
     shutil.rmtree(models / "text_encoders")
-    _, (only,) = told()
-    assert "no encoder" in only.text and "rankgen-t5-xl-all" in only.cure
+    _, (only,) = report()
+    assert "no encoder" in only.text and "rankgen-t5-xl-all" in only.advice
 
 
-def test_other_models_encoders_are_nobodys_fault_and_no_encoder(models, told):
-    put_all(models)
+def test_other_models_text_encoders_are_neither_errors_nor_encoders(models, report):
+    save_all(models)
     save_file({"text_model.x.weight": torch.zeros(2, 2)}, models / "text_encoders" / "clip_l.safetensors")
-    text, to_do = told()
+    text, to_do = report()
     assert to_do == [] and "clip_l.safetensors: not for LLM4GEN" in text
     (models / "text_encoders" / "t5.safetensors").unlink()
-    _, (only,) = told()
+    _, (only,) = report()
     assert "no encoder" in only.text
 
 
-def test_a_wrong_width(models, told):
-    put_all(models)
-    put_adapter(models / "llm4gen", llm=2048)
-    text, (only,) = told()
-    assert "no encoder here, it wants one of width 2048" in text
-    assert "No encoder fits" in only.text and "trained with" in only.cure
-    put_adapter(models / "llm4gen", "another.safetensors")
-    text, to_do = told()
-    assert to_do == [] and "width 2048" in text, "one pair is enough"
+def test_a_wrong_width(models, report):
+    save_all(models)
+    save_adapter(models / "llm4gen", llm=2048)
+    text, (only,) = report()
+    assert "no encoder fits; it needs one of width 2048" in text
+    assert "No encoder fits" in only.text and "trained with" in only.advice
+    save_adapter(models / "llm4gen", "another.safetensors")
+    text, to_do = report()
+    assert to_do == [] and "width 2048" in text, "one fitting pair is enough"
 
 
-def test_a_missing_tokenizer(models, told):
-    put_all(models)
-    put_encoder(models / "text_encoders", vocab_size=4000)
-    _, (only,) = told()
+def test_a_missing_tokenizer(models, report):
+    save_all(models)
+    save_encoder(models / "text_encoders", vocab_size=4000)
+    _, (only,) = report()
     assert "t5.safetensors" in only.text
-    assert "32100 tokens, but the encoder has 4000" in only.cure and "own tokenizer files" in only.cure
+    assert "32100 tokens, but the encoder has 4000" in only.advice and "own tokenizer files" in only.advice
 
 
 @pytest.mark.parametrize("folder", ["llm4gen", "text_encoders"])
@@ -125,46 +125,46 @@ def test_a_missing_tokenizer(models, told):
 @pytest.mark.parametrize(
     "content", [b"", b"PK\3\4", b"\x80\x02}", b"\xff" * 100], ids=["0", "zip", "pickle", "noise"]
 )
-def test_a_damaged_file(folder, name, content, models, told):
-    put_all(models)
+def test_a_damaged_file(folder, name, content, models, report):
+    save_all(models)
     (models / folder / name).write_bytes(content)
     (models / "checkpoints" / name).write_bytes(content)
-    text, (only,) = told()
+    text, (only,) = report()
     assert "Traceback" not in text
-    assert only.text.startswith(name) and ("ownload it again" in only.cure or "refused" in only.cure)
+    assert only.text.startswith(name) and ("ownload it again" in only.advice or "refused" in only.advice)
 
 
-def test_a_gguf_without_the_package(models, told, monkeypatch):
-    put_all(models)
+def test_a_gguf_without_the_package(models, report, monkeypatch):
+    save_all(models)
     (models / "text_encoders" / "t5.gguf").write_bytes(b"GGUF")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    _, (only,) = told()
-    assert "t5.gguf" in only.text and only.cure.endswith("-m pip install gguf")
+    _, (only,) = report()
+    assert "t5.gguf" in only.text and only.advice.endswith("-m pip install gguf")
 
 
 @pytest.mark.parametrize("folder", ["checkpoints", "text_encoders", "loras", "pack"])
-def test_an_adapter_in_the_wrong_folder(folder, models, told, tmp_path):
-    put_all(models)
+def test_an_adapter_in_the_wrong_folder(folder, models, report, tmp_path):
+    save_all(models)
     wrong = tmp_path / "pack" / "models" if folder == "pack" else models / folder
     wrong.mkdir(parents=True, exist_ok=True)
     shutil.move(models / "llm4gen" / "projector.safetensors", wrong / "projector.safetensors")
-    _, (only,) = told()
+    _, (only,) = report()
     assert str(wrong / "projector.safetensors") in only.text
-    assert only.cure == f"Move it to {models / 'llm4gen'}."
+    assert only.advice == f"Move it to {models / 'llm4gen'}."
 
 
 @pytest.mark.parametrize("folder", ["checkpoints", "llm4gen", "pack"])
-def test_an_encoder_in_the_wrong_folder(folder, models, told, tmp_path):
-    put_all(models)
+def test_an_encoder_in_the_wrong_folder(folder, models, report, tmp_path):
+    save_all(models)
     wrong = tmp_path / "pack" / "models" if folder == "pack" else models / folder
     wrong.mkdir(parents=True, exist_ok=True)
     shutil.move(models / "text_encoders" / "t5.safetensors", wrong / "t5.safetensors")
-    _, (only,) = told()
+    _, (only,) = report()
     assert str(wrong / "t5.safetensors") in only.text
-    assert only.cure == f"Move it to {models / 'text_encoders'}."
+    assert only.advice == f"Move it to {models / 'text_encoders'}."
 
 
-def test_the_packs_own_folder_holds_nothing_that_strayed():
+def test_the_packs_own_models_folder_holds_no_weights():
     assert [path for path in (ROOT / "models").rglob("*") if path.suffix.lower() in (*SUFFIXES, GGUF)] == []
 
 
@@ -178,15 +178,15 @@ def test_the_packs_own_folder_holds_nothing_that_strayed():
 def test_the_version_of_comfyui(version, right, tmp_path):
     if version:
         (tmp_path / "comfyui_version.py").write_text(f'# made\n__version__ = "{version}"\n', encoding="utf-8")
-    (finding,) = installed.comfyui(tmp_path)
-    assert (finding.cure is None) == right
-    assert right or "0.24.1 or newer" in finding.cure
+    (finding,) = installed.check_comfyui(tmp_path)
+    assert (finding.advice is None) == right
+    assert right or "0.24.1 or newer" in finding.advice
 
 
-def test_packages_are_held_against_what_the_pack_asks_for(tmp_path, monkeypatch):
-    least = installed.requirements()
-    assert {"torch", "transformers", "safetensors", "einops"} == set(least)
-    assert [finding for finding in installed.packages(tmp_path) if finding.cure] == []
+def test_packages_are_compared_with_the_required_versions(tmp_path, monkeypatch):
+    required = installed.requirements()
+    assert {"torch", "transformers", "safetensors", "einops"} == set(required)
+    assert [finding for finding in installed.check_packages(tmp_path) if finding.advice] == []
 
     def version(name):
         if name == "einops":
@@ -194,23 +194,23 @@ def test_packages_are_held_against_what_the_pack_asks_for(tmp_path, monkeypatch)
         return {"transformers": "4.50.2", "safetensors": "0.4.10"}.get(name, "9.0")
 
     monkeypatch.setattr(installed, "version", version)
-    old, absent = (finding for finding in installed.packages(tmp_path) if finding.cure)
-    assert old.text == "transformers 4.50.2" and "transformers>=4.50.3" in old.cure
-    assert "lacks einops" in absent.text and "requirements.txt" in absent.cure
+    old, absent = (finding for finding in installed.check_packages(tmp_path) if finding.advice)
+    assert old.text == "transformers 4.50.2" and "transformers>=4.50.3" in old.advice
+    assert "lacks einops" in absent.text and "requirements.txt" in absent.advice
 
 
-def test_a_check_that_fails_is_a_thing_to_do():
+def test_a_failed_check_is_a_thing_to_do():
     def check():
         yield findings.Finding("found before")
         raise KeyError("x\ny")
 
-    text, number = findings.page([("One", findings.found_by(check)), ("Two", [])])
+    text, number = findings.format_report([("One", findings.run_check(check)), ("Two", [])])
     assert number == 1 and "KeyError" in text and "found before" in text and "Two" not in text
 
 
 @pytest.mark.parametrize("kind", ["xpu", "none"])
-def test_a_card_of_intels_is_one(kind, monkeypatch):
-    """As torch tells of it; no machine here has one."""
+def test_an_intel_gpu_is_listed(kind, monkeypatch):
+    """Simulated with what torch reports for one."""
     for place in (torch.cuda, torch.xpu, torch.backends.mps):
         monkeypatch.setattr(place, "is_available", lambda: False)
     if kind == "xpu":
@@ -219,7 +219,7 @@ def test_a_card_of_intels_is_one(kind, monkeypatch):
         monkeypatch.setattr(torch.xpu, "get_device_name", lambda card: f"Arc {card}")
         properties = SimpleNamespace(total_memory=16 << 30)
         monkeypatch.setattr(torch.xpu, "get_device_properties", lambda card: properties)
-    assert list(installed.cards()) == (["Arc 0, 16.0 GB"] if kind == "xpu" else [])
+    assert list(installed.gpus()) == (["Arc 0, 16.0 GB"] if kind == "xpu" else [])
 
 
 # The command
@@ -227,7 +227,7 @@ def test_a_card_of_intels_is_one(kind, monkeypatch):
 
 @pytest.fixture(scope="module")
 def comfyui(tmp_path_factory):
-    """The real ComfyUI with models, custom nodes and version of its own: all that the doctor enters it by."""
+    """The parts of a real ComfyUI that the doctor uses, with their own models, custom nodes and version."""
     target = tmp_path_factory.mktemp("doctor") / "ComfyUI"
     for name in ("folder_paths.py", "main.py", "comfyui_version.py"):
         target.mkdir(exist_ok=True)
@@ -259,13 +259,13 @@ def snapshot(folder):
 
 
 @pytest.mark.floor
-def test_the_command_finds_what_extra_model_paths_yaml_names(comfyui, tmp_path):
-    put_all(tmp_path / "elsewhere")
+def test_the_command_finds_models_in_extra_model_paths_yaml(comfyui, tmp_path):
+    save_all(tmp_path / "elsewhere")
     keys = {"text_encoders": "text_encoders", "llm4gen": "llm4gen", "checkpoints": "checkpoints"}
     config = {"elsewhere": {"base_path": str(tmp_path / "elsewhere"), **keys}}
     own = comfyui / "extra_model_paths.yaml"
     own.write_text(json.dumps(config), encoding="utf-8")
-    (comfyui / "input").mkdir(exist_ok=True)  # ComfyUI's own import makes it
+    (comfyui / "input").mkdir(exist_ok=True)  # ComfyUI makes it when it is imported
     before = snapshot(comfyui)
     text, code = run(comfyui)
     assert (text.splitlines()[-1], code) == ("Ready.", 0), text
@@ -277,7 +277,7 @@ def test_the_command_finds_what_extra_model_paths_yaml_names(comfyui, tmp_path):
     assert (text.splitlines()[-1], code) == ("3 things to do.", 1), text
 
 
-def test_the_command_with_an_argument_of_nobodys(comfyui):
+def test_the_command_with_an_unknown_argument(comfyui):
     tool = comfyui / "custom_nodes" / "llm4gen" / "tools" / "doctor.py"
     done = subprocess.run([sys.executable, tool, "--comfyuii"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
@@ -290,7 +290,7 @@ def test_the_command_on_an_old_comfyui_with_a_broken_configuration(comfyui):
     before = version.read_text(encoding="utf-8")
     version.write_text('__version__ = "0.3.75"\n', encoding="utf-8")
     own.write_text("a: [", encoding="utf-8")
-    put_all(comfyui / "models")
+    save_all(comfyui / "models")
     text, code = run(comfyui)
     version.write_text(before, encoding="utf-8")
     own.unlink()
@@ -300,13 +300,13 @@ def test_the_command_on_an_old_comfyui_with_a_broken_configuration(comfyui):
 
 @pytest.mark.parametrize("name", ["einops", "yaml"])
 def test_the_command_with_a_package_that_cannot_be_imported(name, comfyui, tmp_path):
-    (tmp_path / f"{name}.py").write_text(f"raise ImportError('half of {name} is there')", encoding="utf-8")
+    (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is half installed')", encoding="utf-8")
     text, code = run(comfyui, PYTHONPATH=str(tmp_path))
     assert (text.splitlines()[-1], code) == ("1 thing to do.", 1), text
-    assert f"ImportError: half of {name} is there" in text
+    assert f"ImportError: {name} is half installed" in text
 
 
-def test_a_folder_that_is_no_comfyui(tmp_path):
+def test_a_folder_without_comfyui(tmp_path):
     text, number = doctor.examine(tmp_path)
     assert number == 1 and "no main.py" in text and "--comfyui" in text
     assert doctor.parse([])[0].comfyui == Path(doctor.__file__).absolute().parents[3]

@@ -1,4 +1,4 @@
-"""A download that is cut, killed, stopped or refused: what is kept, what is not, and what is said."""
+"""Downloads that lose their connection, are killed, stopped or refused: what is kept, and what is reported."""
 
 import shutil
 import signal
@@ -7,6 +7,7 @@ import sys
 import pytest
 from huggingface_hub import file_download
 
+from fetch import failures
 from fetch import hub as fetch_hub
 from fetching import LLM4GEN, MEBIBYTE, OLDEST, ROOMY, UNET, last_line, wait_for
 from hub_server import Repository
@@ -14,7 +15,7 @@ from hub_server import Repository
 SIZE, FAULT = 24 * MEBIBYTE, 15 * MEBIBYTE  # the libraries write 10 MiB at a time
 TUNED = "diffusion_models/llm4gen_sd15_unet.safetensors"
 SCRATCH = "diffusion_models/.llm4gen-fetch-unet"
-needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="it has no such signals")
+needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
 
 
 def part(fetching):
@@ -22,7 +23,7 @@ def part(fetching):
 
 
 def stall(fetching):
-    """A run whose download stands still in the middle, some of it on the disk."""
+    """Starts a run whose download stalls in the middle, with a part of it on the disk."""
     fetching.publish_unet(SIZE)
     fetching.hub.stall_at = FAULT
     process = fetching.start("--only", "unet")
@@ -32,7 +33,7 @@ def stall(fetching):
 
 
 @pytest.mark.parametrize("library", ["newest", "oldest"])
-def test_a_connection_that_is_cut_is_gone_on_with(library, fetching):
+def test_a_lost_connection_is_resumed(library, fetching):
     if library == "oldest" and not OLDEST.is_dir():
         pytest.skip("NO OLD LIBRARIES: run `python tools/dev.py setup`.")
     fetching.publish_unet(SIZE)
@@ -45,7 +46,7 @@ def test_a_connection_that_is_cut_is_gone_on_with(library, fetching):
 
 
 @needs_signals
-def test_a_killed_run_is_gone_on_with_at_any_byte_of_the_same_commit(fetching):
+def test_a_killed_run_is_resumed_at_any_byte_of_the_same_commit(fetching):
     with stall(fetching) as process:
         process.kill()
     assert fetching.files() == {f"{SCRATCH}/manifest.json", f"{SCRATCH}/{part(fetching).name}"}
@@ -56,27 +57,29 @@ def test_a_killed_run_is_gone_on_with_at_any_byte_of_the_same_commit(fetching):
     fetching.hub.older[LLM4GEN] = fetching.hub.repositories[LLM4GEN]
     fetching.hub.repositories[LLM4GEN] = Repository({UNET: b"newer"}, commit="d" * 40)
     done = fetching.run("--only", "unet")
-    assert done.returncode == 0 and f"{kept:,} here already" in done.stdout
+    assert done.returncode == 0 and f"{kept:,} already downloaded" in done.stdout
     assert fetching.hub.bytes_sent(UNET) - before == SIZE - kept
     assert fetching.files() == {TUNED} and (fetching.models / TUNED).read_bytes() == first
 
 
 @needs_signals
-def test_a_killed_run_is_gone_on_with_when_its_commit_is_gone(fetching):
+def test_a_killed_run_is_resumed_when_its_commit_was_removed(fetching):
     with stall(fetching) as process:
         process.kill()
     kept = part(fetching).stat().st_size
-    fetching.hub.repositories[LLM4GEN].commit = "d" * 40  # the history was written anew, over the same file
+    fetching.hub.repositories[LLM4GEN].commit = (
+        "d" * 40
+    )  # the history was rewritten, and still holds the same file
     done = fetching.run("--only", "unet")
     assert done.returncode == 0 and f"commit {'d' * 40}" in done.stdout
-    assert f"{kept:,} here already" in done.stdout
+    assert f"{kept:,} already downloaded" in done.stdout
     assert (fetching.models / TUNED).read_bytes() == fetching.unet
 
 
-def test_a_network_that_is_lost_for_good_is_told_with_what_is_kept(fetching):
-    fetching.hub.repositories[LLM4GEN].stated[UNET] = {"size": 100_001}  # a byte more never comes
+def test_a_network_that_stays_lost_is_reported_with_advice_to_resume(fetching):
+    fetching.hub.repositories[LLM4GEN].stated[UNET] = {"size": 100_001}  # the last byte never comes
     done = fetching.run("--only", "unet")
-    assert done.returncode == fetch_hub.UNREACHED and "is kept: run this again" in last_line(done)
+    assert done.returncode == failures.UNREACHABLE and "are kept: run this again" in last_line(done)
     assert part(fetching).stat().st_size == 100_000
 
 
@@ -85,17 +88,17 @@ def test_a_network_that_is_lost_for_good_is_told_with_what_is_kept(fetching):
 def test_a_stopped_run_keeps_what_it_has(number, code, fetching):
     with stall(fetching) as process:
         process.send_signal(number)
-        said = process.communicate()[1]
-    assert process.returncode == code and "interrupted" in said and "Traceback" not in said
+        stderr = process.communicate()[1]
+    assert process.returncode == code and "interrupted" in stderr and "Traceback" not in stderr
     assert part(fetching).stat().st_size >= 10 * MEBIBYTE
     assert fetching.run("--only", "unet").returncode == 0
     assert fetching.files() == {TUNED} and (fetching.models / TUNED).read_bytes() == fetching.unet
 
 
 @needs_signals
-def test_a_run_killed_in_the_conversion_downloads_nothing_again(fetching):
+def test_after_a_kill_during_the_conversion_nothing_is_downloaded_again(fetching):
     fetching.publish_models()
-    kill = "import os, fetch_task; fetch_task.convert = lambda *_: os.kill(os.getpid(), 9)"
+    kill = "import os, fetch.task; fetch.task.convert = lambda *_: os.kill(os.getpid(), 9)"
     assert fetching.run(command=fetching.changed(kill, "--only", "adapter")).returncode == -signal.SIGKILL
     sent = list(fetching.hub.sent)
     assert fetching.run("--only", "adapter").returncode == 0
@@ -106,37 +109,37 @@ def test_a_run_killed_in_the_conversion_downloads_nothing_again(fetching):
 def test_two_runs_do_not_download_the_same_file(fetching):
     with stall(fetching) as process:
         done = fetching.run("--only", "unet")
-        assert done.returncode == fetch_hub.FAILED and "Another run" in last_line(done)
+        assert done.returncode == failures.FAILED and "Another run" in last_line(done)
         process.kill()
 
 
-def test_what_was_begun_of_another_file_is_not_gone_on_with(fetching):
+def test_a_partial_download_of_another_file_is_not_resumed(fetching):
     part(fetching).parent.mkdir(parents=True)
     part(fetching).write_bytes(b"half of something else")
     assert fetching.run("--only", "unet").returncode == 0
     assert (fetching.models / TUNED).read_bytes() == fetching.unet
 
 
-def test_a_library_that_cannot_begin_in_the_middle_does_it_too(fetching):
-    change = "import fetch_hub; fetch_hub.resuming_get = lambda: None"
+def test_a_library_that_cannot_resume_downloads_the_whole_file(fetching):
+    change = "import fetch.hub; fetch.hub.resumable_http_get = lambda: None"
     done = fetching.run(command=fetching.changed(change, "--only", "unet"))
     assert done.returncode == 0 and (fetching.models / TUNED).read_bytes() == fetching.unet
     assert fetching.files() == {TUNED}
 
 
-def test_such_a_library_is_told_by_what_it_offers(monkeypatch):
-    assert fetch_hub.resuming_get() is file_download.http_get
+def test_a_library_that_cannot_resume_is_recognised_by_its_functions(monkeypatch):
+    assert fetch_hub.resumable_http_get() is file_download.http_get
     monkeypatch.setattr(file_download, "http_get", lambda url, temp_file, *, headers=None: None)
-    assert fetch_hub.resuming_get() is None
+    assert fetch_hub.resumable_http_get() is None
     monkeypatch.delattr(file_download, "http_get")
-    assert fetch_hub.resuming_get() is None
+    assert fetch_hub.resumable_http_get() is None
 
 
-def test_another_file_than_the_hub_states_is_deleted(fetching):
+def test_a_file_with_another_checksum_than_the_hub_states_is_deleted(fetching):
     fetching.hub.repositories[LLM4GEN].stated[UNET] = {"sha256": "0" * 64}
     done = fetching.run("--only", "unet")
     assert (
-        done.returncode == fetch_hub.DAMAGED and "deleted" in last_line(done) and "0" * 64 in last_line(done)
+        done.returncode == failures.DAMAGED and "deleted" in last_line(done) and "0" * 64 in last_line(done)
     )
     assert fetching.files() == set() and not (fetching.models / SCRATCH).exists()
     fetching.hub.repositories[LLM4GEN].stated.clear()
@@ -144,29 +147,29 @@ def test_another_file_than_the_hub_states_is_deleted(fetching):
 
 
 @pytest.mark.parametrize(("status", "advice"), [(401, "HF_TOKEN"), (403, "HF_TOKEN"), (404, "--revision")])
-def test_a_hub_that_refuses_is_told_in_one_line(status, advice, fetching):
+def test_a_refusal_of_the_hub_is_reported_in_one_line(status, advice, fetching):
     fetching.hub.repositories[LLM4GEN].status = status
     done = fetching.run("--only", "unet")
     line = last_line(done)
-    assert done.returncode == fetch_hub.REFUSED and str(status) in line and advice in line and LLM4GEN in line
+    assert done.returncode == failures.REFUSED and str(status) in line and advice in line and LLM4GEN in line
     assert fetching.files() == set()
 
 
-def test_a_token_opens_what_needs_one(fetching):
+def test_a_token_gives_access_to_a_repository_that_needs_one(fetching):
     fetching.hub.repositories[LLM4GEN].token = "hf_secret"
-    assert fetching.run("--only", "unet", HF_TOKEN="hf_wrong").returncode == fetch_hub.REFUSED
+    assert fetching.run("--only", "unet", HF_TOKEN="hf_wrong").returncode == failures.REFUSED
     done = fetching.run("--only", "unet", HF_TOKEN="hf_secret")
     assert done.returncode == 0 and "hf_secret" not in done.stdout + done.stderr
 
 
-def test_a_file_that_is_not_published_is_told_with_what_is(fetching):
+def test_if_a_file_is_not_published_the_published_ones_are_named(fetching):
     del fetching.hub.repositories[LLM4GEN].files[UNET]
     done = fetching.run("--only", "unet")
-    assert done.returncode == fetch_hub.REFUSED and "projector.pth" in last_line(done)
+    assert done.returncode == failures.REFUSED and "projector.pth" in last_line(done)
 
 
-def test_a_disk_that_is_full_ends_in_one_line_and_keeps_what_it_has(fetching):
-    """On a real disk of 12 MiB, which is believed to have more until it is written to."""
+def test_a_full_disk_is_reported_in_one_line_and_the_download_kept(fetching):
+    """On a real disk of 12 MiB, whose size is reported as larger until it is written to."""
     fetching.publish_unet(SIZE)
     folder = fetching.models / "diffusion_models"
     folder.mkdir(parents=True)
@@ -178,6 +181,6 @@ def test_a_disk_that_is_full_ends_in_one_line_and_keeps_what_it_has(fetching):
     ):
         pytest.skip("no disk can be mounted here")
     done = fetching.run(command=[*unshared, *fetching.changed(ROOMY, "--only", "unet")])
-    assert done.returncode == fetch_hub.NO_ROOM and "No space left" in last_line(done)
+    assert done.returncode == failures.DISK_PROBLEM and "No space left" in last_line(done)
     kept = int(done.stdout.splitlines()[-1].split()[0])
     assert kept >= 10 * MEBIBYTE

@@ -1,4 +1,4 @@
-"""What the pack needs, from the hub to where ComfyUI looks for it."""
+"""tools/fetch_weights.py brings every file from the hub to the folder that ComfyUI looks in."""
 
 import re
 import shlex
@@ -10,15 +10,16 @@ import torch
 
 import fetch_weights
 import tiny
-from convert import NAMES
+from fetch import failures
 from fetch import hub as fetch_hub
-from fetch import items as fetch_items
 from fetch import plan as fetch_plan
-from fetch.items import DTYPE, ITEMS, find_present
-from fetch.task import SHRINKS, Task
+from fetch.installed import find_installed, why_unusable
+from fetch.items import DEFAULT_DTYPE, ITEMS
+from fetch.task import SIZE_RATIOS, Task
 from fetching import LLM4GEN, RANKGEN, ROOMY, UNET, last_line
 from hub_server import Hub
 from llm4gen.models.checkpoints.adapter import load_cross_adapter
+from llm4gen.models.files.formats import DTYPE_NAMES
 from paths import ROOT, TOOLS
 from tiny import load_encoder
 
@@ -31,7 +32,7 @@ ADAPTER, ENCODER, TUNED = (
 
 
 @pytest.mark.floor
-def test_everything_comes_to_its_place_once(fetching):
+def test_every_file_is_downloaded_once_and_to_its_folder(fetching):
     fetching.publish_models()
     done = fetching.run()
     assert done.returncode == 0, done.stderr
@@ -48,33 +49,35 @@ def test_everything_comes_to_its_place_once(fetching):
     encoder = load_encoder(fetching.models / ENCODER, dtype=torch.bfloat16)
     published = tiny.rankgen_tensors(tiny.t5_encoder())["t5_encoder.shared.weight"]
     assert torch.equal(encoder.embedding.weight, published.bfloat16())
-    sent, asked = len(fetching.hub.sent), len(fetching.hub.asked)
+    sent, requests = len(fetching.hub.sent), len(fetching.hub.api_requests)
     again = fetching.run()
-    assert again.returncode == 0 and again.stdout.count("there already") == 3
-    assert (len(fetching.hub.sent), len(fetching.hub.asked)) == (sent, asked)
+    assert again.returncode == 0 and again.stdout.count("already installed") == 3
+    assert (len(fetching.hub.sent), len(fetching.hub.api_requests)) == (sent, requests)
 
 
-def test_only_what_was_asked_for_comes(fetching):
+def test_only_the_chosen_files_are_downloaded(fetching):
     fetching.publish_models()
     done = fetching.run("--only", "unet")
     assert done.returncode == 0 and fetching.files() == {TUNED}
-    assert {name for name, _ in fetching.hub.asked} == {LLM4GEN}
+    assert {name for name, _ in fetching.hub.api_requests} == {LLM4GEN}
     assert fetching.run("--only", "encoder", "encoder", "--dtype", "fp8").returncode == 0
     assert fetching.files() == {TUNED, ENCODER.replace("bf16", "fp8")}
     sent = len(fetching.hub.sent)
-    assert "there already" in fetching.run("--only", "encoder").stdout, "without --dtype any will do"
+    assert "already installed" in fetching.run("--only", "encoder").stdout, (
+        "without --dtype, an encoder of any dtype counts"
+    )
     assert len(fetching.hub.sent) == sent
 
 
-@pytest.mark.parametrize("asked", [LLM4GEN, "LLM4GEN-models"])
-def test_a_commit_can_be_asked_for(asked, fetching):
+@pytest.mark.parametrize("name", [LLM4GEN, "LLM4GEN-models"])
+def test_a_commit_can_be_chosen(name, fetching):
     fetching.hub.older[LLM4GEN] = type(fetching.hub.repositories[LLM4GEN])({UNET: b"older"}, commit="a" * 40)
-    assert fetching.run("--only", "unet", "--revision", f"{asked}={'a' * 40}").returncode == 0
+    assert fetching.run("--only", "unet", "--revision", f"{name}={'a' * 40}").returncode == 0
     assert (fetching.models / TUNED).read_bytes() == b"older"
-    assert fetching.run("--revision", "other=1").returncode == fetch_hub.USAGE
+    assert fetching.run("--revision", "other=1").returncode == failures.USAGE
 
 
-def test_of_a_folder_the_plain_safetensors_is_taken():
+def test_the_plain_safetensors_file_of_a_folder_is_chosen():
     stem = "unet/diffusion_pytorch_model"
     names = [
         "unet/config.json",
@@ -93,7 +96,7 @@ def test_of_a_folder_the_plain_safetensors_is_taken():
     assert chosen(names).file.path == f"{stem}.safetensors"
     assert chosen(names[:3]).file.path == f"{stem}.bin"
     assert chosen(names[:3]).target.name == "llm4gen_sd15_unet.bin"
-    with pytest.raises(fetch_hub.CannotFetch, match="--revision"):
+    with pytest.raises(failures.CannotFetch, match="--revision"):
         chosen(names[:2])
 
 
@@ -101,14 +104,14 @@ def test_of_a_folder_the_plain_safetensors_is_taken():
 
 
 def offered_places(done):
-    """Item → the folder that a run which cannot download names for it."""
-    assert done.returncode == fetch_hub.UNREACHED, done.stderr
+    """Item → the folder that the instructions of a run without a hub name for it."""
+    assert done.returncode == failures.UNREACHABLE, done.stderr
     return dict(re.findall(r"^(\w+):\n.*\n.*\n  to +(.*)/[^/\n]+$", done.stdout, re.MULTILINE))
 
 
 YAML = {
     "default": ("is_default: true", {"adapter", "encoder", "unet"}),
-    # As the host has it, for downloads too: its own folders stay in front of those that are not the default.
+    # As ComfyUI does it for downloads too: without is_default, its own folders stay in front.
     "other": ("", {"adapter"}),
 }
 
@@ -116,7 +119,7 @@ YAML = {
 @pytest.mark.floor
 @pytest.mark.parametrize("kind", YAML)
 @pytest.mark.parametrize("old_names", [False, True])
-def test_extra_model_paths_are_honoured_as_the_host_does(kind, old_names, fetching):
+def test_extra_model_paths_are_used_as_comfyui_does(kind, old_names, fetching):
     line, moved = YAML[kind]
     keys = {"adapter": "llm4gen", "encoder": "clip", "unet": "unet"} if old_names else PLACES
     entries = "\n  ".join(f"{key}: mine/{key}" for key in keys.values())
@@ -131,8 +134,8 @@ def test_extra_model_paths_are_honoured_as_the_host_does(kind, old_names, fetchi
 
 
 @pytest.mark.floor
-def test_the_hosts_own_arguments_are_honoured_as_it_does(fetching):
-    """Its base directory, and in a file beside the ComfyUI one more place, in front."""
+def test_comfyuis_own_arguments_are_used_as_comfyui_does(fetching):
+    """Its base directory, and a file outside of it that adds a folder in front of the others."""
     base, config = fetching.base / "base", fetching.base / "more.yaml"
     config.write_text("a:\n  base_path: mine\n  is_default: true\n  text_encoders: t5\n")
     given = ["--base-directory", str(base), "--extra-model-paths-config", str(config)]
@@ -145,34 +148,34 @@ def test_the_hosts_own_arguments_are_honoured_as_it_does(fetching):
 
 
 @pytest.mark.parametrize("wrong", [["--offlien"], ["--base-directory"], ["adapter"]])
-def test_an_argument_of_nobodys_is_named_in_one_line(wrong, fetching):
+def test_an_unknown_argument_is_named_in_one_line(wrong, fetching):
     done = fetching.run("--offline", *wrong)
-    assert done.returncode == fetch_hub.USAGE and wrong[0] in last_line(done)
-    assert len(done.stderr.splitlines()) == 1, "ComfyUI's usage hides it"
+    assert done.returncode == failures.USAGE and wrong[0] in last_line(done)
+    assert len(done.stderr.splitlines()) == 1, "ComfyUI's long usage would hide the error"
 
 
 @pytest.mark.parametrize("config", ["absent.yaml", "bad.yaml"])
-def test_a_bad_file_of_more_folders_is_named_in_one_line(config, fetching):
+def test_an_unreadable_file_of_extra_folders_is_named_in_one_line(config, fetching):
     (fetching.base / "bad.yaml").write_text("a: [")
     done = fetching.run("--offline", "--extra-model-paths-config", str(fetching.base / config))
-    assert done.returncode == fetch_hub.FAILED and config in last_line(done)
+    assert done.returncode == failures.FAILED and config in last_line(done)
 
 
-def test_what_lies_in_any_of_the_hosts_folders_is_there(fetching):
+def test_a_file_in_any_of_comfyuis_folders_counts_as_installed(fetching):
     (fetching.models / "unet").mkdir(parents=True)
     (fetching.models / "unet" / "llm4gen_sd15_unet.bin").write_bytes(b"x")
     done = fetching.run("--only", "unet", "--offline")
-    assert done.returncode == 0 and "there already" in done.stdout
+    assert done.returncode == 0 and "already installed" in done.stdout
 
 
 @pytest.mark.parametrize("text", ["- a\n", "a: [", "a: 3\n", "a:\n  llm4gen: [1]\n"])
-def test_a_bad_extra_model_paths_is_named_in_one_line(text, fetching):
+def test_an_unreadable_extra_model_paths_yaml_is_named_in_one_line(text, fetching):
     (fetching.comfyui / "extra_model_paths.yaml").write_text(text)
     done = fetching.run("--offline")
-    assert done.returncode == fetch_hub.FAILED and "extra_model_paths.yaml" in last_line(done)
+    assert done.returncode == failures.FAILED and "extra_model_paths.yaml" in last_line(done)
 
 
-def test_the_comfyui_around_the_pack_is_the_default(fetching):
+def test_the_comfyui_that_holds_the_pack_is_the_default(fetching):
     (fetching.comfyui / "custom_nodes").mkdir()
     pack = fetching.comfyui / "custom_nodes" / "LLM4GEN"
     pack.symlink_to(ROOT, target_is_directory=True)
@@ -180,23 +183,23 @@ def test_the_comfyui_around_the_pack_is_the_default(fetching):
     assert offered_places(done) == {name: str(fetching.models / key) for name, key in PLACES.items()}
 
 
-@pytest.mark.parametrize("place", ["given", "empty", "around"])
-def test_an_absent_comfyui_is_said_in_one_line(place, fetching):
+@pytest.mark.parametrize("place", ["given", "empty", "enclosing"])
+def test_a_missing_comfyui_is_reported_in_one_line(place, fetching):
     tool = TOOLS / "fetch_weights.py"
     given = {"given": fetching.base / "absent", "empty": fetching.base}
-    if place == "around":
+    if place == "enclosing":
         copy = fetching.base / "elsewhere" / "LLM4GEN"
         copy.parent.mkdir()
         copy.symlink_to(ROOT, target_is_directory=True)
         tool = copy / "tools" / "fetch_weights.py"
     options = ["--comfyui", str(given[place])] if place in given else []
     done = fetching.run(command=[sys.executable, str(tool), "--offline", *options])
-    assert done.returncode == fetch_hub.FAILED and "--comfyui" in last_line(done)
+    assert done.returncode == failures.FAILED and "--comfyui" in last_line(done)
 
 
 @pytest.mark.parametrize("tool", ["fetch_weights.py", "convert.py", "doctor.py"])
-def test_a_python_that_looks_beside_no_script_runs_it(tool):
-    """As the one of ComfyUI for Windows."""
+def test_a_python_that_does_not_search_the_scripts_folder_runs_it(tool):
+    """The Python of ComfyUI's portable build for Windows does not."""
     done = subprocess.run(
         [sys.executable, "-I", str(TOOLS / tool), "--help"], capture_output=True, check=False
     )
@@ -204,19 +207,19 @@ def test_a_python_that_looks_beside_no_script_runs_it(tool):
 
 
 def test_every_exit_code_is_in_the_help(fetching):
-    told = fetching.run("--help").stdout
-    codes = {fetch_hub.FAILED, fetch_hub.USAGE, fetch_hub.UNREACHED, fetch_hub.REFUSED}
-    codes |= {fetch_hub.NO_ROOM, fetch_hub.DAMAGED, fetch_hub.UNCONFIRMED, 0}
-    assert {int(code) for code in re.findall(r"^  (\d)  ", told, re.MULTILINE)} == codes
+    text = fetching.run("--help").stdout
+    codes = {failures.FAILED, failures.USAGE, failures.UNREACHABLE, failures.REFUSED}
+    codes |= {failures.DISK_PROBLEM, failures.DAMAGED, failures.UNCONFIRMED, 0}
+    assert {int(code) for code in re.findall(r"^  (\d)  ", text, re.MULTILINE)} == codes
 
 
-# Before it starts
+# Before the download
 
 
-def test_five_gigabytes_are_not_downloaded_unasked(fetching):
+def test_five_gigabytes_are_not_downloaded_without_confirmation(fetching):
     fetching.hub.repositories[LLM4GEN].stated[UNET] = {"size": 5_000_000_000}
     done = fetching.run(command=fetching.changed(ROOMY, "--only", "unet"))
-    assert done.returncode == fetch_hub.UNCONFIRMED and "--yes" in last_line(done)
+    assert done.returncode == failures.UNCONFIRMED and "--yes" in last_line(done)
     assert fetching.hub.sent == [] and fetching.files() == set()
 
 
@@ -226,7 +229,7 @@ class Terminal:
 
 
 @pytest.mark.parametrize(("answer", "agreed"), [("y", True), (" YES ", True), ("", False), ("n", False)])
-def test_on_a_terminal_it_asks_from_five_gigabytes_on(answer, agreed, monkeypatch):
+def test_on_a_terminal_five_gigabytes_must_be_confirmed(answer, agreed, monkeypatch):
     asked = []
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("builtins.input", lambda text: asked.append(text) or answer)
@@ -236,14 +239,14 @@ def test_on_a_terminal_it_asks_from_five_gigabytes_on(answer, agreed, monkeypatc
     if agreed:
         fetch_weights.confirm(5_000_000_000, False)
     else:
-        with pytest.raises(fetch_hub.CannotFetch) as refused:
+        with pytest.raises(failures.CannotFetch) as refused:
             fetch_weights.confirm(5_000_000_000, False)
-        assert refused.value.code == fetch_hub.UNCONFIRMED
+        assert refused.value.code == failures.UNCONFIRMED
     assert len(asked) == 1
 
 
-def test_a_disk_needs_room_for_its_fullest_moment(tmp_path, monkeypatch):
-    """The encoder's download and what it is converted to; then that and the UNet."""
+def test_a_disk_needs_space_for_the_moment_that_needs_most(tmp_path, monkeypatch):
+    """First the encoder's download and its conversion, then the converted encoder and the UNet."""
 
     def task(name, path, size, dtype=None):
         file = fetch_hub.RemoteFile(path, size, "0")
@@ -255,71 +258,74 @@ def test_a_disk_needs_room_for_its_fullest_moment(tmp_path, monkeypatch):
         usage = fetch_plan.shutil.disk_usage(tmp_path)
         with monkeypatch.context() as patch:
             patch.setattr(fetch_plan.shutil, "disk_usage", lambda path: usage._replace(free=0))
-            with pytest.raises(fetch_hub.CannotFetch) as refused:
-                fetch_plan.check_room(tasks)
+            with pytest.raises(failures.CannotFetch) as refused:
+                fetch_plan.check_disk_space(tasks)
             lacking = int(re.search(r"lacks ([\d,]+) bytes", str(refused.value))[1].replace(",", ""))
             patch.setattr(fetch_plan.shutil, "disk_usage", lambda path: usage._replace(free=lacking))
-            fetch_plan.check_room(tasks)
+            fetch_plan.check_disk_space(tasks)
         return lacking
 
     encoder = task("encoder", "pytorch_model.bin", 1000, "bf16")
-    kept = int(1000 * SHRINKS["bf16"])
+    kept = int(1000 * SIZE_RATIOS["bf16"])
     assert needed(encoder) == 1000 + kept
     assert needed(encoder, task("unet", "a.bin", 700)) == 1000 + kept
     assert needed(encoder, task("unet", "a.bin", 1700)) == 1700 + kept
     assert needed(task("adapter", "p.pth", 100)) == 200
 
 
-def test_a_disk_that_is_too_small_is_said_before_the_download(fetching):
+def test_a_disk_that_is_too_small_is_reported_before_the_download(fetching):
     fetching.hub.repositories[LLM4GEN].stated[UNET] = {"size": 1 << 60}
     done = fetching.run("--only", "unet", "--yes")
-    assert done.returncode == fetch_hub.NO_ROOM and f"{1 << 60:,}" in last_line(done)
+    assert done.returncode == failures.DISK_PROBLEM and f"{1 << 60:,}" in last_line(done)
     assert fetching.hub.sent == [] and fetching.files() == set()
 
 
-def test_a_file_takes_the_room_that_was_reckoned_with():
-    assert SHRINKS.keys() == set(NAMES) and DTYPE in NAMES
-    assert SHRINKS["bf16"] * 4.91 > 2.45 and SHRINKS["fp8"] * 4.91 > 1.29  # the README's figures
+def test_a_converted_file_fits_into_its_estimated_size():
+    assert SIZE_RATIOS.keys() == set(DTYPE_NAMES) and DEFAULT_DTYPE in DTYPE_NAMES
+    # The sizes in GB are those that tools/README.md states.
+    assert SIZE_RATIOS["bf16"] * 4.91 > 2.45 and SIZE_RATIOS["fp8"] * 4.91 > 1.29
 
 
 # By hand
 
 
-def test_what_is_done_by_hand_as_it_says_is_recognised(fetching):
+def test_files_that_are_brought_by_hand_as_instructed_are_recognised(fetching):
     fetching.publish_models()
     done = fetching.run("--offline", "--only", "adapter")
-    assert done.returncode == fetch_hub.UNREACHED and "offline" in last_line(done)
-    assert fetching.hub.asked == []
+    assert done.returncode == failures.UNREACHABLE and "offline" in last_line(done)
+    assert fetching.hub.api_requests == []
     place = re.search(r"^  to +(.*)$", done.stdout, re.MULTILINE)[1]
     command = shlex.split(re.search(r"^  then  run this.*\n(.*)$", done.stdout, re.MULTILINE)[1])
     (fetching.models / "llm4gen").mkdir(parents=True)
     with open(place, "wb") as file:
         file.write(fetching.hub.repositories[LLM4GEN].files["projector.pth"])
-    told = fetching.run("--only", "adapter")
-    assert told.returncode == 0 and shlex.join(command) in told.stdout and fetching.hub.asked == []
+    again = fetching.run("--only", "adapter")
+    assert again.returncode == 0 and shlex.join(command) in again.stdout and fetching.hub.api_requests == []
     subprocess.run(command, check=True, capture_output=True)
     load_cross_adapter(fetching.models / ADAPTER)
 
 
-def test_a_damaged_file_of_that_name_is_neither_taken_nor_replaced(fetching):
+def test_a_damaged_file_of_the_same_name_is_neither_used_nor_replaced(fetching):
     (fetching.models / "llm4gen").mkdir(parents=True)
     (fetching.models / ADAPTER).write_bytes(b"half")
     done = fetching.run("--only", "adapter")
-    assert done.returncode == fetch_hub.FAILED and str(fetching.models / ADAPTER) in last_line(done)
+    assert done.returncode == failures.FAILED and str(fetching.models / ADAPTER) in last_line(done)
     assert (fetching.models / ADAPTER).read_bytes() == b"half" and fetching.hub.sent == []
 
 
-def test_another_model_of_that_name_is_not_taken(tmp_path):
+def test_another_model_of_the_same_name_is_not_used(tmp_path):
     torch.save(tiny.adapter_tensors(), tmp_path / "pytorch_model.bin")
-    assert fetch_items.what_is_wrong(ITEMS["adapter"], tmp_path / "pytorch_model.bin") is None
-    assert find_present(ITEMS["encoder"], [tmp_path], None) is None, "many models have this name"
+    assert why_unusable(ITEMS["adapter"], tmp_path / "pytorch_model.bin") is None
+    assert find_installed(ITEMS["encoder"], [tmp_path], None) is None, (
+        "many models have this name, so a wrong one is no error"
+    )
     (tmp_path / "pytorch_model.bin").rename(tmp_path / "rankgen-t5-xl-all.bin")
-    with pytest.raises(fetch_hub.CannotFetch, match="another model"):
-        find_present(ITEMS["encoder"], [tmp_path], None)
+    with pytest.raises(failures.CannotFetch, match="another model"):
+        find_installed(ITEMS["encoder"], [tmp_path], None)
 
 
 @pytest.mark.parametrize("how", ["closed", "HF_HUB_OFFLINE"])
-def test_without_a_hub_it_says_what_to_do(how, fetching):
+def test_without_a_hub_instructions_are_printed(how, fetching):
     with Hub() as closed:
         pass
     changes = {"HF_ENDPOINT": closed.url} if how == "closed" else {how: "1"}

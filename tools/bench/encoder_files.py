@@ -18,7 +18,7 @@ from bench.process import say
 from bench.transformers_t5 import config_of
 from bench.weights import VOCABULARY, ensure_files, t5_shapes, write_safetensors
 from convert import convert
-from files.safetensors_writer import in_one_step
+from files.safetensors_writer import atomic_file
 
 CONVERTED = ("bf16", "fp16", "fp8")  # by `convert.py`
 PACKED = {"GGUF Q8_0": Kind.Q8_0, "GGUF Q4_K": Kind.Q4_K}
@@ -122,7 +122,7 @@ def new_folder(target: Path, tokenizer: Path) -> Path:
 
 
 def packed_t5(source: Path, layers: int, kind: Kind, target: Path) -> None:
-    with in_one_step(target, source.stat().st_size) as file:
+    with atomic_file(target, source.stat().st_size) as file:
         tensors = t5_tensors(read(source, t5_names(layers)), layers)
         write_gguf(file.name, "t5encoder", tensors, kind, {"attention.layer_norm_epsilon": 1e-6})
 

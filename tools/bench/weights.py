@@ -17,7 +17,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from files.safetensors_writer import Outline, in_one_step, write_tensors
+from files.safetensors_writer import Outline, atomic_file, write_tensors
 
 D_MODEL, D_FF, D_KV, HEADS, VOCABULARY, BUCKETS = 2048, 5120, 64, 32, 32128, 32
 CONTEXT_DIM = 768
@@ -134,10 +134,10 @@ def write_safetensors(
     """Draws and writes one tensor after the other."""
     outline = Outline({name: (dtype, shape) for name, (shape, _) in shapes.items()})
     values = ((name, draw(name, *shapes[name]).bfloat16().to(dtype)) for name in outline.names())
-    with in_one_step(path, outline.size()) as file:
+    with atomic_file(path, outline.size()) as file:
         write_tensors(file.write, outline, values)
 
 
 def save_pickle(path: Path, tensors: dict[str, Tensor]) -> None:
-    with in_one_step(path, sum(tensor.nbytes for tensor in tensors.values())) as file:
+    with atomic_file(path, sum(tensor.nbytes for tensor in tensors.values())) as file:
         torch.save(tensors, file)

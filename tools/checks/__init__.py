@@ -1,1 +1,1 @@
-"""What tools/doctor.py looks at."""
+"""The checks that tools/doctor.py runs."""

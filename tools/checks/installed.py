@@ -1,4 +1,4 @@
-"""What is installed, against what the pack asks for: ComfyUI, Python, packages, and the machine under them."""
+"""Checks of ComfyUI, Python and its packages against the versions that the pack needs, and facts about the machine."""
 
 from __future__ import annotations
 
@@ -12,75 +12,88 @@ from pathlib import Path
 from checks.findings import Finding
 from host.comfyui import ROOT
 
-GB = 1 << 30
+GB = 1 << 30  # as operating systems and torch count memory
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """A version, to compare: three numbers."""
+def version_numbers(text: str) -> tuple[int, ...]:
+    """The first three numbers of a version, to compare it with another. Missing numbers are 0."""
     found = [int(part) for part in re.findall(r"\d+", text)[:3]]
     return (*found, 0, 0, 0)[:3]
 
 
-def wanted(name: str) -> str:
-    """The least version that pyproject.toml asks for."""
+def is_older(found: str, required: str) -> bool:
+    """Whether a version is older than the required one."""
+    return version_numbers(found) < version_numbers(required)
+
+
+def required_version(entry: str) -> str:
+    """The oldest version that an entry of pyproject.toml allows, such as `requires-comfyui`."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    return re.search(rf'^{name} = ">=(.*)"$', text, re.MULTILINE)[1]
+    return re.search(rf'^{entry} = ">=(.*)"$', text, re.MULTILINE)[1]
 
 
 def requirements() -> dict[str, str]:
-    """Package → its least version; ComfyUI brings torch, whichever it likes."""
+    """The required packages → the oldest version of each. Any torch will do, because ComfyUI chooses it."""
     text = (ROOT / "requirements.txt").read_text(encoding="utf-8")
     return {"torch": "0", **dict(re.findall(r"^([\w-]+)>=([\d.]+)", text, re.MULTILINE))}
 
 
-def comfyui(folder: Path) -> Iterable[Finding]:
-    source, least = folder / "comfyui_version.py", wanted("requires-comfyui")
+def check_comfyui(folder: Path) -> Iterable[Finding]:
+    """The version of the ComfyUI in a folder."""
+    source, required = folder / "comfyui_version.py", required_version("requires-comfyui")
     text = source.read_text(encoding="utf-8") if source.is_file() else ""
     match = re.search(r'^__version__ = "(.*)"', text, re.MULTILINE)
     found = match[1] if match else "of an unknown version"
-    old = match is None or numbers(found) < numbers(least)
-    cure = f"LLM4GEN needs {least} or newer: update ComfyUI." if old else None
-    yield Finding(f"ComfyUI {found} in {folder}", cure)
+    if match is None or is_older(found, required):
+        advice = f"LLM4GEN needs {required} or newer: update ComfyUI."
+    else:
+        advice = None
+    yield Finding(f"ComfyUI {found} in {folder}", advice)
 
 
-def packages(comfyui: Path) -> Iterable[Finding]:
-    least, found = wanted("requires-python"), sys.version.split()[0]
-    old = numbers(found) < numbers(least)
+def check_packages(comfyui: Path) -> Iterable[Finding]:
+    """The versions of this Python and of the packages that the pack needs."""
+    required, found = required_version("requires-python"), sys.version.split()[0]
+    old = is_older(found, required)
     yield Finding(
-        f"Python {found} ({sys.executable})", f"ComfyUI needs {least} or newer: use another." if old else None
+        f"Python {found} ({sys.executable})", f"Use Python {required} or newer for ComfyUI." if old else None
     )
     pip, absent = f'"{sys.executable}" -m pip install', []
-    for name, least in requirements().items():
+    for name, required in requirements().items():
         try:
             found = version(name)
         except PackageNotFoundError:
             absent.append(name)
             continue
-        old = numbers(found) < numbers(least)
-        yield Finding(f"{name} {found}", f'Update it: {pip} "{name}>={least}"' if old else None)
+        old = is_older(found, required)
+        yield Finding(f"{name} {found}", f'Update it: {pip} "{name}>={required}"' if old else None)
     if absent:
         yield Finding(
             f"This Python lacks {', '.join(absent)}.",
-            "Run this with the Python that runs ComfyUI. If it is this one, install what ComfyUI needs: "
+            "Run this with the Python that runs ComfyUI. If this is that Python, install what ComfyUI needs: "
             f'{pip} -r "{comfyui / "requirements.txt"}"',
         )
 
 
-def machine() -> Iterable[Finding]:
+def describe_machine() -> Iterable[Finding]:
+    """Free memory, free disk space for models, and the GPUs. Needs ComfyUI's `folder_paths`."""
     import folder_paths  # noqa: PLC0415
-    import psutil  # noqa: PLC0415 -- ComfyUI brings it
+    import psutil  # noqa: PLC0415 -- ComfyUI requires it
 
     memory = psutil.virtual_memory()
     yield Finding(f"memory: {memory.available / GB:.1f} GB free of {memory.total / GB:.1f} GB")
-    place = Path(folder_paths.models_dir)
-    place = next(folder for folder in (place, *place.parents) if folder.is_dir())
-    yield Finding(f"disk: {shutil.disk_usage(place).free / GB:.1f} GB free where the models are")
-    for card in [*cards()] or ["none that torch sees; the CPU does it, and takes longer"]:
-        yield Finding(f"GPU: {card}")
+    models = Path(folder_paths.models_dir)
+    existing = next(folder for folder in (models, *models.parents) if folder.is_dir())
+    yield Finding(f"disk: {shutil.disk_usage(existing).free / GB:.1f} GB free on the disk of {models}")
+    found = list(gpus())
+    for gpu in found:
+        yield Finding(f"GPU: {gpu}")
+    if not found:
+        yield Finding("GPU: torch finds none, so the CPU computes, which takes longer")
 
 
-def cards() -> Iterable[str]:
-    """What torch can compute on beside the CPU; AMD's cards go by the name of cuda there."""
+def gpus() -> Iterable[str]:
+    """The devices that torch can compute on, except the CPU. torch's name for AMD's cards is cuda, too."""
     import torch  # noqa: PLC0415
 
     if torch.cuda.is_available():

@@ -1,6 +1,6 @@
-"""The models that the host's folders hold, looked at for tools/doctor.py: found, sound, fitting, in their place.
+"""Checks of the models in ComfyUI's folders: which are found, usable, fitting each other, or in a wrong folder.
 
-Imported when the host's `folder_paths` and the pack can be.
+To import this module, ComfyUI's `folder_paths` and the pack must be importable.
 """
 
 from __future__ import annotations
@@ -19,144 +19,175 @@ from llm4gen.models.files.formats import GGUF, SUFFIXES, is_gguf
 from llm4gen.nodes import folders
 from llm4gen.nodes.pages import inventory
 
-# Folders of the host's where people put what belongs in ours.
-OTHERS = ("checkpoints", "diffusion_models", "loras", "vae", "controlnet", "clip_vision")
-KINDS = {folders.ENCODERS: "encoder", folders.ADAPTERS: "Cross-Adapter"}
-USELESS = "is of no use as it is."
+# ComfyUI's other model folders, into which people may have put an encoder or an adapter.
+OTHER_KEYS = ("checkpoints", "diffusion_models", "loras", "vae", "controlnet", "clip_vision")
+MODEL_NAMES = {folders.ENCODERS: "encoder", folders.ADAPTERS: "Cross-Adapter"}
+CHECKPOINTS_LISTED = 4
 
 
-class Examination:
-    """Each method's findings. pack: the folder of the pack, whose own `models` is code."""
+class ModelChecks:
+    """The checks. Each `check_…` method yields findings.
+
+    pack: the folder of the pack. Its own folder `models` holds code, and people may have put weights there.
+    """
 
     def __init__(self, pack: Path):
         self.pack = pack
         folders.register()
 
     @cached_property
-    def strays(self) -> dict[Path, str | None]:
-        """What lies where its node does not list it → the folder key that it belongs to, if it is known."""
-        inside = [path for path in (self.pack / "models").rglob("*") if is_weights(path, GGUF)]
-        strays = {path: kind_of(path) for path in inside}
-        elsewhere = [path for key in OTHERS for path in files_of(key)]
-        strays |= {path: kind for path in elsewhere if (kind := kind_of(path))}
-        for key in KINDS:
-            kinds = {path: kind_of(path) for path in folders.listed(key).values()}
-            strays |= {path: kind for path, kind in kinds.items() if kind and kind != key}
-        return strays
+    def misplaced_files(self) -> dict[Path, str | None]:
+        """Files that lie where no node lists them → the folder key that they belong to, or None if it is unknown."""
+        in_pack = [path for path in (self.pack / "models").rglob("*") if is_weight_file(path, GGUF)]
+        misplaced = {path: folder_key_for(path) for path in in_pack}
+        for other_key in OTHER_KEYS:
+            found = {path: folder_key_for(path) for path in weight_files_under(other_key)}
+            misplaced |= {path: key for path, key in found.items() if key}
+        for own_key in MODEL_NAMES:
+            found = {path: folder_key_for(path) for path in folders.listed(own_key).values()}
+            misplaced |= {path: key for path, key in found.items() if key and key != own_key}
+        return misplaced
 
-    def in_place(self, key: str) -> dict[str, inventory.Encoder | inventory.Adapter]:
-        found = inventory.encoders() if key == folders.ENCODERS else inventory.adapters()
-        return {name: facts for name, facts in found.items() if folders.find(key, name) not in self.strays}
+    def encoders(self) -> dict[str, inventory.Encoder]:
+        """The encoders by name, without misplaced files."""
+        found = inventory.encoders().items()
+        return {name: encoder for name, encoder in found if self.is_in_place(folders.ENCODERS, name)}
 
-    def absent(self, key: str) -> Iterable[Finding]:
-        """Unless there is one that only has to be moved."""
-        if key not in self.strays.values():
+    def adapters(self) -> dict[str, inventory.Adapter]:
+        """The adapters by name, without misplaced files."""
+        found = inventory.adapters().items()
+        return {name: adapter for name, adapter in found if self.is_in_place(folders.ADAPTERS, name)}
+
+    def is_in_place(self, key: str, name: str) -> bool:
+        return folders.find(key, name) not in self.misplaced_files
+
+    def missing_model(self, key: str) -> Iterable[Finding]:
+        """Says that no model was found under a folder key, unless a misplaced file only has to be moved there."""
+        if key not in self.misplaced_files.values():
             advice = folders.ADVICE[key].removesuffix(", then refresh")
-            advice = advice.replace(f"ComfyUI/models/{key}", str(home(key)))
+            advice = advice.replace(f"ComfyUI/models/{key}", str(folder_for(key)))
             yield Finding(
-                f"There is no {KINDS[key]}.",
-                f"{advice[:1].upper()}{advice[1:]}, or let tools/fetch_weights.py do it.",
+                f"There is no {MODEL_NAMES[key]}.",
+                f"{advice[:1].upper()}{advice[1:]}, or run tools/fetch_weights.py.",
             )
 
-    def places(self) -> Iterable[Finding]:
-        for key in KINDS:
+    def check_folders(self) -> Iterable[Finding]:
+        """The folders that are searched, and how many models each holds."""
+        for key in MODEL_NAMES:
             found = folders.listed(key).values()
-            for place in map(Path, folder_paths.get_folder_paths(key)):
-                number = sum(path.is_relative_to(place) for path in found)
-                yield Finding(f"{key}: {place} ({f'{number} found' if place.is_dir() else 'not there'})")
+            for folder in map(Path, folder_paths.get_folder_paths(key)):
+                number = sum(path.is_relative_to(folder) for path in found)
+                state = f"{number} found" if folder.is_dir() else "does not exist"
+                yield Finding(f"{key}: {folder} ({state})")
 
-    def encoders(self) -> Iterable[Finding]:
-        found, able = self.in_place(folders.ENCODERS), importlib.util.find_spec("gguf") is not None
-        closed = [] if able else [name for name in found if is_gguf(Path(name))]
-        for name, encoder in found.items():
-            if name in closed:
-                continue
-            if encoder.error:
-                yield Finding(f"{name} {USELESS}", encoder.error)
-            elif encoder.width is None:
-                yield Finding(f"{name}: not for LLM4GEN. {encoder.reason}")
-            else:
-                sizes = f"{encoder.kind}, {encoder.layers} layers, width {encoder.width}, {encoder.dtype}"
-                yield Finding(f"{name}: {sizes}, tokenizer: {encoder.tokenizer}")
-        if closed:
-            needed = "The Python package gguf is not installed, which is needed to read"
-            yield Finding(f"{needed} {', '.join(closed)}.", f'"{sys.executable}" -m pip install gguf')
-        elif not any(encoder.width or encoder.error for encoder in found.values()):
-            yield from self.absent(folders.ENCODERS)
-
-    def adapters(self) -> Iterable[Finding]:
-        found = self.in_place(folders.ADAPTERS)
-        for name, adapter in found.items():
-            if adapter.error:
-                yield Finding(f"{name} {USELESS}", adapter.error)
-                continue
-            recipe = adapter.recipe
+    def check_encoders(self) -> Iterable[Finding]:
+        found = self.encoders()
+        has_gguf_package = importlib.util.find_spec("gguf") is not None
+        unreadable = [] if has_gguf_package else [name for name in found if is_gguf(Path(name))]
+        yield from (describe_encoder(name, found[name]) for name in found if name not in unreadable)
+        if unreadable:
             yield Finding(
-                f"{name}: from width {adapter.llm_width} to {adapter.clip_width}, {adapter.dtype}; "
-                f"{recipe.template!r}, {recipe.tokens} tokens, padding: {recipe.padding}, layer {recipe.layer}, "
-                f"{recipe.heads} heads"
+                f"{', '.join(unreadable)} cannot be read without the Python package gguf, which is not installed.",
+                f'"{sys.executable}" -m pip install gguf',
             )
-        if not found:
-            yield from self.absent(folders.ADAPTERS)
+        elif not any(encoder.width or encoder.error for encoder in found.values()):
+            yield from self.missing_model(folders.ENCODERS)
 
-    def together(self) -> Iterable[Finding]:
-        """Which encoder feeds which adapter."""
-        found = {name: one for name, one in self.in_place(folders.ENCODERS).items() if one.width}
-        theirs = {name: one for name, one in self.in_place(folders.ADAPTERS).items() if one.recipe}
-        pairs = {
-            name: [other for other, encoder in found.items() if inventory.fits(encoder, adapter)]
-            for name, adapter in theirs.items()
-        }
-        for name, fitting in pairs.items():
-            width = f"no encoder here, it wants one of width {theirs[name].llm_width}"
-            yield Finding(f"{name} with {' or '.join(fitting) or width}")
-        if found and theirs and not any(pairs.values()):
+    def check_adapters(self) -> Iterable[Finding]:
+        found = self.adapters()
+        yield from (describe_adapter(name, adapter) for name, adapter in found.items())
+        if not found:
+            yield from self.missing_model(folders.ADAPTERS)
+
+    def check_pairs(self) -> Iterable[Finding]:
+        """Which encoders each adapter can use."""
+        encoders = {name: encoder for name, encoder in self.encoders().items() if encoder.width}
+        adapters = {name: adapter for name, adapter in self.adapters().items() if adapter.recipe}
+        has_pair = False
+        for name, adapter in adapters.items():
+            fitting = [other for other, encoder in encoders.items() if inventory.fits(encoder, adapter)]
+            has_pair = has_pair or bool(fitting)
+            if fitting:
+                yield Finding(f"{name} with {' or '.join(fitting)}")
+            else:
+                yield Finding(f"{name}: no encoder fits; it needs one of width {adapter.llm_width}")
+        if encoders and adapters and not has_pair:
             yield Finding(
                 "No encoder fits an adapter.",
                 "Get the encoder that the adapter was trained with (the published one: rankgen-t5-xl-all, width 2048).",
             )
 
-    def checkpoints(self) -> Iterable[Finding]:
-        paths = files_of("checkpoints")
-        fitting = [path.name for path in paths if is_sd15_checkpoint(path)]
+    def check_checkpoints(self) -> Iterable[Finding]:
+        """Whether there is an SD1.5 checkpoint. Pickles cannot be recognised by their header."""
+        paths = weight_files_under("checkpoints")
+        sd15 = [path.name for path in paths if is_sd15_checkpoint(path)]
         pickles = [path for path in paths if path.suffix.lower() not in (".safetensors", ".sft")]
-        pickles = [path for path in pickles if path not in self.strays]
-        if fitting:
-            more = f" and {len(fitting) - 4} more" if len(fitting) > 4 else ""
-            yield Finding(f"SD1.5: {', '.join(fitting[:4])}{more}")
-        elif pickles:
-            yield Finding(
-                f"No .safetensors of SD1.5; {', '.join(path.name for path in pickles)} may be, or not."
-            )
+        unknown = [path.name for path in pickles if path not in self.misplaced_files]
+        if sd15:
+            others = len(sd15) - CHECKPOINTS_LISTED
+            more = f" and {others} more" if others > 0 else ""
+            yield Finding(f"SD1.5: {', '.join(sd15[:CHECKPOINTS_LISTED])}{more}")
+        elif unknown:
+            yield Finding(f"No .safetensors file holds SD1.5. These other files may: {', '.join(unknown)}.")
         else:
-            cure = f"Put any SD1.5 checkpoint in {home('checkpoints')}."
-            yield Finding("There is no SD1.5 checkpoint.", cure)
+            advice = f"Put any SD1.5 checkpoint in {folder_for('checkpoints')}."
+            yield Finding("There is no SD1.5 checkpoint.", advice)
 
-    def misplaced(self) -> Iterable[Finding]:
-        for path, key in self.strays.items():
-            what = f"an LLM4GEN {KINDS[key]}, and" if key else "no code, and"
-            place = home(key) if key else f"the folder of its kind in {folder_paths.models_dir}"
-            yield Finding(f"{path} is {what} is not found there.", f"Move it to {place}.")
+    def check_misplaced(self) -> Iterable[Finding]:
+        for path, key in self.misplaced_files.items():
+            if key:
+                text, target = f"an LLM4GEN {MODEL_NAMES[key]}", str(folder_for(key))
+            else:
+                text, target = (
+                    "in this pack's folder for code",
+                    f"the folder for its kind in {folder_paths.models_dir}",
+                )
+            yield Finding(f"{path} is {text}, and no node looks for it there.", f"Move it to {target}.")
 
 
-def home(key: str) -> Path:
-    """Where new files of a folder key go on this machine."""
+def describe_encoder(name: str, encoder: inventory.Encoder) -> Finding:
+    if encoder.error:
+        return unusable(name, encoder.error)
+    if encoder.width is None:
+        return Finding(f"{name}: not for LLM4GEN. {encoder.reason}")
+    sizes = f"{encoder.kind}, {encoder.layers} layers, width {encoder.width}, {encoder.dtype}"
+    return Finding(f"{name}: {sizes}, tokenizer: {encoder.tokenizer}")
+
+
+def describe_adapter(name: str, adapter: inventory.Adapter) -> Finding:
+    recipe = adapter.recipe
+    if adapter.error or recipe is None:
+        return unusable(name, adapter.error)
+    return Finding(
+        f"{name}: from width {adapter.llm_width} to {adapter.clip_width}, {adapter.dtype}; "
+        f"{recipe.template!r}, {recipe.tokens} tokens, padding: {recipe.padding}, layer {recipe.layer}, "
+        f"{recipe.heads} heads"
+    )
+
+
+def unusable(name: str, error: str | None) -> Finding:
+    """The finding for a damaged or incomplete file. error: what is wrong with it and what to do."""
+    return Finding(f"{name} cannot be used as it is.", error or "")
+
+
+def folder_for(key: str) -> Path:
+    """The folder on this machine that new files of a folder key are put in."""
     return Path(folder_paths.get_folder_paths(key)[0])
 
 
-def kind_of(path: Path) -> str | None:
-    """The folder key that a file belongs to, if it is one of ours."""
+def folder_key_for(path: Path) -> str | None:
+    """The folder key that a file belongs to, if it is an adapter or an encoder for this pack."""
     if inventory.ADAPTERS(path).recipe:
         return folders.ADAPTERS
     return folders.ENCODERS if inventory.ENCODERS(path).width else None
 
 
-def files_of(key: str) -> list[Path]:
-    """What may hold weights under a folder key of the host's."""
+def weight_files_under(key: str) -> list[Path]:
+    """The files under one of ComfyUI's folder keys that may hold weights."""
     names, roots = folder_paths.get_filename_list(key), folder_paths.get_folder_paths(key)
     paths = (Path(root) / name for name in names for root in roots)
-    return sorted({path for path in paths if is_weights(path, ".ckpt")})
+    return sorted({path for path in paths if is_weight_file(path, ".ckpt")})
 
 
-def is_weights(path: Path, *also: str) -> bool:
-    return path.suffix.lower() in (*SUFFIXES, *also) and path.is_file()
+def is_weight_file(path: Path, *more_suffixes: str) -> bool:
+    return path.suffix.lower() in (*SUFFIXES, *more_suffixes) and path.is_file()

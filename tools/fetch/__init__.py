@@ -1,1 +1,1 @@
-"""What tools/fetch_weights.py does."""
+"""The parts of tools/fetch_weights.py."""

@@ -1,7 +1,7 @@
-"""The hub, through the library `huggingface_hub`: what a repository holds, one file of it, and what may go wrong.
+"""Looks up repositories and downloads files from the Hugging Face Hub, through the library `huggingface_hub`.
 
-A file is received by the library's `http_get`, which goes on at any byte: `hf_hub_download` of huggingface_hub 2
-drops what it has when it is interrupted. Should a later library lack it, `hf_hub_download` does the work.
+Files are downloaded with the library's `http_get`, which can resume at any byte: `hf_hub_download` of huggingface_hub 2
+discards a partial file when it is interrupted. It is only used if a later library no longer has such a `http_get`.
 """
 
 from __future__ import annotations
@@ -14,25 +14,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
+from fetch.failures import FAILED, CannotFetch, hub_failure, is_network_error, with_resume_advice
 from files.interruptible import lock
 
-HUB = "https://huggingface.co"
-PATIENCE = 30  # seconds that the hub may take to answer what a repository holds
-PAUSE = 1  # seconds before a lost connection is made anew
-FAILED, USAGE, UNREACHED, REFUSED, NO_ROOM, DAMAGED, UNCONFIRMED = 1, 2, 3, 4, 5, 6, 7  # exit codes
-
-
-class CannotFetch(Exception):
-    """Ends the run with the exit code `code`; the message says why and what to do."""
-
-    def __init__(self, code: int, message: str):
-        super().__init__(message)
-        self.code = code
+LOOK_UP_SECONDS = 30  # how long the hub may take to answer what a repository holds
+RETRY_SECONDS = 1  # the pause before a lost connection is made anew
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """path: in its repository. size: bytes. sha256: None if the hub states none."""
+    """A file in a repository.
+
+    path:   its path in the repository.
+    size:   in bytes.
+    sha256: its checksum; None if the hub states none.
+    """
 
     path: str
     size: int
@@ -41,7 +37,7 @@ class RemoteFile:
 
 @dataclass(frozen=True)
 class Repository:
-    """A repository at one commit. licence: as its card states it."""
+    """A repository at one commit. licence: the licence that its page states."""
 
     name: str
     commit: str
@@ -50,146 +46,120 @@ class Repository:
 
 
 def look_up(name: str, revision: str | None) -> Repository:
-    """Asks the hub. revision: a commit, branch or tag; None is the newest. Raises: CannotFetch."""
+    """Asks the hub what a repository holds.
+
+    revision: a commit, branch or tag; None is the newest commit.
+    Raises: CannotFetch.
+    """
     try:
-        info = library().HfApi().model_info(name, revision=revision, files_metadata=True, timeout=PATIENCE)
+        info = (
+            hub_library()
+            .HfApi()
+            .model_info(name, revision=revision, files_metadata=True, timeout=LOOK_UP_SECONDS)
+        )
     except Exception as error:
-        if told := explained(error, name, revision):
-            raise told from error
-        raise
+        failure = hub_failure(error, name, revision)
+        if failure is None:
+            raise
+        raise failure from error
     files = (
         RemoteFile(file.rfilename, file.size or 0, (file.lfs or {}).get("sha256"))
         for file in info.siblings or ()
     )
-    return Repository(name, info.sha, licence_of(info), tuple(files))
+    return Repository(name, info.sha, stated_licence(info), tuple(files))
 
 
-def licence_of(info: object) -> str:
+def stated_licence(info: object) -> str:
+    """The licence in a repository's card, or else in its tags."""
     card, tags = getattr(info, "card_data", None), getattr(info, "tags", None) or ()
-    tagged = (tag.removeprefix("license:") for tag in tags if tag.startswith("license:"))
-    stated = getattr(card, "license_name", None) or getattr(card, "license", None) or next(tagged, None)
+    in_tags = (tag.removeprefix("license:") for tag in tags if tag.startswith("license:"))
+    stated = getattr(card, "license_name", None) or getattr(card, "license", None) or next(in_tags, None)
     return str(stated or "not stated")
 
 
-def receive(repository: Repository, file: RemoteFile, part: Path) -> None:
-    """Brings `part` to the file's size, going on with the bytes that it has.
+def download(repository: Repository, file: RemoteFile, part: Path) -> None:
+    """Downloads a file to `part`, after the bytes that `part` already has.
 
-    A lost connection is made anew as long as each brings something. Raises: CannotFetch, OSError of the disk.
+    A lost connection is made anew, unless the last one brought no bytes.
+    Raises: CannotFetch; OSError if the disk fails.
     """
-    get = resuming_get()
+    http_get = resumable_http_get()
     while True:
         before = size_of(part)
         try:
-            if get is None:
-                receive_whole(repository, file, part)
+            if http_get is None:
+                download_whole(repository, file, part)
             else:
-                receive_rest(get, repository, file, part)
+                download_rest(http_get, repository, file, part)
             return
         except Exception as error:
             if size_of(part) > file.size:
                 part.unlink()
-            if not of_network(error) or size_of(part) <= before:
-                told = explained(error, repository.name, repository.commit)
-                if told is None:
+            if not is_network_error(error) or size_of(part) <= before:
+                failure = hub_failure(error, repository.name, repository.commit)
+                if failure is None:
                     raise
-                if told.code == UNREACHED:
-                    told = CannotFetch(
-                        UNREACHED, f"{told}. What came is kept: run this again to go on with it."
-                    )
-                raise told from error
-            time.sleep(PAUSE)
+                raise with_resume_advice(failure) from error
+        time.sleep(RETRY_SECONDS)
 
 
-def resuming_get() -> Callable[..., None] | None:
-    """The library's `http_get`, if it has one that can begin in the middle of a file."""
-    library()
+def resumable_http_get() -> Callable[..., None] | None:
+    """The library's `http_get`; None if it has none that can start in the middle of a file."""
+    hub_library()
     try:
         from huggingface_hub.file_download import http_get  # noqa: PLC0415
     except ImportError:
         return None
-    wanted = {"resume_size", "headers", "expected_size", "displayed_filename"}
-    return http_get if wanted <= inspect.signature(http_get).parameters.keys() else None
+    needed = {"resume_size", "headers", "expected_size", "displayed_filename"}
+    return http_get if needed <= inspect.signature(http_get).parameters.keys() else None
 
 
-def receive_rest(get: Callable[..., None], repository: Repository, file: RemoteFile, part: Path) -> None:
-    hub = library()
+def download_rest(
+    http_get: Callable[..., None], repository: Repository, file: RemoteFile, part: Path
+) -> None:
+    """Appends the missing bytes to `part`. Raises: CannotFetch if another process does the same, and others."""
+    library = hub_library()
     with part.open("ab") as stream:
         try:
             lock(stream)
         except BlockingIOError as error:
-            raise CannotFetch(FAILED, f"Another run downloads {file.path} just now. Wait for it.") from error
-        get(
-            hub.hf_hub_url(repository.name, file.path, revision=repository.commit),
+            raise CannotFetch(
+                FAILED, f"Another run is downloading {file.path}. Wait until it has ended."
+            ) from error
+        http_get(
+            library.hf_hub_url(repository.name, file.path, revision=repository.commit),
             stream,
             resume_size=stream.tell(),
-            headers=hub.utils.build_hf_headers(),
+            headers=library.utils.build_hf_headers(),
             expected_size=file.size,
             displayed_filename=file.path,
         )
 
 
-def receive_whole(repository: Repository, file: RemoteFile, part: Path) -> None:
+def download_whole(repository: Repository, file: RemoteFile, part: Path) -> None:
+    """Downloads the file from its first byte."""
     folder = part.parent / "library"
-    got = library().hf_hub_download(repository.name, file.path, revision=repository.commit, local_dir=folder)
-    os.replace(got, part)
+    path = hub_library().hf_hub_download(
+        repository.name, file.path, revision=repository.commit, local_dir=folder
+    )
+    os.replace(path, part)
 
 
 def size_of(path: Path) -> int:
+    """The size of a file in bytes, or 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
-def library() -> ModuleType:
-    # hf_transfer fills a file from several places at once: what a killed run leaves could not be gone on with.
+def hub_library() -> ModuleType:
+    """The package `huggingface_hub`. Raises: CannotFetch."""
+    # hf_transfer writes several parts of a file at the same time, so what a killed run leaves could not be resumed.
     os.environ["HF_HUB_ENABLE_HF_TRANSFER"] = "0"
     try:
         import huggingface_hub  # noqa: PLC0415
     except ImportError as error:
         raise CannotFetch(
             FAILED,
-            "This Python has no huggingface_hub, which ComfyUI's has. Run this with the Python that runs ComfyUI.",
+            "This Python does not have the package huggingface_hub, which ComfyUI's Python has. Run this with the "
+            "Python that runs ComfyUI.",
         ) from error
     return huggingface_hub
-
-
-def of_network(error: Exception) -> bool:
-    """Whether the connection failed, or gave less than it should. Of the libraries' errors those that are the
-    system's kind have no number, as the disk's have; the others are httpx's, whose package has had several names."""
-    if status_of(error) is not None:
-        return False
-    if isinstance(error, OSError):
-        return error.errno is None or isinstance(error, (ConnectionError, TimeoutError))
-    return any(kind.__module__.startswith("httpx") for kind in type(error).__mro__)
-
-
-def status_of(error: Exception) -> int | None:
-    """Of an answer that is an error: HTTP's number."""
-    return getattr(getattr(error, "response", None), "status_code", None)
-
-
-def explained(error: Exception, name: str, revision: str | None) -> CannotFetch | None:
-    """The error as a user is told it; None if it is none of the hub's. name: of the repository."""
-    status, page = status_of(error), f"{HUB}/{name}"
-    if status == 401:
-        return CannotFetch(
-            REFUSED,
-            f"The hub wants a valid token for {name} (401), or has no such repository. Open {page}: if it is there, "
-            "accept its terms and set HF_TOKEN to a token of yours.",
-        )
-    if status == 403:
-        return CannotFetch(
-            REFUSED,
-            f"The hub does not let you read {name} (403). Open {page}, accept its terms, and set HF_TOKEN to a "
-            "token that may read it.",
-        )
-    if status == 404:
-        return CannotFetch(
-            REFUSED,
-            f"The hub has no {name} at {revision or 'any revision'} (404). Open {page} to see what it has now; "
-            f"--revision {name}=HASH names a commit, --only leaves out what is gone.",
-        )
-    if status is not None or of_network(error):
-        reason = (
-            f"it answers {status}" if status else (str(error).strip() or type(error).__name__).splitlines()[0]
-        )
-        return CannotFetch(UNREACHED, f"The hub cannot be reached for {name}: {reason.rstrip('.')}")
-    return None

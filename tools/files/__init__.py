@@ -1,1 +1,1 @@
-"""Reading and writing large files safely."""
+"""Reads headers of large files and writes such files safely."""

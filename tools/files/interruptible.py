@@ -1,4 +1,4 @@
-"""Long work in small steps: ended between any two of them, done by one process only. Standard library only."""
+"""Ends long work between two of its steps, computes checksums, and locks files. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,63 +7,73 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows: there an open file cannot be removed anyway
+except ImportError:  # on Windows, where an open file cannot be removed anyway
     fcntl = None
 
-CHUNK = 16 << 20
+CHUNK_BYTES = 16 << 20
 
 
 class CannotWrite(RuntimeError):
-    """The file cannot be written; the message says why and what to do."""
+    """A file cannot be written. The message says why and what to do."""
 
 
-class Ended(Exception):
-    """By Ctrl-C or SIGTERM. number: of the signal."""
+class Interrupted(Exception):
+    """The user or the system ended the work with Ctrl-C or SIGTERM. signal_number: which of the two it was."""
 
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
+    def __init__(self, signal_number: int):
+        super().__init__(signal_number)
+        self.signal_number = signal_number
 
 
 @contextmanager
-def ended_between_steps() -> Iterator[Callable[[], None]]:
-    """Lets Ctrl-C and SIGTERM wait until the yielded function is called, which raises Ended. Raised at once, in
-    the middle of a library, they would come out of it as errors of other kinds."""
-    asked: list[int] = []
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = [signal.signal(number, lambda number, frame: asked.append(number)) for number in numbers]
+def interruptible_steps() -> Iterator[Callable[[], None]]:
+    """Delays Ctrl-C and SIGTERM until the yielded function is called, which then raises Interrupted.
+
+    An exception that is raised at once, in the middle of a library's work, may leave the library as another error.
+    """
+    received: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        received.append(number)
 
     def check() -> None:
-        if asked:
-            raise Ended(asked[0])
+        if received:
+            raise Interrupted(received[0])
 
+    signals = (signal.SIGINT, signal.SIGTERM)
+    previous = [signal.signal(number, remember) for number in signals]
     try:
         yield check
     finally:
-        for number, handler in zip(numbers, before, strict=True):
+        for number, handler in zip(signals, previous, strict=True):
             signal.signal(number, handler)
 
 
 def sha256(path: Path, check: Callable[[], None]) -> str:
+    """The checksum of a file, in hexadecimal. check: called before each chunk; what it raises ends the work."""
     checksum = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
+        while chunk := file.read(CHUNK_BYTES):
             check()
             checksum.update(chunk)
     return checksum.hexdigest()
 
 
 def lock(file: BinaryIO) -> None:
-    """Marks an open file as in use until it is closed. Raises: BlockingIOError if it is marked already."""
+    """Locks an open file until it is closed. Does nothing where the system has no file locks.
+
+    Raises: BlockingIOError if another process holds the lock.
+    """
     if fcntl is None:
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
-    except OSError:  # a file system without locks
+    except OSError:  # the file system has no locks
         return

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is SD1.5's, by its header alone. Standard library only."""
+"""Recognises SD1.5 checkpoints by the header of a safetensors file. Standard library only."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import json
 import struct
 from pathlib import Path
 
-# A weight that only SD1.5's UNet has in this shape: its second size is the width of the context.
+# Only SD1.5's UNet has this weight in this shape. Its second size is the width of the cross-attention context.
 SD15_KEY = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
 SD15_SHAPE = [320, 768]
-HEADER_LIMIT = 100_000_000  # bytes; safetensors' own limit for a header
+HEADER_LIMIT = 100_000_000  # bytes; the limit that the library `safetensors` sets for a header
 
 
 def is_sd15_checkpoint(path: Path) -> bool:
-    """Whether a safetensors file holds an SD1.5 UNet. Other checkpoints do not run with this pack."""
+    """Whether a safetensors file holds an SD1.5 UNet. This pack works with no other checkpoint."""
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))

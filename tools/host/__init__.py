@@ -1,1 +1,1 @@
-"""A ComfyUI that is installed somewhere: its Python, its command line, its folders."""
+"""What the commands know of ComfyUI: where it is installed, and which folders it reads models from."""

@@ -1,4 +1,4 @@
-"""The ComfyUI that the pack is run in: where it is and how its Python is called. Standard library only."""
+"""A ComfyUI installation: its folders, its Python, and the environment to run it in. Standard library only."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ VENV_DIR = HOST_DIR / "venv"
 COMFYUI_DIR = HOST_DIR / "ComfyUI"
 STANDINS_DIR = HOST_DIR / "standins"
 
-# Folders of a models directory, by ComfyUI's key; the second name is the older one that many still use.
+# The folders of a models directory, by ComfyUI's key. A second name is the older one, which many people still use.
 MODEL_FOLDERS = {
     "checkpoints": ("checkpoints",),
     "text_encoders": ("text_encoders", "clip"),
@@ -29,16 +29,19 @@ MODEL_FOLDERS = {
     "embeddings": ("embeddings",),
 }
 WINDOWS = os.name == "nt"
-_ACCELERATOR = "import torch; print(int(torch.cuda.is_available() or torch.backends.mps.is_available() or \
-(hasattr(torch, 'accelerator') and torch.accelerator.is_available())))"
+_PRINT_HAS_ACCELERATOR = """
+import torch
+found = torch.cuda.is_available() or torch.backends.mps.is_available()
+print(int(found or (hasattr(torch, "accelerator") and torch.accelerator.is_available())))
+"""
 
 
 class HostError(RuntimeError):
-    """The host could not be installed or started; the message says what to do."""
+    """ComfyUI could not be found, installed or started. The message says what to do."""
 
 
 def venv_python() -> Path:
-    """Where a virtual environment keeps its Python, relative to it."""
+    """The path of the Python in a virtual environment, relative to the environment's folder."""
     return Path("Scripts", "python.exe") if WINDOWS else Path("bin", "python")
 
 
@@ -51,7 +54,7 @@ class Installation:
 
     @property
     def owned(self) -> bool:
-        """Whether `setup` made it; an installation of the user's is left as it is."""
+        """Whether `dev.py setup` made this installation. One of the user's is never changed."""
         return self.comfyui.parent == HOST_DIR
 
     @property
@@ -59,22 +62,23 @@ class Installation:
         return self.comfyui / "main.py"
 
     def environment(self) -> dict[str, str]:
-        """The environment for every child: offline, UTF-8, nothing of ours on its path."""
+        """The environment variables for child processes: offline, UTF-8, and without this process's import paths."""
         env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
         env.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", PYTHONUTF8="1", PYTHONUNBUFFERED="1")
-        local = [
-            name for name in (env.get("NO_PROXY") or env.get("no_proxy"), "127.0.0.1", "localhost") if name
-        ]
-        env["NO_PROXY"] = env["no_proxy"] = ",".join(local)
+        without_proxy = [env.get("NO_PROXY") or env.get("no_proxy"), "127.0.0.1", "localhost"]
+        env["NO_PROXY"] = env["no_proxy"] = ",".join(filter(None, without_proxy))
         if not self.owned:
-            env["PYTHONDONTWRITEBYTECODE"] = "1"  # leaves no trace in the user's folder
+            env["PYTHONDONTWRITEBYTECODE"] = "1"  # so that the user's folder gets no __pycache__
         return env
 
     @functools.cached_property
     def has_accelerator(self) -> bool:
-        """Whether torch there sees more than the CPU; without, ComfyUI only starts with --cpu."""
+        """Whether this installation's torch can use a GPU. If it cannot, ComfyUI only starts with --cpu.
+
+        Raises: HostError if torch cannot be imported.
+        """
         done = subprocess.run(
-            [str(self.python), "-c", _ACCELERATOR],
+            [str(self.python), "-c", _PRINT_HAS_ACCELERATOR],
             capture_output=True,
             text=True,
             env=self.environment(),
@@ -82,20 +86,20 @@ class Installation:
         )
         if done.returncode:
             tail = "\n".join(done.stderr.strip().splitlines()[-3:])
-            raise HostError(f"{self.python} cannot run ComfyUI, since it cannot import torch:\n{tail}")
+            raise HostError(f"{self.python} cannot run ComfyUI, because it cannot import torch:\n{tail}")
         return done.stdout.strip().endswith("1")
 
 
 def given_installation(comfyui: Path, python: Path) -> Installation:
-    """An installation that the user already has; it is used as it is."""
+    """An installation that the user already has. Raises: HostError if the folder holds no ComfyUI."""
     host = Installation(comfyui.expanduser().resolve(), python)
     if not host.main.is_file():
         raise HostError(
-            f"{host.comfyui} holds no main.py: --comfyui wants the folder that ComfyUI was installed to."
+            f"{host.comfyui} holds no main.py. --comfyui must name the folder that ComfyUI was installed to."
         )
     return host
 
 
 def end_cleanly_when_terminated() -> None:
-    """Lets SIGTERM unwind `with` blocks as Ctrl-C does, so that no server is left behind."""
+    """Lets SIGTERM end this process as Ctrl-C does, through its `with` blocks, so that no server keeps running."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -1,4 +1,4 @@
-"""A ComfyUI's own list of folders, made in this process as its main.py makes it of its command line."""
+"""Makes ComfyUI's own module `folder_paths` usable in this process, with the folders that its main.py would use."""
 
 from __future__ import annotations
 
@@ -12,68 +12,80 @@ from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
-# The one whose custom_nodes this pack lies in: its links are not followed, which lead to where it was cloned.
-AROUND = Path(os.path.abspath(__file__)).parents[4]
+# The ComfyUI whose custom_nodes folder this pack is in. Links are not followed: they lead to where it was cloned.
+ENCLOSING_COMFYUI = Path(os.path.abspath(__file__)).parents[4]
 CONFIG = "extra_model_paths.yaml"
-CURE = f"Compare it with ComfyUI's {CONFIG}.example; ComfyUI does not start with it."
+CONFIG_ADVICE = f"Compare it with ComfyUI's {CONFIG}.example; ComfyUI does not start with this one."
+# ComfyUI also looks for models of these kinds in its output folder.
+KEYS_IN_OUTPUT = ("checkpoints", "clip", "vae", "diffusion_models", "loras")
 
 
 @dataclass(frozen=True)
-class Config:
-    """A file that names more folders. error: why it cannot be read, in a line."""
+class ExtraPathsFile:
+    """A file that adds model folders, as `extra_model_paths.yaml` does.
+
+    error: why it cannot be read, in one line; None if it was read.
+    """
 
     path: Path
     error: str | None = None
 
 
-def enter(comfyui: Path, arguments: Sequence[str]) -> list[Config]:
-    """From here on `folder_paths` can be imported, and knows what it would in a server that was started with these
-    arguments. Starts nothing. Once in a process: a second ComfyUI's folders would be added to the first's.
+def load_folder_paths(comfyui: Path, arguments: Sequence[str]) -> list[ExtraPathsFile]:
+    """Imports ComfyUI's `folder_paths` with the folders of a server that is started with these arguments.
 
-    Raises: ImportError; SystemExit for arguments that ComfyUI does not take, with a line on stderr.
+    Starts no server. Call it once in a process: a second ComfyUI's folders would be added to the first's.
+
+    Returns: the files that add folders.
+    Raises: ImportError; SystemExit, with a line on stderr, if ComfyUI refuses the arguments.
     """
     sys.path.insert(0, str(comfyui))
-    given = command_line(comfyui / "main.py", arguments)
+    options = parse_as_comfyui(comfyui / "main.py", arguments)
     import folder_paths  # noqa: PLC0415
 
-    own = comfyui / CONFIG
-    files = [*([own] if own.is_file() else []), *map(Path, chain(*(given.extra_model_paths_config or [])))]
-    configs = [Config(file, read(file)) for file in files]
-    if given.output_directory:
-        folder_paths.set_output_directory(os.path.abspath(given.output_directory))
-    for folder in ("checkpoints", "clip", "vae", "diffusion_models", "loras"):
-        saved = os.path.join(folder_paths.get_output_directory(), folder)
-        folder_paths.add_model_folder_path(folder, saved)
-    return configs
+    default = comfyui / CONFIG
+    paths = [default] if default.is_file() else []
+    paths += map(Path, chain(*(options.extra_model_paths_config or [])))
+    files = [ExtraPathsFile(path, add_folders(path)) for path in paths]
+    if options.output_directory:
+        folder_paths.set_output_directory(os.path.abspath(options.output_directory))
+    for key in KEYS_IN_OUTPUT:
+        folder_paths.add_model_folder_path(key, os.path.join(folder_paths.get_output_directory(), key))
+    return files
 
 
-def command_line(main: Path, arguments: Sequence[str]) -> Namespace:
-    """What ComfyUI's own parser makes of it."""
+def parse_as_comfyui(main: Path, arguments: Sequence[str]) -> Namespace:
+    """Parses arguments with ComfyUI's own parser. Raises: SystemExit if it refuses them."""
     sys.argv = [str(main), *arguments]
     import comfy.options  # noqa: PLC0415
 
     comfy.options.enable_args_parsing()
-    said = io.StringIO()
+    stderr = io.StringIO()
     try:
-        with redirect_stderr(said):
+        with redirect_stderr(stderr):
             from comfy.cli_args import args  # noqa: PLC0415
     except SystemExit:
-        (*_, last) = ["", *said.getvalue().splitlines()]  # before it, ComfyUI's usage at length
-        found = last.partition("error: ")[2] or last
+        lines = stderr.getvalue().splitlines() or [""]
+        problem = (
+            lines[-1].partition("error: ")[2] or lines[-1]
+        )  # the lines before it are ComfyUI's long usage
         print(
-            f"error: {found}: ComfyUI does not take that, and --help lists what else may be given",
+            f"error: {problem}. This command passes ComfyUI's own arguments on, and ComfyUI refuses these; --help "
+            "lists the command's other arguments.",
             file=sys.stderr,
         )
         raise
     return args
 
 
-def read(config: Path) -> str | None:
-    """Adds the folders that it names; what is wrong with it."""
+def add_folders(path: Path) -> str | None:
+    """Adds the model folders that a file names. Returns why it cannot be read, or None."""
     from utils.extra_config import load_extra_path_config  # noqa: PLC0415
 
     try:
-        load_extra_path_config(str(config))
-    except Exception as error:  # whatever is in it
+        load_extra_path_config(str(path))
+    except (
+        Exception
+    ) as error:  # ComfyUI's reader checks nothing, so the file's content decides what is raised
         return " ".join(f"{type(error).__name__}: {error}".split())
     return None
