@@ -149,12 +149,12 @@ def test_every_help_page_is_shown_with_its_pictures_and_its_graph(page, client):
 def open_help(page, node):
     """Selects a node of the type, by the mouse, and asks for its help."""
     middle, info = page.evaluate(ONE, node), page.get_by_test_id("info-button")
-    for _ in range(20):  # a canvas that was just filled takes clicks only a moment later
+    for _ in range(20):
+        # A canvas that was just filled takes clicks only a moment later, and redraws the button while it settles.
         page.mouse.click(*middle)
         with suppress(playwright.TimeoutError):
-            info.wait_for(timeout=1000)
-            break
-    info.click()
+            return info.click(timeout=2000)
+    raise AssertionError(f"{node} was clicked, but offers no help")
 
 
 def choose(page, node):

@@ -275,3 +275,14 @@ def test_clip_text_encode_has_one_behind_llm4gen_clip_alone(page, count):
     plain = "([from, to]) => app.graph.getNodeById(from).connect(1, app.graph.getNodeById(to), 0)"
     page.evaluate(plain, [checkpoint, node])
     page.wait_for_function(GONE, arg=node)
+
+
+def test_the_panel_of_properties_has_a_row_for_each_input_and_none_for_the_note(page, graph):
+    page.wait_for_function(f"(id) => ({NOTE})(id)?.length", arg=graph)
+    page.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", graph)
+    page.get_by_label("Toggle properties panel").click()
+    panel = page.get_by_test_id("properties-panel")
+    panel.get_by_text("strength", exact=True).wait_for()
+    rows = panel.inner_text()
+    page.get_by_label("Toggle properties panel").click()  # the other tests see the page without it
+    assert "long_prompt" in rows and "llm4gen_note" not in rows
