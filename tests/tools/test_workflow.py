@@ -153,7 +153,7 @@ def test_a_file_from_before_a_widget_was_added_gets_its_default(workflow, object
 def test_a_file_that_is_no_workflow_is_refused(tmp_path):
     path = tmp_path / "prompt.json"
     path.write_text('{"1": {"class_type": "KSampler", "inputs": {}}}', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"prompt\.json is no workflow"):
+    with pytest.raises(ValueError, match=r"prompt\.json is not a workflow"):
         read_workflow(path)
 
 
