@@ -28,7 +28,7 @@ def test_small():
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs the command on one small test. Returns its exit code and the folder of each ComfyUI that it ran the test on."""
+    """Runs the command on one small test. Returns its exit code and the ComfyUI folders that the test ran on."""
     ran = tmp_path / "ran"
     monkeypatch.setattr(dev, "setup", lambda *also: Installation(COMFYUI_DIR, Path(sys.executable)))
     monkeypatch.setattr(dev, "fetch_smollm2", lambda python: None)
