@@ -102,7 +102,10 @@ def run_bench(host: Installation, models: list[Path], options: argparse.Namespac
 def run_pictures(
     host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]
 ) -> int:
-    return run_tool(host, "pictures.thumbnails") or run_tool(host, "pictures.screenshots")
+    arguments = ("--comfyui", host.comfyui)
+    return run_tool(host, "pictures.thumbnails", *arguments) or run_tool(
+        host, "pictures.screenshots", *arguments
+    )
 
 
 def run_serve(host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
@@ -222,7 +225,10 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         return commands.add_parser(name, parents=[common], help=text, description=text, allow_abbrev=False)
 
     add("setup", "install two versions of ComfyUI, and what the tests need, into .host/")
-    add("demo", "run the text-to-image workflow in ComfyUI; further arguments go to tools/sandbox/demo.py")
+    add(
+        "demo",
+        "run the text-to-image workflow in ComfyUI; further arguments, such as --steps 2, go to tools/sandbox/demo.py",
+    )
     serve = add("serve", "run ComfyUI with the pack in it until Ctrl-C")
     serve.add_argument("--port", type=int, help="(default: a free one)")
     serve.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1)")

@@ -5,7 +5,7 @@ import torch
 
 import extra_standins
 from in_process import SHORT
-from sandbox.standins import unet_shapes
+from sandbox.standin_models import unet_shapes
 from tiny import relative_error
 
 T2I, GLIGEN, TWO_BLOCKS = "t2i.safetensors", "gligen.safetensors", "two_blocks.safetensors"

@@ -5,7 +5,7 @@ import torch
 
 import extra_standins
 from in_process import SHORT
-from sandbox.standins import CONTEXT_DIM
+from sandbox.standin_models import CONTEXT_DIM
 
 CONTROLNET = "sampled_controlnet.safetensors"
 CHUNKS = "chunks of 77"

@@ -8,7 +8,8 @@ import zlib
 import torch
 from safetensors.torch import load_file, save_file
 
-from sandbox.standins import ADAPTER, CHECKPOINT, CONTEXT_DIM, ENCODER, draw, fan_in, unet_sizes
+from sandbox.standin_models import CONTEXT_DIM, fan_in, random_tensors, unet_sizes
+from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
 
 UNET, CLIP = "model.diffusion_model.", "cond_stage_model.transformer."
 
@@ -93,7 +94,7 @@ def gligen():
 
 def random(shapes):
     """Weights for every shape."""
-    return draw(shapes, lambda _, shape: fan_in(shape) ** -0.5, torch.float16)
+    return random_tensors(shapes, lambda _, shape: fan_in(shape) ** -0.5, torch.float16)
 
 
 def write_published(standins, target):

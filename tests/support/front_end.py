@@ -4,7 +4,7 @@ import base64
 import re
 from contextlib import contextmanager, suppress
 
-from pictures.thumbnails import open_page, wait_for_canvas
+from pictures.browser import open_page, wait_for_canvas
 
 DROP = """([name, type, base64]) => {
   const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
@@ -30,7 +30,7 @@ PATIENCE = 1500  # fifths of a second that a run may take
 @contextmanager
 def first_page(url, browser, **settings):
     """The front end in a browser of its own. One at a time: Playwright takes no second in the same thread."""
-    with open_page(url, browser) as page:
+    with open_page(browser) as page:
         prefer(page, settings)
         yield ready(page, url)
 

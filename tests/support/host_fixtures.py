@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 import in_process
 from host.comfyui import Installation
 from paths import COMFYUI
-from pictures.thumbnails import find_browser, quiet_front_end
+from pictures.browser import find_browser, quiet_front_end
 from sandbox.client import Client
 from sandbox.model_choice import make_standins
 from sandbox.server import Server

@@ -1,7 +1,12 @@
-"""The command that runs the example: which weights it takes, what it shows, how its server ends."""
+"""The demo command: which weights it chooses, what it prints, and how its server and client report errors."""
 
 import copy
+import io
+import re
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,15 +14,17 @@ from PIL import Image
 
 from files.sd15 import is_sd15_checkpoint
 from host.comfyui import HostError
+from paths import TOOLS
 from sandbox import standins
 from sandbox.client import Client, ExecutionError, ValidationError, image_paths
-from sandbox.demo import BadPicture, check_picture, demo
+from sandbox.demo import BadPicture, check_picture
 from sandbox.model_choice import with_present_models
+from sandbox.progress import TextProgress
 from sandbox.server import Server
 from sandbox.workflow import to_prompt
 
 
-def test_missing_files_are_replaced_by_stand_ins_and_say_so(workflow, object_info):
+def test_stand_ins_replace_missing_files_and_are_reported(workflow, object_info):
     before = copy.deepcopy(workflow)
     changed, chosen = with_present_models(workflow, object_info)
     assert workflow == before
@@ -30,7 +37,7 @@ def test_missing_files_are_replaced_by_stand_ins_and_say_so(workflow, object_inf
     )
 
 
-def test_real_files_come_before_stand_ins(workflow, object_info, tmp_path):
+def test_real_files_are_preferred_to_stand_ins(workflow, object_info, tmp_path):
     def listing(kind, name, files):
         info = copy.deepcopy(object_info[kind])
         info["input"]["required"][name] = ["COMBO", {"options": files}]
@@ -62,7 +69,7 @@ def test_real_files_come_before_stand_ins(workflow, object_info, tmp_path):
     assert not any(choice.standin for choice in chosen)
 
 
-def test_stand_ins_that_another_worker_made_meanwhile_stay(tmp_path, monkeypatch):
+def test_stand_ins_that_another_process_made_meanwhile_are_kept(tmp_path, monkeypatch):
     target, writing = tmp_path / "standins", []
 
     def write(folder):
@@ -70,17 +77,17 @@ def test_stand_ins_that_another_worker_made_meanwhile_stay(tmp_path, monkeypatch
         (folder / "encoder").write_text(str(len(writing)))
         writing.append(folder)
         if len(writing) == 1:
-            assert standins.ensure_standins(target)  # the other worker, from start to end
+            assert standins.ensure_standins(target)  # the other process runs from start to end
 
     monkeypatch.setattr(standins, "_write_all", write)
     assert not standins.ensure_standins(target)
-    assert (target / "encoder").read_text() == "1", "files that are in use were replaced"
+    assert (target / "encoder").read_text() == "1", "files that may be in use were replaced"
     assert not standins.ensure_standins(target) and len(writing) == 2
-    assert [path.name for path in tmp_path.iterdir()] == ["standins"], "something was left over"
+    assert [path.name for path in tmp_path.iterdir()] == ["standins"], "a temporary folder was left behind"
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"\xff" * 8, struct.pack("<Q", 3) + b"{{{"], ids=["empty", "huge", "no json"]
+    "body", [b"", b"\xff" * 8, struct.pack("<Q", 3) + b"{{{"], ids=["empty", "huge", "not json"]
 )
 def test_a_damaged_checkpoint_is_not_chosen(body, tmp_path):
     path = tmp_path / "a.safetensors"
@@ -110,7 +117,7 @@ def test_a_prompt_that_the_server_refuses_says_why(client):
     assert caught.value.node_errors["1"]["class_type"] == "CheckpointLoaderSimple"
 
 
-def test_an_error_of_a_node_carries_its_type_and_words(client, models):
+def test_a_nodes_error_has_its_type_message_and_traceback(client, models):
     (models / "checkpoints").mkdir(exist_ok=True)
     (models / "checkpoints" / "empty.safetensors").touch()
     with pytest.raises(ExecutionError, match="CheckpointLoaderSimple") as caught:
@@ -125,7 +132,7 @@ def test_an_error_of_a_node_carries_its_type_and_words(client, models):
     assert error.exception_type and error.exception_message and error.traceback
 
 
-def test_outputs_are_complete_when_all_was_cached(client, server):
+def test_outputs_are_complete_when_every_node_was_cached(client, server):
     prompt = {
         "1": {"class_type": "EmptyImage", "inputs": {"width": 16, "height": 16, "batch_size": 1, "color": 7}},
         "2": {"class_type": "SaveImage", "inputs": {"images": ["1", 0], "filename_prefix": "cached"}},
@@ -134,7 +141,7 @@ def test_outputs_are_complete_when_all_was_cached(client, server):
     assert first == second and len(first) == 1 and first[0].is_file()
 
 
-def test_the_server_ends_with_its_block_and_lets_the_address_go(host, tmp_path):
+def test_the_server_ends_with_its_block_and_frees_its_port(host, tmp_path):
     with Server(host, tmp_path / "base") as server:
         assert server.alive and server.get("/system_stats")["system"]
         again = server.port
@@ -149,9 +156,59 @@ def test_the_server_ends_with_its_block_and_lets_the_address_go(host, tmp_path):
     assert "--no-such-argument" in server.log_text()
 
 
-def test_demo_ends_with_a_picture(host, tmp_path, capsys):
-    picture = demo(host, base=tmp_path / "demo")
+PROMPT = {
+    "3": {"class_type": "KSampler", "inputs": {}, "_meta": {"title": "Sampler"}},
+    "4": {"class_type": "SaveImage", "inputs": {}, "_meta": {"title": "Save"}},
+}
+
+
+def run_events(steps):
+    """Handles the events of a prompt whose first node counts steps."""
+    progress = TextProgress(PROMPT)
+    progress("execution_start", {})
+    progress("executing", {"node": "3"})
+    for step in range(1, steps + 1):
+        progress("progress", {"node": "3", "value": step, "max": steps})
+    progress("executing", {"node": "4"})
+    progress("progress", {"node": "4", "value": 1, "max": 1})
+    progress("executing", {"node": None})
+    progress("execution_success", {})
+
+
+def test_a_log_file_gets_titles_and_a_few_of_the_steps(capsys):
+    run_events(100)
+    assert capsys.readouterr().out.splitlines() == [
+        "  Sampler",
+        *("    25/100", "    50/100", "    75/100", "    100/100"),
+        "  Save",
+    ]
+
+
+def test_a_terminal_gets_titles_and_a_bar_that_is_redrawn_in_its_line(monkeypatch):
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", terminal)
+    run_events(100)
+    first, bar, last, rest = terminal.getvalue().split("\n")
+    assert (first, last, rest) == ("  Sampler", "  Save", "")
+    assert bar.startswith("\r") and re.search(r"100%.* 100/100 ", bar.rpartition("\r")[2])
+
+
+def test_the_command_makes_a_picture(host, tmp_path):
+    base, models = tmp_path / "demo", tmp_path / "models"
+    models.mkdir()  # without --models, dev.py takes ComfyUI's own folder, which may hold real weights
+    places = ("--comfyui", host.comfyui, "--python", host.python, "--models", models, "--base", base)
+    done = subprocess.run(
+        [sys.executable, TOOLS / "dev.py", "demo", "--steps", "2", *places],
+        capture_output=True,
+        encoding="utf-8",
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    picture = Path(re.search(r"^picture: (.*)$", done.stdout, re.MULTILINE)[1])
+    assert picture.parent == base
     with Image.open(picture) as image:
         assert image.size == (512, 512)
-    shown = capsys.readouterr().out
-    assert "random stand-in" in shown and "coloured noise" in shown and "20/20" in shown
+    shown = done.stdout
+    assert "random stand-in" in shown and "coloured noise" in shown and "2/2" in shown

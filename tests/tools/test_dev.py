@@ -1,4 +1,4 @@
-"""The test command: everything on the newest ComfyUI, what is marked floor on the oldest, and both must pass."""
+"""The test command runs all tests on the newest ComfyUI, those marked floor on the oldest too, and both must pass."""
 
 import sys
 from pathlib import Path
@@ -28,11 +28,11 @@ def test_small():
 
 @pytest.fixture
 def run(tmp_path, monkeypatch):
-    """Runs the command on one small test: its exit code, and the ComfyUIs that the test was run under."""
+    """Runs the command on one small test. Returns its exit code and the ComfyUI folders that the test ran on."""
     ran = tmp_path / "ran"
     monkeypatch.setattr(dev, "setup", lambda *also: Installation(COMFYUI_DIR, Path(sys.executable)))
     monkeypatch.setattr(dev, "fetch_smollm2", lambda python: None)
-    monkeypatch.setattr(dev, "end_cleanly_when_terminated", lambda: None)  # ours is to end as pytest wants
+    monkeypatch.setattr(dev, "end_cleanly_when_terminated", lambda: None)  # pytest handles signals itself
 
     def run(*arguments, failing=(), mark="@pytest.mark.floor"):
         small = tmp_path / "test_small.py"
@@ -53,17 +53,17 @@ def test_a_marked_test_must_pass_on_both(failing, code, run):
     assert run(failing=failing) == (code, [NEWEST_FOLDER, OLDEST_FOLDER])
 
 
-def test_an_unmarked_test_is_run_on_the_newest_alone(run):
+def test_an_unmarked_test_is_run_only_on_the_newest(run):
     assert run(mark="", failing=(OLDEST_FOLDER,)) == (0, [NEWEST_FOLDER])
 
 
-def test_arguments_that_choose_nothing_fail_and_run_nothing(run):
+def test_arguments_that_select_no_test_fail_and_run_nothing(run):
     assert run("-k", "another") == (5, [])
 
 
-def test_on_a_comfyui_of_the_users_it_runs_once_and_says_so(run, tmp_path, capfd):
-    (tmp_path / "theirs").mkdir()
-    (tmp_path / "theirs" / "main.py").touch()
-    given = ["--comfyui", str(tmp_path / "theirs"), "--python", sys.executable]
-    assert run(*given) == (0, ["theirs"])
+def test_on_a_given_comfyui_it_runs_once_and_says_so(run, tmp_path, capfd):
+    (tmp_path / "given").mkdir()
+    (tmp_path / "given" / "main.py").touch()
+    given = ["--comfyui", str(tmp_path / "given"), "--python", sys.executable]
+    assert run(*given) == (0, ["given"])
     assert f"not on {OLDEST.version}" in capfd.readouterr().out

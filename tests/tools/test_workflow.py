@@ -1,4 +1,4 @@
-"""The example workflow files, and their conversion to what the API takes."""
+"""The example workflow files, and their conversion to prompts for the API."""
 
 import copy
 
@@ -16,12 +16,12 @@ from sandbox.workflow import (
 )
 
 EXAMPLES = pytest.mark.parametrize("file", example_workflows(), ids=lambda file: file.stem)
-SAMPLERS = ("sampler_name",)  # a name, but of no file
+SAMPLERS = ("sampler_name",)  # ends in _name but does not name a file
 PROMPT = (
     "a blue sheep next to a brown vase, behind them a red bookcase and a window with yellow curtains, "
     "a small green frog sits on the vase"
 )
-# What the file is, in words of the API: node types and, for every input, a value or the node type it comes from.
+# The text-to-image workflow as a prompt: node type → input → its value, or (node type, output) that it is linked to.
 GRAPH = {
     "CheckpointLoaderSimple": {"ckpt_name": "v1-5-pruned-emaonly-fp16.safetensors"},
     "LLM4GEN_LoadLLMEncoder": {
@@ -57,7 +57,7 @@ CONDITIONING = {
 
 
 def by_type(prompt, node):
-    """A node's inputs, with links told by the type that they come from."""
+    """A node's inputs. A link is given as the type of the node that it comes from, and the output slot."""
     return {
         name: (prompt[value[0]]["class_type"], value[1]) if isinstance(value, list) else value
         for name, value in prompt[node]["inputs"].items()
@@ -85,7 +85,7 @@ def test_the_file_is_exactly_this_graph(workflow, object_info):
 
 @EXAMPLES
 def test_no_two_nodes_overlap(file):
-    title = 30  # pixels that a node's title takes above its place
+    title = 30  # pixels of a node's title, which is above its position
     boxes = [(*node["pos"], *node["size"], node["type"]) for node in read_workflow(file)["nodes"]]
     for i, (ax, ay, aw, ah, a) in enumerate(boxes):
         for bx, by, bw, bh, b in boxes[i + 1 :]:
@@ -94,21 +94,21 @@ def test_no_two_nodes_overlap(file):
 
 
 @EXAMPLES
-def test_the_notes_name_every_folder_that_files_are_taken_from(file):
+def test_the_notes_name_every_folder_that_models_are_loaded_from(file):
     workflow = read_workflow(file)
     text = "\n".join(n["widgets_values"][0] for n in workflow["nodes"] if n["type"] == "MarkdownNote")
     folders = {name.split("/")[0] for name in model_files(workflow)}
     assert folders and [f for f in ("ComfyUI/models", *folders) if f"`{f}`" not in text] == []
 
 
-def test_the_note_tells_of_the_tuned_unet(workflow):
+def test_the_note_mentions_the_tuned_unet(workflow):
     (text,) = node_of(workflow, "MarkdownNote")["widgets_values"]
     assert "diffusion_models" in text and "Load Diffusion" in text
 
 
 @EXAMPLES
-def test_every_loader_that_an_example_uses_is_known(file, object_info):
-    """Else its file would be marked as missing in the picture, and asked of nobody in the notes."""
+def test_every_loader_in_an_example_is_in_the_table_of_loaders(file, object_info):
+    """Otherwise the thumbnail would mark its file as missing, and the notes would not be checked for its folder."""
     for node in read_workflow(file)["nodes"]:
         widgets = widget_names(object_info[node["type"]]) if node["type"] in object_info else []
         names_a_file = any(name and name.endswith("_name") and name not in SAMPLERS for name in widgets)
@@ -116,7 +116,7 @@ def test_every_loader_that_an_example_uses_is_known(file, object_info):
 
 
 @EXAMPLES
-def test_the_thumbnail_lies_beside_the_workflow(file):
+def test_the_thumbnail_is_beside_the_workflow(file):
     path = file.with_suffix(".jpg")
     with Image.open(path) as picture:
         assert picture.format == "JPEG" and 1000 <= picture.width <= 1600
@@ -124,7 +124,7 @@ def test_the_thumbnail_lies_beside_the_workflow(file):
 
 
 def test_no_two_examples_have_the_same_id():
-    """The front end tells graphs apart by it."""
+    """The front end distinguishes graphs by their ids."""
     ids = [read_workflow(file)["id"] for file in example_workflows()]
     assert len(set(ids)) == len(ids) > 1
 
@@ -142,7 +142,7 @@ def test_widgets_that_do_not_fit_the_node_are_refused(workflow, object_info):
         to_prompt(workflow, object_info)
 
 
-def test_a_file_from_before_a_widget_was_added_gets_its_default(workflow, object_info):
+def test_a_widget_that_was_added_after_the_file_was_saved_gets_its_default(workflow, object_info):
     now = to_prompt(workflow, object_info)
     for node in workflow["nodes"]:
         if node["type"] == "LLM4GEN_Conditioning":
@@ -150,15 +150,15 @@ def test_a_file_from_before_a_widget_was_added_gets_its_default(workflow, object
     assert to_prompt(workflow, object_info) == now
 
 
-def test_a_file_that_is_no_workflow_is_refused(tmp_path):
+def test_a_file_that_is_not_a_workflow_is_refused(tmp_path):
     path = tmp_path / "prompt.json"
     path.write_text('{"1": {"class_type": "KSampler", "inputs": {}}}', encoding="utf-8")
-    with pytest.raises(ValueError, match=r"prompt\.json is no workflow"):
+    with pytest.raises(ValueError, match=r"prompt\.json is not a workflow"):
         read_workflow(path)
 
 
-def test_a_linked_widget_gives_way_to_its_link(workflow, object_info):
-    """As when seed is turned into an input: its saved value stays in the file and must not be sent."""
+def test_a_link_replaces_the_saved_value_of_a_widget(workflow, object_info):
+    """When a widget is turned into an input, its old value stays in the file, but must not be sent."""
     sampler, latent = node_of(workflow, "KSampler"), node_of(workflow, "EmptyLatentImage")
     (slot,) = (i for i in sampler["inputs"] if i["name"] == "steps")
     slot["link"] = 99
@@ -167,7 +167,7 @@ def test_a_linked_widget_gives_way_to_its_link(workflow, object_info):
     assert inputs["steps"] == [str(latent["id"]), 0] and inputs["cfg"] == 7.5
 
 
-def test_muted_nodes_are_left_out_with_what_hangs_on_them(workflow, object_info):
+def test_muted_nodes_and_the_links_from_them_are_left_out(workflow, object_info):
     encoder = node_of(workflow, "LLM4GEN_LoadLLMEncoder")
     encoder["mode"] = 2
     prompt = to_prompt(workflow, object_info)
@@ -175,7 +175,7 @@ def test_muted_nodes_are_left_out_with_what_hangs_on_them(workflow, object_info)
     assert all("llm" not in entry["inputs"] for entry in prompt.values())
 
 
-def test_a_bypassed_node_hands_its_input_on(workflow, object_info):
+def test_a_bypassed_node_passes_its_input_on(workflow, object_info):
     decode, save = node_of(workflow, "VAEDecode"), node_of(workflow, "SaveImage")
     before = to_prompt(workflow, object_info)[str(save["id"])]["inputs"]["images"]
     passing = copy.deepcopy(decode) | {"id": 77, "type": "ImageInvert", "mode": 4, "widgets_values": []}
@@ -187,7 +187,7 @@ def test_a_bypassed_node_hands_its_input_on(workflow, object_info):
     assert "77" not in after and after[str(save["id"])]["inputs"]["images"] == before
 
 
-def test_widget_names_follow_the_saved_order(object_info):
+def test_widget_names_are_in_the_saved_order(object_info):
     assert widget_names(object_info["KSampler"], with_controls=True)[:3] == ["seed", None, "steps"]
     assert widget_names(object_info["LLM4GEN_Conditioning"]) == [
         "text",

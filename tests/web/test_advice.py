@@ -19,7 +19,8 @@ from front_end import (
     ready,
     says,
 )
-from sandbox.standins import ADAPTER, ENCODER, cross_adapter
+from sandbox.standin_models import cross_adapter
+from sandbox.standins import ADAPTER, ENCODER
 from sandbox.workflow import TEXT_TO_IMAGE, example_workflows, read_workflow
 
 pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: the browser is not driven.")

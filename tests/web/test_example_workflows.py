@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import extra_standins
 import in_process
 from front_end import FAULTY, PROMPT, UNREGISTERED, assert_no_warnings, drop, first_page, fresh_page, run
-from pictures.thumbnails import quiet_front_end
+from pictures.browser import quiet_front_end
 from sandbox.client import Client
 from sandbox.server import Server
 from sandbox.workflow import TEXT_TO_IMAGE, example_workflows, read_workflow, to_prompt

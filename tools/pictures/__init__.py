@@ -1,1 +1,1 @@
-"""The pictures in the README, the help pages and the example workflows, drawn by the real front end."""
+"""Draws the pictures for the README, the help pages and the example workflows, as the real front end shows them."""

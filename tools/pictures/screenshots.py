@@ -1,12 +1,15 @@
-"""Draws the pictures that README and the help pages show: graphs in the real front end, on random stand-in weights.
+"""Draws the pictures in the README and on the help pages: graphs in the real front end, with random stand-in weights.
 
-python tools/dev.py setup && .host/venv/bin/python tools/screenshots.py
+`python tools/dev.py pictures` runs thumbnails.py and this. By itself, in tools/, with ComfyUI's Python:
+
+    python -m pictures.screenshots
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,15 +17,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from host.comfyui import COMFYUI_DIR, ROOT, VENV_DIR, Installation, venv_python
-from pictures.thumbnails import (
-    BROWSERS,
+from PIL import Image
+
+from host.comfyui import COMFYUI_DIR, ROOT, Installation
+from pictures.browser import (
     SETTLED,
     WIDTH,
-    find_browser,
     open_page,
     photograph,
     quiet_front_end,
+    require_browser,
     wait_for_canvas,
 )
 from sandbox.model_choice import make_standins
@@ -32,7 +36,7 @@ from sandbox.workflow import TEXT_TO_IMAGE, model_files, read_workflow
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-# Beside the help pages: the front end shows what lies there alone.
+# The front end shows only pictures that are in the folder of the help pages.
 PICTURES = ROOT / "web" / "docs" / "pictures"
 PROMPT = "a blue sheep next to a brown vase, behind them a red bookcase and a window with yellow curtains"
 SHEEP = "a blue sheep next to a brown vase"
@@ -42,10 +46,11 @@ TOO_LONG = (
     "lies a striped carpet with purple and golden tassels"
 )
 SUFFIX, MAP_SUFFIX = ".jpg", ".png"
-NARROW = 1100  # pixels of a picture, at most
+NARROW = 1100  # largest width of a picture of a few nodes, in pixels
 COLOURS = 128
 RUN_TIMEOUT = 120_000  # ms
 
+# Replaces the open graph by new nodes and links.
 _BUILD = """
 ([nodes, links]) => {
   app.graph.clear();
@@ -62,19 +67,26 @@ _BUILD = """
   }
 }
 """
-_SAID = """(types) => app.graph.nodes.every(
+# Whether the pack shows a note under each node of these types.
+_NOTES_SHOWN = """(types) => app.graph.nodes.every(
   (node) => !types.includes(node.type) || node.widgets.some((widget) => widget.name === "llm4gen_note"),
 )"""
-_SHOWN = "() => app.graph.nodes.some((node) => node.imgs?.[0]?.complete && node.imgs[0].naturalWidth)"
+# Whether a node shows a picture that is completely loaded.
+_PICTURE_SHOWN = "() => app.graph.nodes.some((node) => node.imgs?.[0]?.complete && node.imgs[0].naturalWidth)"
 
 
 @dataclass(frozen=True)
 class Node:
-    """place: left, top, width and height, the title above it. links: input → the number of the node that feeds it,
-    and of its output."""
+    """A node to draw.
+
+    type:   the node's id.
+    box:    left, top, width and height; the title is above the box.
+    values: widget → its value.
+    links:  input → the index of the node that it is connected to, and of that node's output.
+    """
 
     type: str
-    place: tuple[int, int, int, int]
+    box: tuple[int, int, int, int]
     values: dict[str, Any] = field(default_factory=dict)
     links: dict[str, tuple[int, int]] = field(default_factory=dict)
 
@@ -89,11 +101,11 @@ LOADERS = (
     Node(LLM_LOADER, (0, 150, 300, 106)),
     Node(ADAPTER_LOADER, (0, 308, 300, 58)),
 )
-FUSION = {"clip": (0, 1), "llm": (1, 0), "adapter": (2, 0)}  # outputs of LOADERS
+FUSION = {"clip": (0, 1), "llm": (1, 0), "adapter": (2, 0)}  # connects a node to LOADERS
 CONDITIONING = Node("LLM4GEN_Conditioning", (350, 0, 330, 366), {"text": PROMPT}, FUSION)
 CLIP = Node("LLM4GEN_ApplyToCLIP", (350, 0, 270, 146), {}, FUSION)
 SAMPLER = Node("KSampler", (730, 0, 240, 262), {}, {"model": (0, 0), "positive": (3, 0)})
-# Picture → what it shows. Of the help pages': the node and its neighbours.
+# Name of a picture → the nodes in it. A help page shows its node and the neighbours.
 SCENES = {
     LLM_LOADER: (
         Node(LLM_LOADER, (0, 0, 300, 106)),
@@ -119,27 +131,29 @@ EMPTY_LISTS = (Node(LLM_LOADER, (0, 0, 300, 106)), Node(ADAPTER_LOADER, (350, 0,
 
 
 def draw(host: Installation, executable: str, target: Path = PICTURES) -> Iterator[Path]:
-    """Writes all the pictures into `target`."""
+    """Writes all pictures into the folder `target`, and yields their paths. executable: the browser's path."""
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as name:
         models, empty = Path(name, "models"), Path(name, "empty")
         put_under_published_names(make_standins(host), models)
-        with opened(host, executable, Path(name, "full"), [models]) as (page, server):
+        with front_end(host, executable, Path(name, "full"), [models]) as (page, server):
             page.evaluate("(workflow) => app.loadGraphData(workflow)", read_workflow(TEXT_TO_IMAGE))
-            yield take(page, target / f"text_to_image{SUFFIX}", WIDTH)
+            yield save_picture(page, target / f"text_to_image{SUFFIX}", WIDTH)
             for scene, nodes in SCENES.items():
                 build(page, nodes)
                 if ATTENTION in {node.type for node in nodes}:
-                    run(page)
-                    yield keep_map(server, target / f"attention_map{MAP_SUFFIX}")
-                yield take(page, target / f"{scene}{SUFFIX}")
-        with opened(host, executable, empty) as (page, _):
+                    run_graph(page)
+                    yield save_map(server, target / f"attention_map{MAP_SUFFIX}")
+                yield save_picture(page, target / f"{scene}{SUFFIX}")
+        with front_end(host, executable, empty) as (page, _):
             build(page, EMPTY_LISTS)
-            yield take(page, target / f"nothing_to_choose{SUFFIX}", speaking=(LLM_LOADER, ADAPTER_LOADER))
+            yield save_picture(
+                page, target / f"nothing_to_choose{SUFFIX}", noted=(LLM_LOADER, ADAPTER_LOADER)
+            )
 
 
 def put_under_published_names(standins: Path, models: Path) -> None:
-    """The stand-ins under the names that the example workflow uses, so that what is seen is what a user sees."""
+    """Copies the stand-ins to the file names in the example workflow, which are those that users see."""
     import torch  # noqa: PLC0415
     from safetensors.torch import save_file  # noqa: PLC0415
 
@@ -154,55 +168,55 @@ def put_under_published_names(standins: Path, models: Path) -> None:
 
 
 @contextmanager
-def opened(
+def front_end(
     host: Installation, executable: str, base: Path, models: Sequence[Path] = ()
 ) -> Iterator[tuple[Page, Server]]:
+    """Starts a server and opens its front end in a browser. base: the server's base directory."""
     quiet_front_end(base)
-    with Server(host, base, models) as server, open_page(server.url, executable) as page:
+    with Server(host, base, models) as server, open_page(executable) as page:
         wait_for_canvas(page, server.url)
         page.wait_for_timeout(SETTLED)
         yield page, server
 
 
 def build(page: Page, nodes: Sequence[Node]) -> None:
-    """Opens a graph of these nodes."""
+    """Replaces the open graph by these nodes."""
     links = [[*node.links[name], to, name] for to, node in enumerate(nodes) for name in node.links]
-    page.evaluate(_BUILD, [[[node.type, node.place, node.values] for node in nodes], links])
+    page.evaluate(_BUILD, [[[node.type, node.box, node.values] for node in nodes], links])
 
 
-def take(
-    page: Page, target: Path, width: int = NARROW, speaking: Sequence[str] = (CONDITIONING.type,)
+def save_picture(
+    page: Page, target: Path, width: int = NARROW, noted: Sequence[str] = (CONDITIONING.type,)
 ) -> Path:
-    """A picture of the open graph, with what the pack says under its nodes. speaking: types of which each says
-    something for certain."""
-    page.wait_for_function(_SAID, arg=list(speaking))
-    page.wait_for_timeout(SETTLED)  # until the others have said theirs
+    """Saves a picture of the open graph with the pack's notes under its nodes.
+
+    noted: node types that always get a note. The picture is taken after these notes are shown.
+    """
+    page.wait_for_function(_NOTES_SHOWN, arg=list(noted))
+    page.wait_for_timeout(SETTLED)  # for the notes of other nodes
     photograph(page, width, largest=1).save(target, quality=85, optimize=True)
     return target
 
 
-def run(page: Page) -> None:
-    """Runs the open graph, until its picture is shown in it."""
+def run_graph(page: Page) -> None:
+    """Runs the open graph, and waits until one of its nodes shows a picture."""
     page.evaluate("() => app.queuePrompt(0)")
-    page.wait_for_function(_SHOWN, timeout=RUN_TIMEOUT)
+    page.wait_for_function(_PICTURE_SHOWN, timeout=RUN_TIMEOUT)
 
 
-def keep_map(server: Server, target: Path) -> Path:
-    """The attention map that has just been previewed, in few colours: it has no others."""
-    from PIL import Image  # noqa: PLC0415
-
-    (made,) = (server.base / "temp").glob("*.png")
-    with Image.open(made) as picture:
+def save_map(server: Server, target: Path) -> Path:
+    """Saves the attention map that was just previewed. It has so few colours that a palette makes its file small."""
+    (preview,) = (server.base / "temp").glob("*.png")
+    with Image.open(preview) as picture:
         picture.convert("RGB").quantize(COLOURS).save(target, optimize=True)
     return target
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    browser = find_browser()
-    if browser is None:
-        raise SystemExit(f"no browser: one of {', '.join(BROWSERS)} is needed on the PATH.")
-    for target in draw(Installation(COMFYUI_DIR, VENV_DIR / venv_python()), browser):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--comfyui", type=Path, default=COMFYUI_DIR, metavar="DIR", help="ComfyUI's folder")
+    host = Installation(parser.parse_args().comfyui.absolute(), Path(sys.executable))
+    for target in draw(host, require_browser()):
         print(f"{target} ({target.stat().st_size / 1024:.0f} KB)")
 
 

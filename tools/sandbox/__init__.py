@@ -1,1 +1,1 @@
-"""A ComfyUI of the project's own, with stand-in weights, to demonstrate and test the pack in."""
+"""Installs a ComfyUI for developers, makes stand-in weights, and runs the pack in it for the demo and the tests."""

@@ -1,4 +1,4 @@
-"""The checks of the code itself: ruff's linter and formatter, and mypy on `models/` and `nodes/`."""
+"""Runs ruff's linter and formatter on the repository, and mypy on `models/` and `nodes/`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TYPES_DIR = HOST_DIR / "types"
 
 
 def check_code(installation: Installation) -> bool:
-    """Runs all checks and prints what they find. Whether they found nothing."""
+    """Runs all checks and prints what they find. Returns whether they found nothing."""
     ruff = [str(installation.python), "-m", "ruff"]
     results = [
         run("ruff check", [*ruff, "check", "."], ROOT, installation),
@@ -24,7 +24,7 @@ def check_code(installation: Installation) -> bool:
 
 
 def check_types(installation: Installation) -> bool:
-    """mypy imports the code by a package name, and the name of this folder may not be one, so it gets a copy."""
+    """Runs mypy on a copy in a folder named `llm4gen`: the clone's own folder may not have a package's name."""
     package = TYPES_DIR / "llm4gen"
     shutil.rmtree(package, ignore_errors=True)
     package.mkdir(parents=True)
@@ -38,6 +38,7 @@ def check_types(installation: Installation) -> bool:
 
 
 def run(name: str, command: list[str], folder: Path, installation: Installation) -> bool:
+    """Runs a check in a folder, and shows its output only if it fails. Returns whether it passed."""
     print(f"test: {name} ...", end="", flush=True)
     done = subprocess.run(
         command,
@@ -48,6 +49,6 @@ def run(name: str, command: list[str], folder: Path, installation: Installation)
         encoding="utf-8",
         check=False,
     )
-    # Paths as they are in the repository, so that an editor finds them.
+    # mypy's paths are made relative to the repository, so that an editor can open them.
     print(" clean" if done.returncode == 0 else f"\n{done.stdout.replace('llm4gen/', '')}", flush=True)
     return done.returncode == 0

@@ -1,4 +1,7 @@
-"""Which weights the example runs on: real ones where they lie, random stand-ins elsewhere. Stdlib only."""
+"""Chooses the weights that the example workflow runs on: real ones if there are any, else random stand-ins.
+
+Standard library only.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,13 @@ from sandbox.workflow import ObjectInfo, Workflow, choices, widget_names
 
 @dataclass(frozen=True)
 class Choice:
-    """One drop-down of the workflow and the file that it is set to."""
+    """The file that a loader's drop-down is set to.
+
+    title:     the loader's name on screen.
+    node_type: the loader's id.
+    name:      the entry that is chosen.
+    standin:   whether that file is a random stand-in.
+    """
 
     title: str
     node_type: str
@@ -29,7 +38,10 @@ class Choice:
 
 
 def make_standins(host: Installation) -> Path:
-    """The stand-ins' models directory; makes them under the host's Python when they are not there."""
+    """Makes the stand-ins with ComfyUI's Python unless they are there. Returns their models directory.
+
+    Raises: HostError if they cannot be made.
+    """
     if not standins.is_current(STANDINS_DIR):
         print("making stand-in weights ...", end="", flush=True)
         start = time.monotonic()
@@ -47,33 +59,39 @@ def make_standins(host: Installation) -> Path:
 def with_present_models(
     workflow: Workflow, object_info: ObjectInfo, models: Sequence[Path] = ()
 ) -> tuple[Workflow, list[Choice]]:
-    """The workflow with its model drop-downs set to what the server lists, and what was chosen.
+    """Returns a copy of the workflow whose loaders name files that the server lists, and the choices made.
 
-    A name that the server has stays. Else the first real file of the kind is taken, else the stand-in.
-    `models` are the real models directories, to look into checkpoints.
+    A file that the server lists is kept. Otherwise the first real file of that kind is chosen, or the stand-in.
+
+    models: models directories with real weights. Only checkpoints found there are recognised as SD1.5.
     """
-
-    def is_sd15(name: str) -> bool:
-        folders = [root / folder for root in models for folder in MODEL_FOLDERS["checkpoints"]]
-        return any(is_sd15_checkpoint(folder / name) for folder in folders)
-
-    kinds: dict[str, tuple[str, str, Callable[[str], bool]]] = {
-        "CheckpointLoaderSimple": ("ckpt_name", standins.CHECKPOINT, is_sd15),
-        "LLM4GEN_LoadLLMEncoder": ("encoder_name", standins.ENCODER, lambda name: "rankgen" in name.lower()),
-        "LLM4GEN_LoadCrossAdapter": ("adapter_name", standins.ADAPTER, lambda name: True),
-    }
+    kinds = _kinds(models)
     workflow = copy.deepcopy(workflow)
     chosen = []
     for node in workflow["nodes"]:
         if node["type"] not in kinds or node["type"] not in object_info:
             continue
         widget, standin, fits = kinds[node["type"]]
+        info = object_info[node["type"]]
         listed = choices(object_info, node["type"], widget)
-        index = widget_names(object_info[node["type"]], with_controls=True).index(widget)
+        index = widget_names(info, with_controls=True).index(widget)
         name = node["widgets_values"][index]
         if name not in listed:
             name = next((other for other in listed if other != standin and fits(other)), standin)
         node["widgets_values"][index] = name
-        title = object_info[node["type"]].get("display_name") or node["type"]
-        chosen.append(Choice(title, node["type"], name, name == standin))
+        chosen.append(Choice(info.get("display_name") or node["type"], node["type"], name, name == standin))
     return workflow, chosen
+
+
+def _kinds(models: Sequence[Path]) -> dict[str, tuple[str, str, Callable[[str], bool]]]:
+    """Node type of a loader → its widget, the stand-in's name, and whether a listed name is of the right kind."""
+
+    def is_sd15(name: str) -> bool:
+        folders = [root / folder for root in models for folder in MODEL_FOLDERS["checkpoints"]]
+        return any(is_sd15_checkpoint(folder / name) for folder in folders)
+
+    return {
+        "CheckpointLoaderSimple": ("ckpt_name", standins.CHECKPOINT, is_sd15),
+        "LLM4GEN_LoadLLMEncoder": ("encoder_name", standins.ENCODER, lambda name: "rankgen" in name.lower()),
+        "LLM4GEN_LoadCrossAdapter": ("adapter_name", standins.ADAPTER, lambda name: True),
+    }

