@@ -15,7 +15,7 @@ def test_buckets_equal_transformers(buckets, max_distance):
 
 
 @pytest.mark.parametrize(("real", "padded"), [(2, 22), (30, 91), (80, 91), (256, 0)])
-def test_only_so_many_padded_rows_are_computed(real, padded):
+def test_every_distinct_padded_row_is_computed_once(real, padded):
     rows = distinct_rows(real, 256)
     assert len(rows.positions) == real + padded
 
