@@ -1,4 +1,4 @@
-"""Files → models: which are recognised, and that nothing is loaded by halves."""
+"""Files become models: every known spelling is recognised, and a damaged file is refused as a whole."""
 
 import json
 import pickle
@@ -26,6 +26,7 @@ IDS = torch.tensor([5, 9, 300, 1])
 
 
 def states(encoder):
+    """The hidden states of the prompt, padded to 16 positions: [16, width]."""
     return encoder(IDS, all_rows(len(IDS), 16))
 
 
@@ -40,16 +41,17 @@ def expected(oracle):
     return oracle(input_ids=padded, attention_mask=(padded > 0).long()).last_hidden_state[0]
 
 
-def t5_spelling(name, oracle):
+def tensors_spelled_as(spelling, oracle):
+    """The oracle's weights, by the names that one kind of T5 file gives to them."""
     tensors = tiny.own_tensors(oracle)
-    if name == "rankgen":
+    if spelling == "rankgen":
         return tiny.rankgen_tensors(oracle)
-    if name == "rankgen with alias":
+    if spelling == "rankgen with alias":
         embedding = tensors["shared.weight"].clone()
         return tiny.rankgen_tensors(oracle) | {"t5_encoder.encoder.embed_tokens.weight": embedding}
-    if name == "alias alone":
+    if spelling == "alias alone":
         return {name.replace("shared", "encoder.embed_tokens"): tensor for name, tensor in tensors.items()}
-    if name == "whole T5 v1.1":
+    if spelling == "whole T5 v1.1":
         whole = tiny.own_tensors(tiny.whole_t5())
         return whole | {name: tensor for name, tensor in tensors.items() if name in whole}
     return tensors
@@ -59,7 +61,7 @@ def t5_spelling(name, oracle):
     "spelling", ["rankgen", "rankgen with alias", "alias alone", "whole T5 v1.1", "encoder"]
 )
 def test_every_spelling_of_a_t5_encoder_loads(spelling, oracle, expected, tmp_path):
-    save_file(t5_spelling(spelling, oracle), tmp_path / "t5.safetensors")
+    save_file(tensors_spelled_as(spelling, oracle), tmp_path / "t5.safetensors")
     torch.testing.assert_close(states(load_encoder(tmp_path / "t5.safetensors")), expected, atol=2e-5, rtol=0)
 
 
@@ -97,24 +99,25 @@ def test_weights_take_the_chosen_dtype_and_norms_stay_fp32(dtype, oracle, tmp_pa
     tensors = {name: tensor.bfloat16() for name, tensor in tiny.rankgen_tensors(oracle).items()}
     save_file(tensors, tmp_path / "t5.safetensors")
     encoder = load_encoder(tmp_path / "t5.safetensors", dtype=dtype)
-    matrices = dtype or torch.bfloat16
-    assert encoder.blocks[0].attention.query.weight.dtype == matrices
-    assert encoder.embedding.weight.dtype == (torch.bfloat16 if matrices.itemsize == 1 else matrices)
+    weight_dtype = dtype or torch.bfloat16
+    assert encoder.blocks[0].attention.query.weight.dtype == weight_dtype
+    assert encoder.embedding.weight.dtype == (torch.bfloat16 if weight_dtype.itemsize == 1 else weight_dtype)
     assert encoder.final_norm.weight.dtype == encoder.position_bias.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
-    ("stored", "kept"),
+    ("file_dtype", "dtype"),
     [
         (torch.float64, torch.float32),
         (torch.float8_e5m2, torch.bfloat16),
         (torch.float8_e4m3fn, torch.float8_e4m3fn),
     ],
 )
-def test_a_files_dtype_is_kept_if_the_host_casts_from_it(stored, kept, oracle, tmp_path):
-    save_file({n: t.to(stored) for n, t in tiny.rankgen_tensors(oracle).items()}, tmp_path / "t5.safetensors")
+def test_a_files_dtype_is_kept_if_a_user_could_choose_it(file_dtype, dtype, oracle, tmp_path):
+    tensors = {name: tensor.to(file_dtype) for name, tensor in tiny.rankgen_tensors(oracle).items()}
+    save_file(tensors, tmp_path / "t5.safetensors")
     encoder = load_encoder(tmp_path / "t5.safetensors")
-    assert encoder.blocks[0].mlp.up.weight.dtype == kept
+    assert encoder.blocks[0].mlp.up.weight.dtype == dtype
     assert encoder.embedding.weight.dtype.itemsize > 1
 
 
@@ -122,7 +125,7 @@ def test_a_files_dtype_is_kept_if_the_host_casts_from_it(stored, kept, oracle, t
     ("dtype", "value"),
     [(torch.float16, 1e5), (torch.float8_e4m3fn, float("inf")), (torch.float32, float("nan"))],
 )
-def test_what_a_dtype_cannot_hold_is_refused(dtype, value, oracle, tmp_path):
+def test_values_that_the_chosen_dtype_cannot_hold_are_refused(dtype, value, oracle, tmp_path):
     tensors = tiny.rankgen_tensors(oracle)
     tensors["t5_encoder.encoder.block.0.layer.1.DenseReluDense.wo.weight"][0, 0] = value
     save_file(tensors, tmp_path / "t5.safetensors")
@@ -130,8 +133,8 @@ def test_what_a_dtype_cannot_hold_is_refused(dtype, value, oracle, tmp_path):
         load_encoder(tmp_path / "t5.safetensors", dtype=dtype)
 
 
-def spoil(tensors, damage):
-    """Damages a model's tensors; says which words the error must have."""
+def damage_tensors(tensors, damage):
+    """Damages the tensors of a model in place. Returns the words that the error must contain."""
     last = next(name for name in tensors if name.endswith((".wo.weight", "FFN.2.weight")))
     if damage == "missing":
         del tensors[last]
@@ -148,22 +151,24 @@ def spoil(tensors, damage):
 
 @pytest.mark.parametrize("damage", ["missing", "surplus", "misshapen", "nan", "-inf"])
 @pytest.mark.parametrize("model", ["adapter", "encoder"])
-def test_nothing_is_loaded_by_halves(model, damage, oracle, tmp_path):
+def test_a_missing_surplus_misshapen_or_non_finite_tensor_is_refused(model, damage, oracle, tmp_path):
     tensors = tiny.adapter_tensors() if model == "adapter" else tiny.rankgen_tensors(oracle)
-    message = spoil(tensors, damage)
+    message = damage_tensors(tensors, damage)
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(IncompleteCheckpoint, match=message):
         (load_cross_adapter if model == "adapter" else load_encoder)(tmp_path / "x.safetensors")
 
 
 def test_a_gap_between_blocks_is_named(oracle, tmp_path):
-    tensors = {n: t for n, t in tiny.rankgen_tensors(oracle).items() if ".block.1." not in n}
+    tensors = {
+        name: tensor for name, tensor in tiny.rankgen_tensors(oracle).items() if ".block.1." not in name
+    }
     save_file(tensors, tmp_path / "t5.safetensors")
     with pytest.raises(IncompleteCheckpoint, match=re.escape("block.1.layer.0")):
         load_encoder(tmp_path / "t5.safetensors")
 
 
-def test_fp16_that_the_weights_do_not_fit_is_refused(oracle, tmp_path):
+def test_fp16_is_refused_for_weights_beyond_its_range(oracle, tmp_path):
     tensors = tiny.rankgen_tensors(oracle)
     tensors["t5_encoder.shared.weight"][0, 0] = 1e6
     save_file(tensors, tmp_path / "t5.safetensors")
@@ -172,7 +177,7 @@ def test_fp16_that_the_weights_do_not_fit_is_refused(oracle, tmp_path):
         load_encoder(tmp_path / "t5.safetensors", dtype=torch.float16)
 
 
-def test_each_loader_refuses_the_others_file_and_says_what_it_found(oracle, tmp_path):
+def test_each_loader_refuses_the_other_models_file_and_says_what_it_found(oracle, tmp_path):
     save_file(tiny.adapter_tensors(), tmp_path / "adapter.safetensors")
     save_file(tiny.rankgen_tensors(oracle), tmp_path / "t5.safetensors")
     with pytest.raises(
@@ -183,8 +188,12 @@ def test_each_loader_refuses_the_others_file_and_says_what_it_found(oracle, tmp_
         load_cross_adapter(tmp_path / "t5.safetensors")
 
 
-def test_the_first_t5_is_told_apart(oracle, tmp_path):
-    tensors = {n.replace("wi_0", "wi"): t for n, t in tiny.rankgen_tensors(oracle).items() if "wi_1" not in n}
+def test_the_first_version_of_t5_is_refused_by_name(oracle, tmp_path):
+    tensors = {
+        name.replace("wi_0", "wi"): tensor
+        for name, tensor in tiny.rankgen_tensors(oracle).items()
+        if "wi_1" not in name
+    }
     save_file(tensors, tmp_path / "t5.safetensors")
     with pytest.raises(UnknownCheckpoint, match="first version of T5"):
         load_encoder(tmp_path / "t5.safetensors")
@@ -201,13 +210,13 @@ def test_the_adapters_heads_come_from_its_metadata(tmp_path):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_code_in_a_pickle_is_not_run(zipped, tmp_path):
-    path, mark = tmp_path / "evil.pth", tmp_path / "mark"
-    torch.save({"llm_proj.weight": tiny.Payload(mark)}, path, _use_new_zipfile_serialization=zipped)
+    path, made_by_code = tmp_path / "evil.pth", tmp_path / "made_by_code"
+    torch.save({"llm_proj.weight": tiny.Payload(made_by_code)}, path, _use_new_zipfile_serialization=zipped)
     with pytest.raises(UnreadableFile, match="Nothing was executed"):
         load_cross_adapter(path)
-    assert not mark.exists()
+    assert not made_by_code.exists()
     torch.load(path, weights_only=False)["llm_proj.weight"].close()
-    assert mark.exists(), "the payload works where it is let"
+    assert made_by_code.exists(), "the payload must run where code is allowed"
 
 
 @pytest.mark.parametrize(
@@ -217,11 +226,11 @@ def test_code_in_a_pickle_is_not_run(zipped, tmp_path):
         ("a.pth", b"", "empty"),
         ("a.safetensors", b"<html>404</html>", "damaged"),
         ("a.pth", b"<html>404</html>", "refused|damaged"),
-        ("a.pth", pickle.dumps([1, 2], protocol=2), "refused|damaged|no dictionary"),
+        ("a.pth", pickle.dumps([1, 2], protocol=2), "refused|damaged|not a dictionary"),
         ("a.txt", b"x", "is not a weight file"),
     ],
 )
-def test_a_file_that_is_none_is_refused(name, content, message, tmp_path):
+def test_a_file_that_is_not_a_weight_file_is_refused(name, content, message, tmp_path):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UnreadableFile, match=message):
         load_cross_adapter(tmp_path / name)
@@ -238,25 +247,25 @@ def test_a_file_that_was_cut_short_is_refused(suffix, share, tmp_path):
         load_cross_adapter(path)
 
 
-def test_something_else_than_tensors_is_refused(tmp_path):
+def test_a_pickle_of_other_things_than_tensors_is_refused(tmp_path):
     torch.save({"epoch": 3, "weights": {"x": torch.zeros(1)}}, tmp_path / "a.pth")
     with pytest.raises(UnreadableFile, match="dictionary of named tensors"):
         load_cross_adapter(tmp_path / "a.pth")
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_loading_tells_of_each_tensor_and_can_be_stopped(dtype, oracle, tmp_path):
+def test_loading_reports_each_tensor_and_can_be_stopped(dtype, oracle, tmp_path):
     save_file(tiny.rankgen_tensors(oracle), tmp_path / "t5.safetensors")
-    told = []
+    reports = []
 
-    def progress(steps):
-        told.append(steps)
-        return lambda: told.append(1)
+    def progress(total):
+        reports.append(total)
+        return lambda: reports.append(1)
 
     load_encoder(tmp_path / "t5.safetensors", dtype=dtype, progress=progress)
-    assert told[0] == len(told) - 1 == 30
+    assert reports[0] == len(reports) - 1 == 30
 
-    def stop(steps):
+    def stop(total):
         def step():
             raise KeyboardInterrupt
 
@@ -266,13 +275,13 @@ def test_loading_tells_of_each_tensor_and_can_be_stopped(dtype, oracle, tmp_path
         load_encoder(tmp_path / "t5.safetensors", dtype=dtype, progress=stop)
 
 
-def odd(name, tensors, tmp_path):
-    """A file that no sound program writes; the loader must say so."""
-    torch.save(tensors, tmp_path / name)
-    return tmp_path / name
+def save_unusual(tensors, path):
+    """Saves tensors that no ordinary program would save as weights, so that the loader must refuse them."""
+    torch.save(tensors, path)
+    return path
 
 
-@pytest.mark.filterwarnings("ignore")  # torch says of some such files that they are odd
+@pytest.mark.filterwarnings("ignore")  # torch warns about some of these files
 @pytest.mark.parametrize(
     "change",
     [
@@ -283,7 +292,7 @@ def odd(name, tensors, tmp_path):
     ],
     ids=["sparse", "meta", "complex", "int8"],
 )
-def test_what_is_no_plain_number_is_refused(change, tmp_path):
+def test_tensors_that_are_not_plain_numbers_are_refused(change, tmp_path):
     tensors = {
         name: change(tensor) if "FFN.0.w" in name else tensor
         for name, tensor in tiny.adapter_tensors().items()
@@ -292,22 +301,22 @@ def test_what_is_no_plain_number_is_refused(change, tmp_path):
         IncompleteCheckpoint,
         match=r"something other than plain numbers in 1 tensor \(CrossFusionModule.0.FFN.0.weight",
     ):
-        load_cross_adapter(odd("a.pth", tensors, tmp_path))
+        load_cross_adapter(save_unusual(tensors, tmp_path / "a.pth"))
 
 
-def test_names_that_are_no_text_are_refused(tmp_path):
+def test_tensor_names_that_are_not_text_are_refused(tmp_path):
     with pytest.raises(UnreadableFile, match="named tensors"):
-        load_cross_adapter(odd("a.pth", {0: torch.zeros(2)}, tmp_path))
+        load_cross_adapter(save_unusual({0: torch.zeros(2)}, tmp_path / "a.pth"))
 
 
 @pytest.mark.parametrize("heads", [0, 3])
 @pytest.mark.parametrize("buckets", [2, 32])
-def test_a_position_bias_that_is_no_t5s_is_refused(heads, buckets, oracle, tmp_path):
+def test_a_position_bias_that_cannot_be_a_t5s_is_refused(heads, buckets, oracle, tmp_path):
     tensors = tiny.rankgen_tensors(oracle)
     name = next(name for name in tensors if "relative_attention_bias" in name)
     tensors[name] = torch.zeros(buckets, heads)
     with pytest.raises(IncompleteCheckpoint, match=r"t5\.pth"):
-        load_encoder(odd("t5.pth", tensors, tmp_path))
+        load_encoder(save_unusual(tensors, tmp_path / "t5.pth"))
 
 
 def test_an_index_that_names_itself_is_refused(tmp_path):
@@ -317,17 +326,17 @@ def test_an_index_that_names_itself_is_refused(tmp_path):
         load_encoder(tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore")  # torch says of some such files that they are odd
+@pytest.mark.filterwarnings("ignore")  # torch warns about some of these files
 @pytest.mark.parametrize("zipped", [True, False])
-def test_damaged_bytes_in_a_pickle_end_in_a_typed_error_or_in_a_whole_model(zipped, tmp_path):
+def test_damaged_bytes_in_a_pickle_give_a_typed_error_or_a_whole_model(zipped, tmp_path):
     path = tmp_path / "a.pth"
     torch.save(tiny.adapter_tensors(), path, _use_new_zipfile_serialization=zipped)
-    whole, dice = path.read_bytes(), random.Random(0)
+    original, generator = path.read_bytes(), random.Random(0)
     for _ in range(200):
-        spoiled = bytearray(whole)
+        damaged = bytearray(original)
         for _ in range(8):
-            spoiled[dice.randrange(min(len(spoiled), 6000))] = dice.randrange(256)
-        path.write_bytes(spoiled)
+            damaged[generator.randrange(min(len(damaged), 6000))] = generator.randrange(256)
+        path.write_bytes(damaged)
         with suppress(LLM4GENError):
             load_cross_adapter(path)
 
@@ -340,7 +349,7 @@ def test_damaged_bytes_in_a_pickle_end_in_a_typed_error_or_in_a_whole_model(zipp
         ("{", UnreadableFile),
     ],
 )
-def test_a_folder_that_says_it_is_another_t5_is_refused(config, error, oracle, tmp_path):
+def test_a_folder_whose_config_describes_another_t5_is_refused(config, error, oracle, tmp_path):
     save_file(tiny.rankgen_tensors(oracle), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text('{"feed_forward_proj": "gated-gelu"}', encoding="utf-8")
     load_encoder(tmp_path)

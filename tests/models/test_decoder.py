@@ -1,4 +1,4 @@
-"""LLMs that transformers knows: the states of every family and layer are transformers' own."""
+"""Decoder-only LLMs: the hidden states of every family and layer equal transformers'."""
 
 import json
 
@@ -40,13 +40,13 @@ LENGTH = 12
 
 
 def make(family, folder, **changes):
-    """A tiny random model of a family in a folder; transformers' own of it."""
+    """Saves a tiny random model of a family in a folder. Returns transformers' model of it, without its head."""
     if not hasattr(transformers, f"{family}Config"):
         pytest.skip(f"transformers {transformers.__version__} has no {family} yet")
     torch.manual_seed(0)
     config = getattr(transformers, f"{family}Config")(**(SIZES | FAMILIES[family] | changes))
     model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
-    for name, weight in model.named_parameters():  # norms of one would hide that they are there
+    for name, weight in model.named_parameters():  # norm weights of 1 would hide a missing norm
         if weight.ndim == 1 and "norm" in name:
             torch.nn.init.uniform_(weight, 0.5, 1.5)
     model.save_pretrained(folder)
@@ -54,7 +54,7 @@ def make(family, folder, **changes):
 
 
 def hidden_states(oracle, ids=IDS, length=LENGTH):
-    """[length, width] of each layer, right padding masked."""
+    """transformers' hidden states [length, width] of each layer. The prompt is padded at its end, with a mask."""
     padded = torch.nn.functional.pad(ids, (0, length - len(ids)))[None]
     mask = (torch.arange(length) < len(ids)).long()[None]
     out = oracle(input_ids=padded, attention_mask=mask, output_hidden_states=True, use_cache=False)
@@ -62,74 +62,82 @@ def hidden_states(oracle, ids=IDS, length=LENGTH):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_every_familys_every_layer_is_transformers_own(family, tmp_path):
-    truth = hidden_states(make(family, tmp_path))
-    source = open_llm(tmp_path)
-    assert (source.config.width, source.config.layers, source.config.vocabulary) == (32, 4, 64)
-    for depth, expected in enumerate(truth):
-        reader = source.load(depth)
+def test_hidden_states_of_every_layer_equal_transformers(family, tmp_path):
+    states_of_layers = hidden_states(make(family, tmp_path))
+    file = open_llm(tmp_path)
+    assert (file.config.width, file.config.layers, file.config.vocabulary) == (32, 4, 64)
+    for depth, expected in enumerate(states_of_layers):
+        encoder = file.load(depth)
         for padding, rows in (("keep", all_rows(len(IDS), LENGTH)), ("drop", real_rows(len(IDS)))):
-            assert torch.equal(source.config.rows(len(IDS), LENGTH, padding).positions, rows.positions)
-            assert relative_error(reader(IDS, rows), expected[: len(rows.positions)]) <= 1e-5
+            assert torch.equal(file.config.rows(len(IDS), LENGTH, padding).positions, rows.positions)
+            assert relative_error(encoder(IDS, rows), expected[: len(rows.positions)]) <= 1e-5
 
 
-def test_layers_beyond_the_wanted_one_are_not_there(tmp_path):
+def count_parameters(module):
+    return sum(weight.numel() for weight in module.parameters())
+
+
+def test_layers_above_the_wanted_one_are_not_built(tmp_path):
     make("Llama", tmp_path)
-    whole, part = (sum(w.numel() for w in load_encoder(tmp_path, depth=d).parameters()) for d in (4, 1))
-    layer = sum(w.numel() for w in load_encoder(tmp_path).model.layers[0].parameters())
-    final_norm = SIZES["hidden_size"]
-    assert whole - part == 3 * layer + final_norm
-    turns = []
-    load_encoder(tmp_path, depth=2)(IDS, real_rows(len(IDS)), on_layer=lambda: turns.append(1))
-    assert len(turns) == 2
+    whole, cut = load_encoder(tmp_path, depth=4), load_encoder(tmp_path, depth=1)
+    layer, final_norm = count_parameters(whole.model.layers[0]), SIZES["hidden_size"]
+    assert count_parameters(whole) - count_parameters(cut) == 3 * layer + final_norm
+    reports = []
+    load_encoder(tmp_path, depth=2)(IDS, real_rows(len(IDS)), on_layer=lambda: reports.append(1))
+    assert len(reports) == 2
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
-def test_products_of_16_bits_stay_close_and_the_stream_is_fp32(dtype, most, tmp_path):
-    truth = hidden_states(make("Llama", tmp_path))[-1][: len(IDS)]
-    reader = load_encoder(tmp_path, dtype=dtype)
-    assert reader.dtype == dtype and reader.model.norm.weight.dtype == torch.float32
-    states = reader(IDS, real_rows(len(IDS)), compute_dtype=dtype)
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float16, 2e-3), (torch.bfloat16, 2e-2)])
+def test_a_16_bit_compute_dtype_stays_close_and_gives_fp32_states(dtype, bound, tmp_path):
+    expected = hidden_states(make("Llama", tmp_path))[-1][: len(IDS)]
+    encoder = load_encoder(tmp_path, dtype=dtype)
+    assert encoder.dtype == dtype and encoder.model.norm.weight.dtype == torch.float32
+    states = encoder(IDS, real_rows(len(IDS)), compute_dtype=dtype)
     assert states.dtype == torch.float32
-    assert 0 < relative_error(states, truth) <= most
+    assert 0 < relative_error(states, expected) <= bound
 
 
-def test_the_models_name_in_front_of_its_tensors_may_be_missing(tmp_path):
-    truth = hidden_states(make("Qwen2", tmp_path))[-1]
+def test_tensor_names_may_lack_the_prefix_of_the_model(tmp_path):
+    expected = hidden_states(make("Qwen2", tmp_path))[-1]
     tensors = load_file(tmp_path / "model.safetensors")
-    bare = {k.removeprefix("model."): v for k, v in tensors.items() if k != "lm_head.weight"}
-    save_file(bare, tmp_path / "model.safetensors")
-    assert relative_error(load_encoder(tmp_path)(IDS, all_rows(len(IDS), LENGTH)), truth) <= 1e-5
+    unprefixed = {
+        name.removeprefix("model."): tensor for name, tensor in tensors.items() if name != "lm_head.weight"
+    }
+    save_file(unprefixed, tmp_path / "model.safetensors")
+    assert relative_error(load_encoder(tmp_path)(IDS, all_rows(len(IDS), LENGTH)), expected) <= 1e-5
 
 
-def test_what_is_missing_or_surplus_is_named_before_anything_is_loaded(tmp_path):
+def test_missing_and_surplus_tensors_are_named_before_anything_is_loaded(tmp_path):
     make("Llama", tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
-    lost = tensors.pop("model.layers.3.mlp.up_proj.weight")
+    removed = tensors.pop("model.layers.3.mlp.up_proj.weight")
     save_file(tensors, tmp_path / "model.safetensors")
     with pytest.raises(IncompleteCheckpoint, match=r"lacks 1 tensor \(model.layers.3.mlp.up_proj.weight\)"):
         open_llm(tmp_path)
     save_file(
-        tensors | {"model.layers.3.mlp.up_proj.weight": lost, "odd": lost.clone()},
+        tensors | {"model.layers.3.mlp.up_proj.weight": removed, "unknown": removed.clone()},
         tmp_path / "model.safetensors",
     )
     with pytest.raises(IncompleteCheckpoint, match="unknown 1 tensor"):
         open_llm(tmp_path)
 
 
-def test_code_in_a_folder_is_never_run(tmp_path):
+def test_code_in_a_models_folder_is_never_run(tmp_path):
     make("Llama", tmp_path)
-    ran = tmp_path / "ran"
-    (tmp_path / "odd.py").write_text(f"open({str(ran)!r}, 'w')", encoding="utf-8")
+    made_by_code = tmp_path / "made_by_code"
+    (tmp_path / "custom.py").write_text(f"open({str(made_by_code)!r}, 'w')", encoding="utf-8")
     config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    config |= {"model_type": "odd", "auto_map": {"AutoConfig": "odd.Odd", "AutoModel": "odd.Odd"}}
+    config |= {
+        "model_type": "custom",
+        "auto_map": {"AutoConfig": "custom.Custom", "AutoModel": "custom.Custom"},
+    }
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UnreadableFile, match="never run"):
         open_llm(tmp_path)
-    assert not ran.exists()
+    assert not made_by_code.exists()
 
 
-def test_other_kinds_of_model_are_refused(tmp_path):
+def test_an_encoder_decoder_model_is_refused_by_name(tmp_path):
     config = transformers.BartConfig(
         vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=16, decoder_ffn_dim=16,
         encoder_attention_heads=2, decoder_attention_heads=2,
@@ -139,10 +147,10 @@ def test_other_kinds_of_model_are_refused(tmp_path):
         open_llm(tmp_path)
 
 
-def test_a_file_that_changes_after_it_was_chosen_is_not_mixed_up_with_it(tmp_path):
+def test_a_file_that_changed_after_it_was_opened_is_not_loaded(tmp_path):
     make("Llama", tmp_path)
-    source = open_llm(tmp_path)
+    file = open_llm(tmp_path)
     make("Llama", tmp_path, tie_word_embeddings=True)
-    assert open_llm(tmp_path).identity != source.identity
+    assert open_llm(tmp_path).identity != file.identity
     with pytest.raises(UnreadableFile, match="has changed"):
-        source.load(4)
+        file.load(4)

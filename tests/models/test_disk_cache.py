@@ -1,4 +1,4 @@
-"""What was read, kept on disk: whole or not at all, checked, bounded."""
+"""Features on disk: a file is written whole or not at all, checked when it is read, and the folder stays bounded."""
 
 import os
 import random
@@ -14,83 +14,85 @@ KEY = ("identity", "auto", (256, "keep", 24), (1, 2, 3))
 
 
 def features(value=0):
+    """Features of a prompt of 3 tokens, padded to 256."""
     rows = distinct_rows(3, 256)
     return Features(torch.arange(len(rows.positions) * 8.0).view(-1, 8) + value, rows)
 
 
-def same(one, other):
-    return torch.equal(one.rows.expand(one.states), other.rows.expand(other.states))
+def equal(a, b):
+    """Whether two features have the same states at every position."""
+    return torch.equal(a.rows.expand(a.states), b.rows.expand(b.states))
 
 
 @pytest.fixture
-def files(tmp_path):
-    return DiskCache(tmp_path / "kept")
+def cache(tmp_path):
+    return DiskCache(tmp_path / "features")
 
 
-def test_what_is_kept_comes_back_to_another_server(files):
-    assert files.get(KEY) is None
-    files.put(KEY, features())
-    back = DiskCache(files.folder).get(KEY)
-    assert torch.equal(back.states, features().states) and same(back, features())
-    assert back.rows.real == 3 and torch.equal(back.rows.positions, features().rows.positions)
+def test_features_are_found_again_by_another_cache_over_the_same_folder(cache):
+    assert cache.get(KEY) is None
+    cache.put(KEY, features())
+    found = DiskCache(cache.folder).get(KEY)
+    assert torch.equal(found.states, features().states) and equal(found, features())
+    assert found.rows.real == 3 and torch.equal(found.rows.positions, features().rows.positions)
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_another_key_is_another_text(part, files):
-    files.put(KEY, features())
+def test_a_key_that_differs_in_any_part_finds_nothing(part, cache):
+    cache.put(KEY, features())
     other = [*KEY]
     other[part] = (*KEY[part], 7) if isinstance(KEY[part], tuple) else KEY[part] + "x"
-    assert files.get(tuple(other)) is None
+    assert cache.get(tuple(other)) is None
 
 
-def test_damage_at_any_byte_is_noticed_and_the_file_dropped(files):
-    files.put(KEY, features())
-    whole = files.path(KEY).read_bytes()
-    for place in random.Random(0).sample(range(len(whole)), 100):
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << place % 8
-        files.path(KEY).write_bytes(damaged)
-        assert files.get(KEY) is None, place
-        assert not files.path(KEY).exists()
-    files.path(KEY).write_bytes(whole)
-    assert same(files.get(KEY), features())
+def test_a_file_with_any_byte_damaged_is_deleted(cache):
+    cache.put(KEY, features())
+    original = cache.path(KEY).read_bytes()
+    for index in random.Random(0).sample(range(len(original)), 100):
+        damaged = bytearray(original)
+        damaged[index] ^= 1 << index % 8
+        cache.path(KEY).write_bytes(damaged)
+        assert cache.get(KEY) is None, index
+        assert not cache.path(KEY).exists()
+    cache.path(KEY).write_bytes(original)
+    assert equal(cache.get(KEY), features())
 
 
 @pytest.mark.parametrize("length", [0, 10, 32, 40, -1])
-def test_a_file_that_was_cut_short_is_dropped(length, files):
-    files.put(KEY, features())
-    files.path(KEY).write_bytes(files.path(KEY).read_bytes()[:length])
-    assert files.get(KEY) is None and not files.path(KEY).exists()
+def test_a_file_that_was_cut_short_is_deleted(length, cache):
+    cache.put(KEY, features())
+    cache.path(KEY).write_bytes(cache.path(KEY).read_bytes()[:length])
+    assert cache.get(KEY) is None and not cache.path(KEY).exists()
 
 
-def test_a_file_under_anothers_name_is_not_taken_for_it(files):
-    files.put(KEY, features())
-    os.replace(files.path(KEY), files.path("other"))
-    assert files.get("other") is None
+def test_a_file_under_the_name_of_another_key_is_not_used(cache):
+    cache.put(KEY, features())
+    os.replace(cache.path(KEY), cache.path("other"))
+    assert cache.get("other") is None
 
 
-def test_the_least_recently_used_go_first(files):
+def test_the_least_recently_used_files_are_deleted_first(cache):
     for number, key in enumerate("abc"):
-        files.put(key, features(number))
-        os.utime(files.path(key), (number, number))
-    assert same(files.get("a"), features(0)), "used just now"
-    files.limit = 3 * files.path("a").stat().st_size
-    files.put("d", features(3))
-    assert [key for key in "abcd" if files.get(key)] == ["a", "c", "d"]
+        cache.put(key, features(number))
+        os.utime(cache.path(key), (number, number))
+    assert equal(cache.get("a"), features(0))  # `get` makes it the last used
+    cache.limit = 3 * cache.path("a").stat().st_size
+    cache.put("d", features(3))
+    assert [key for key in "abcd" if cache.get(key)] == ["a", "c", "d"]
 
 
-def test_a_folder_that_cannot_be_written_is_no_error(tmp_path):
-    (tmp_path / "file").write_text("in the way", encoding="utf-8")
-    files = DiskCache(tmp_path / "file" / "kept")
-    files.put(KEY, features())
-    assert files.get(KEY) is None
+def test_a_folder_that_cannot_be_written_raises_no_error(tmp_path):
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
+    cache = DiskCache(tmp_path / "file" / "features")
+    cache.put(KEY, features())
+    assert cache.get(KEY) is None
 
 
-def test_what_was_left_half_written_goes_in_time(files):
-    files.put(KEY, features())
-    old, young = files.folder / ".old.part", files.folder / ".young.part"
-    for part in (old, young):
+def test_old_half_written_files_are_deleted_and_recent_ones_are_not(cache):
+    cache.put(KEY, features())
+    old, recent = cache.folder / ".old.part", cache.folder / ".recent.part"
+    for part in (old, recent):
         part.write_bytes(b"half")
     os.utime(old, (0, 0))
-    files.put("next", features())
-    assert not old.exists() and young.exists()
+    cache.put("next", features())
+    assert not old.exists() and recent.exists()
