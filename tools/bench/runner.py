@@ -86,6 +86,8 @@ class Process:
 
     def __init__(self, options: argparse.Namespace, log: Path) -> None:
         self.log = log
+        # Libraries make temporary folders, which are to disappear with the log.
+        temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(log.parent))
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "bench.worker"],
@@ -93,7 +95,7 @@ class Process:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=stderr,
-                env=Installation(options.comfyui, Path(sys.executable)).environment(),
+                env=Installation(options.comfyui, Path(sys.executable)).environment() | temporary,
             )
         pickle.dump(options, self.process.stdin)
 

@@ -35,7 +35,7 @@ class Transformers:
     """
 
     def __init__(self, way: Way, read: Callable[[Path], dict[str, Tensor]] | None = None) -> None:
-        import transformers  # noqa: PLC0415 -- it is memory that the pack's own T5 does without
+        import transformers  # noqa: PLC0415 -- the pack's own T5 does not hold it in memory
 
         self.way, self.read, self.recipe = way, read, recipe("keep")
         self.config = transformers.AutoConfig.from_pretrained(way.path.parent)
