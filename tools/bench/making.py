@@ -79,9 +79,8 @@ def weight(name: str, shape: tuple[int, ...]) -> Tensor:
     if name.endswith(("shared.weight", "embed_tokens.weight", "relative_attention_bias.weight")):
         return draw(name, shape, 1.0)
     # T5 does not scale its attention scores; its queries are small instead.
-    return draw(
-        name, shape, (shape[1] * (HEAD_WIDTH if name.endswith("SelfAttention.q.weight") else 1)) ** -0.5
-    )
+    smaller = HEAD_WIDTH if name.endswith("SelfAttention.q.weight") else 1
+    return draw(name, shape, (shape[1] * smaller) ** -0.5)
 
 
 def draw(name: str, shape: tuple[int, ...], deviation: float) -> Tensor:
@@ -93,6 +92,7 @@ def draw(name: str, shape: tuple[int, ...], deviation: float) -> Tensor:
 def write_quantised(
     path: Path, source: Path, model: Model, config: transformers.PretrainedConfig, kind: Kind
 ) -> None:
+    """Writes a model's weights as a `.gguf` file."""
     named = ((name.removeprefix(model.prefix), tensor) for name, tensor in load_file(source).items())
     tensors = ((name, tensor) for name, tensor in named if name != UNUSED)
     if model.is_t5:

@@ -22,7 +22,7 @@ Check = tuple[bool, str]  # whether a target was met, and its text
 
 
 def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> str:
-    """None is an empty cell, and a string stands as it is."""
+    """A table in Markdown. None becomes an empty cell; a string is printed as it is."""
 
     def text(cell: Cell, form: str) -> str:
         return "" if cell is None else cell if isinstance(cell, str) else format(cell, form)
@@ -38,11 +38,16 @@ def ratio(reference: Sequence[float], found: Sequence[float]) -> float:
 
 
 def gigabytes(memory: float, on_device: float = 0) -> str:
+    """Bytes as GB, with those on an accelerator if there are any."""
     return f"{memory / 1e9:.2f}" + (f" + {on_device / 1e9:.2f} on the device" if on_device else "")
 
 
 def machine(about: dict[str, Any], rounds: int, busy_cores: float) -> str:
-    """Says where and when it was measured. about: the worker's `describe`. busy_cores: used by other programs."""
+    """Says where and when it was measured.
+
+    about:      what `describe` in the worker returned.
+    busy_cores: how many cores other programs used.
+    """
     memory = psutil.virtual_memory().total / 1e9
     products = ", ".join(about["products"]) or "none known"
     device = about["accelerator name"]
@@ -62,7 +67,7 @@ def machine(about: dict[str, Any], rounds: int, busy_cores: float) -> str:
 
 
 def processor() -> str:
-    """The processor's name, as far as the system knows it."""
+    """The processor's name, if the system tells it."""
     if sys.platform == "linux":
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
             if line.startswith("model name"):
@@ -75,6 +80,7 @@ def processor() -> str:
 
 
 def verdict(checks: Sequence[Check], about: str = "") -> str:
+    """Says which targets were met. about: a remark on all of them."""
     met = sum(is_met for is_met, _ in checks)
     lines = [f"Verdict: {met} of {len(checks)} targets met{about}."]
     return "\n".join(lines + [f"- {'met' if is_met else 'MISSED'}: {text}" for is_met, text in checks])

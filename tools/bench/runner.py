@@ -36,7 +36,7 @@ class Way:
     method: `published`, `torch.load`, `transformers` or `ours`; see the worker's table.
     kind:   the kind of file.
     path:   the weight file.
-    dtype:  as in Load LLM Encoder.
+    dtype:  the choice in Load LLM Encoder, or the weights' dtype for another method.
     """
 
     name: str
@@ -48,6 +48,7 @@ class Way:
 
     @property
     def label(self) -> str:
+        """The name, and the device unless it is the CPU."""
         return self.name if self.device == "cpu" else f"{self.name}, {self.device}"
 
 
@@ -72,7 +73,7 @@ class Figures:
 
     load, memory: what these functions of the worker returned, each time.
     seconds:      by the name of the step.
-    differences:  from the reference, by the name of the step: the largest, and norm over norm.
+    differences:  from the reference, by the name of the step: the largest, and the relative one (norm over norm).
     """
 
     load: list[dict[str, float]] = field(default_factory=list)
@@ -124,7 +125,7 @@ class Process:
 
 
 class Runner:
-    """Measures ways in processes of their own. With `--quick`, all ways on one device share a process.
+    """Measures each way in a process of its own. With `--quick`, all ways on one device share a process.
 
     models:     the models, by name.
     figures:    what was measured.
@@ -185,7 +186,7 @@ class Runner:
 
     @contextmanager
     def prepared(self, ways: Sequence[Way]) -> Iterator[None]:
-        """Brings the ways' files into the system's file cache, and starts their processes."""
+        """Starts the ways' processes, whose files are brought into the system's file cache before."""
         if not self.options.quick:
             self.stop()
         for way in ways:
@@ -217,6 +218,7 @@ class Runner:
                     self.figures[way].seconds[step.name].append(seconds)
 
     def saved(self, way: Way, step: Step) -> Path:
+        """The file for the results of a step."""
         return self.scratch / f"{way.label} {way.kind} {step.name}"
 
     def compare(self, ways: Sequence[Way], steps: Sequence[Step], reference: Way) -> None:

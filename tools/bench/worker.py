@@ -25,17 +25,18 @@ from bench.files import ADAPTER, Model
 from bench.runner import Step, Way
 from pack import make_importable
 
-options = argparse.Namespace()  # the benchmark's, set by `main`
+options = argparse.Namespace()  # the benchmark's options, set by `main`
 
 
 class Transformers:
     """transformers as its documentation shows it: `from_pretrained`, then a call; a T5's text is padded.
 
-    read: reads a file under RankGen's names, whose tensors then become the model's weights without `from_pretrained`.
+    read: if given, it reads a file under RankGen's names, whose tensors become the model's weights in place of
+          `from_pretrained`.
     """
 
     def __init__(self, way: Way, read: Callable[[Path], dict[str, Tensor]] | None = None) -> None:
-        import transformers  # noqa: PLC0415 -- the pack's own T5 does not hold it in memory
+        import transformers  # noqa: PLC0415 -- it would count as memory of the pack's own way
 
         self.way, self.read, self.recipe = way, read, recipe("keep")
         self.config = transformers.AutoConfig.from_pretrained(way.path.parent)
@@ -56,6 +57,7 @@ class Transformers:
         self.tokenizer = self.tokenizer_class.from_pretrained(folder, local_files_only=True)
 
     def model_of(self, tensors: dict[str, Tensor]) -> Any:
+        """transformers' T5 encoder whose weights are these tensors themselves."""
         tensors = {name.removeprefix("t5_encoder."): tensor for name, tensor in tensors.items()}
         del tensors["projection.weight"]
         tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
@@ -65,10 +67,10 @@ class Transformers:
         return model
 
     def expect(self, known: Sequence[bool]) -> None:
-        """Nothing is cached here."""
+        """Does nothing, because nothing is cached here."""
 
     def states(self, text: str) -> Tensor:
-        """[256, width] of a T5, whose adapter wants the padding too; of others [tokens, width]."""
+        """The LLM's states: [256, width] of a T5, whose adapter wants the padding too; of others [tokens, width]."""
         ids = self.tokenizer(self.recipe.prompt(text), return_tensors="pt", verbose=False)["input_ids"]
         ids = ids[:, : self.recipe.tokens]
         padding = (0, self.recipe.tokens - ids.shape[1] if self.is_t5 else 0)
@@ -127,13 +129,15 @@ class Ours:
         )  # without this, the first prompt would load the weights
 
     def expect(self, known: Sequence[bool]) -> None:
-        """known: which of the next texts are in the cache. If none is, it is emptied first."""
+        """Makes sure that the next texts are cached as `known` says, one entry for each. If none is, it empties the
+        cache."""
         if not any(known):
             self.cache = self.new_cache()
         self.store.memory = self.cache  # each way in a process has its own
         self.known = list(known)
 
     def features(self, text: str) -> Any:
+        """The LLM's states of each distinct row."""
         ids = self.llm.llm.tokenize(text, self.recipe).ids
         assert (self.store.get(self.llm.key(ids, self.recipe)) is not None) == self.known.pop(0)
         return self.llm.features(ids, self.recipe)
@@ -167,6 +171,7 @@ opened: dict[Way, Transformers | Ours] = {}
 
 
 def recipe(padding: str) -> Any:
+    """The published recipe, but with the benchmark's template and this padding."""
     from llm4gen.models.recipe import Recipe  # noqa: PLC0415
 
     return Recipe(template=options.template, padding=padding)
@@ -202,7 +207,7 @@ def prepare(way: Way) -> None:
 
 @torch.inference_mode()  # as ComfyUI runs its nodes
 def load(way: Way) -> dict[str, float]:
-    """Loads the LLM's weights and its tokenizer: seconds; bytes of memory before, and at the peak."""
+    """Loads the LLM's weights and its tokenizer. Returns the seconds, and the bytes before and at the peak."""
     idle, begin = psutil.Process().memory_info().rss, time.perf_counter()
     opened[way].load()
     return {"seconds": time.perf_counter() - begin, "idle": idle, "peak": memory(way)["peak"]}
@@ -210,7 +215,7 @@ def load(way: Way) -> dict[str, float]:
 
 @torch.inference_mode()
 def run(way: Way, step: Step, path: Path | None) -> float:
-    """Seconds of a step. path: where its results are saved."""
+    """Does a step and returns its seconds. path: where its results are saved."""
     method = opened[way]
     method.expect(step.known)
     begin = time.perf_counter()
@@ -225,7 +230,8 @@ def run(way: Way, step: Step, path: Path | None) -> float:
 
 
 def memory(way: Way) -> dict[str, float]:
-    """The most bytes that this process had in memory, and on the accelerator. Of mapped files, what was read counts."""
+    """The most bytes that this process has had in memory, and on the accelerator. Pages of a mapped file count once
+    they were read. `way` is not needed: its process is this one."""
     device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     if sys.platform == "win32":
         return {"peak": psutil.Process().memory_info().peak_wset, "device": device}
@@ -238,7 +244,7 @@ def memory(way: Way) -> dict[str, float]:
 
 
 def describe() -> dict[str, Any]:
-    """What the output says of torch and its devices. In torch before 2.6, only CUDA is looked for."""
+    """Describes torch and its devices for the output. In torch before 2.6, it looks only for CUDA."""
     able = getattr(torch.cpu, "get_capabilities", dict)()
     device = "cuda" if torch.cuda.is_available() else None
     if hasattr(torch, "accelerator"):
@@ -256,7 +262,8 @@ def describe() -> dict[str, Any]:
 
 
 def make(model: Model, kind: str) -> None:
-    from bench import making  # noqa: PLC0415 -- it needs packages that the measured ways do without
+    """Makes one kind of file of a model."""
+    from bench import making  # noqa: PLC0415 -- its packages would count as memory of the ways
 
     making.make(model, kind, options.tokenizer, options.models / "llm4gen" / ADAPTER)
 
