@@ -30,7 +30,7 @@ LONG = (
     "with blue doors climb a steep hill to a lighthouse"
 )
 NEGATIVE = ""
-TEMPLATE = "pre {text}"  # the published recipe's
+TEMPLATE = "pre {text}"  # the published recipe has it
 # How many times faster than the published way these must be, with the short prompt, on a CPU that multiplies bf16.
 WANTED = {"ours, fp32": {FIRST: 3.3, REPEATED: 4.5}, "ours, auto": {FIRST: 8.0, REPEATED: 12.0}}
 WANTED_MEMORY = 1.2  # loading may take so many times the file's size
@@ -64,6 +64,7 @@ def main() -> int:
 
 
 def read_prompts(runner: Runner) -> Prompts:
+    """The steps. Both wordings of a prompt must have the same number of tokens."""
     tokenizer = Tokenizer.from_file(str(runner.options.tokenizer / "tokenizer.json"))
     prompts = {}
     for prompt in (SHORT, LONG):
@@ -106,7 +107,7 @@ def measure(runner: Runner, ways: Sequence[Way], prompts: Prompts) -> None:
 
 
 def published_seconds(runner: Runner, way: Way, calls: dict[str, Step]) -> list[float]:
-    """Of the published way on the same device, in each round: the mean of both calls, since it caches nothing."""
+    """Seconds of the published way on the same device, for each round: the mean of both calls, as it caches nothing."""
     seconds = runner.figures[compared(runner, way.device)[0]].seconds
     return [mean(pair) for pair in zip(*(seconds[step.name] for step in calls.values()), strict=True)]
 
@@ -120,9 +121,8 @@ def rows_of(runner: Runner, way: Way, prompts: Prompts) -> Iterator[list[Cell]]:
     """A row for loading, then one for each prompt and call."""
     figures, start = runner.figures[way], [way.label, way.kind]
     published = way.method == "published"
-    if (
-        not published
-    ):  # the published script's loading is not measured, because here the file is memory-mapped
+    # The published script's loading is not measured, because here its file is memory-mapped.
+    if not published:
         what = f"load {way.path.stat().st_size / 1e9:.2f} GB"
         load = figures.load[0]
         yield [*start, what, load["seconds"], None, load["peak"] / 1e9, loading(way, figures), None, None]

@@ -85,6 +85,7 @@ def first_states(figures: Figures) -> list[float]:
 
 
 def peaks(figures: Figures) -> list[float]:
+    """Bytes of the whole process at the peak, in each round."""
     return [memory["peak"] for memory in figures.memory]
 
 
@@ -94,6 +95,7 @@ def above_idle(figures: Figures) -> list[float]:
 
 
 def rows_of(runner: Runner, ways: Sequence[Way]) -> Iterator[list[Cell]]:
+    """A row for each way."""
     reference = runner.figures[ways[0]]
     for way in ways:
         figures = runner.figures[way]
