@@ -1,35 +1,28 @@
-"""Measures the pack against the published way, on random weights of the real size; prints one table.
+"""Measures the pack against the published way, from a prompt to the UNet's context; prints one table.
 
-    python tools/dev.py bench              (or run this file with ComfyUI's Python)
-    python tools/dev.py bench --quick      four layers instead of 24: to try the tool itself
+    python tools/dev.py bench
+    python tools/dev.py bench --quick      tiny models, to try the benchmark itself
 
-Each way has a process of its own (`bench_worker.py`). The processes take turns, one working at a time, for
-some rounds, and ratios are taken within a round: what slows the machine for a while slows all alike.
+The processes of all ways exist at the same time and take turns; one works at a time. The README.md beside this file
+says how to read the table.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
-import tempfile
-import time
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from pathlib import Path
-from statistics import mean
+from collections.abc import Iterator, Sequence
+from statistics import mean, median
 
 import psutil
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
 
-from bench.process import Worker, arguments, difference, running, say, say_what_stays
-from bench.report import CALLS, Result, Results, Variant, accelerator, machine, table, verdict
-from bench.weights import LAYERS, Files, ensure_files
+from bench.files import BF16, FP32, PICKLE
+from bench.report import Cell, Check, gigabytes, ratio, table
+from bench.runner import Figures, Runner, Step, Way, arguments, conclude, measuring, say
 
-# Number of tokens, in words → the two wordings.
-Prompts = dict[str, tuple[str, ...]]
-WORKER = "bench.conditioning_worker"
-# Two wordings of each prompt, equally long: one for the first call, one for the repeated.
-WORDS = ("red", "green")
+FIRST, REPEATED = "first call", "negative cached"
+# Each prompt has two wordings, equally long: one for the first call, one for the repeated.
+WORDS = {FIRST: "red", REPEATED: "green"}
 SHORT = "a {} fox in a yellow raincoat reads an old map under a glass umbrella while two owls watch"
 LONG = (
     "a wide painting of a {} fishing boat tied to a stone pier at dawn, two old women in green coats mend a "
@@ -37,152 +30,127 @@ LONG = (
     "with blue doors climb a steep hill to a lighthouse"
 )
 NEGATIVE = ""
-PUBLISHED = "published, fp32"
-ENOUGH_MEMORY = 12e9  # both files and what the three processes hold besides
+TEMPLATE = "pre {text}"  # the published recipe has it
+# How many times faster than the published way these must be, with the short prompt, on a CPU that multiplies bf16.
+WANTED = {"ours, fp32": {FIRST: 3.3, REPEATED: 4.5}, "ours, auto": {FIRST: 8.0, REPEATED: 12.0}}
+WANTED_MEMORY = 1.2  # loading may take so many times the file's size
+ENOUGH_MEMORY = 12e9  # bytes, for both files and for what the processes hold besides
+COLUMNS = (
+    ("way", ""), ("weights", ""), ("what", ""), ("seconds", ".2f"), ("times faster", ".1f"),
+    ("peak memory, GB", ".2f"), ("times the file", ".2f"), ("largest difference", ".1e"),
+    ("relative difference", ".1e"),
+)  # fmt: skip
+# By the number of tokens that the LLM gets, then by call.
+Prompts = dict[str, dict[str, Step]]
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What all measurements share."""
-
-    files: Files
-    comfyui: Path
-    threads: int
-    rounds: int
-
-
-def main() -> None:
+def main() -> int:
     options = arguments(__doc__.splitlines()[0]).parse_args()
-    files = ensure_files(options.models.resolve(), 4 if options.quick else LAYERS)
-    setting = Setting(files, Path(options.comfyui).resolve(), options.threads, max(1, options.rounds))
     free = psutil.virtual_memory().available
     if not options.quick and free < ENOUGH_MEMORY:
-        say(f"Only {free / 1e9:.1f} GB of memory are free: times may be the disk's, not the processor's.")
-
-    prompts = read_prompts(setting.comfyui / "comfy" / "text_encoders" / "t5_tokenizer")
-    results: Results = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        others = [
-            measure(ways(files, device), results, prompts, setting, Path(scratch)) for device in devices()
-        ]
-    for variant in other_loads(files):
-        say(f"Loading: {variant.label} from the {variant.weights} …")
-        with started([variant], setting) as [worker]:
-            results[variant] = Result(loaded=worker.ask("load"))
-
-    say_what_stays(options.models)
-    print("\n" + table(results))
-    print("\n" + "\n".join(machine(setting.rounds, setting.threads, max(others))) + "\n")
-    if options.quick:
-        print("Four layers only: not judged.")
-        return
-    words, met = verdict(results, next(iter(prompts)))
-    print(words)
-    sys.exit(0 if met else 1)
+        say(f"Only {free / 1e9:.1f} GB of memory are free. The times may be those of the disk.")
+    with measuring(options, TEMPLATE) as runner:
+        prompts = read_prompts(runner)
+        kinds = runner.make_files("t5", (FP32, BF16, PICKLE))
+        for device in runner.devices:
+            measure(runner, compared(runner, device), prompts)
+        for way in other_loads(runner, kinds):
+            with runner.prepared([way]):
+                runner.note("load", [way])
+        rows = [row for way in runner.figures for row in rows_of(runner, way, prompts)]
+        short, calls = next(iter(prompts.items()))
+        checks = list(checks_of(runner, calls))
+    return conclude(runner, table(COLUMNS, rows), checks, f" (speeds with {short} and the empty negative)")
 
 
-def devices() -> list[str]:
-    """The CPU, and the accelerator that torch sees, if any."""
-    found = accelerator()
-    return ["cpu", found] if found else ["cpu"]
-
-
-def ways(files: Files, device: str) -> list[Variant]:
-    """What is compared, the published way first."""
-    return [
-        Variant(PUBLISHED, "fp32 file", files.fp32, None, device),
-        Variant("ours, fp32", "fp32 file", files.fp32, "fp32", device),
-        Variant("ours, auto", "bf16 file", files.bf16, "auto", device),
-        Variant("ours, auto, fp32 weights", "fp32 file", files.fp32, "auto", device),
-    ]
-
-
-def other_loads(files: Files) -> list[Variant]:
-    """Loading alone, where it works differently."""
-    loads = [Variant("ours, bf16", "fp32 file", files.fp32, "bf16")]
-    if files.pickle:
-        loads.append(Variant("ours, fp32", "fp32 pickle", files.pickle, "fp32"))
-        loads.append(Variant("ours, bf16", "fp32 pickle", files.pickle, "bf16"))
-    else:
-        say("No room on the disk for a pickle of the weights: its loading is not measured.")
-    return loads
-
-
-def read_prompts(tokenizer: Path) -> Prompts:
-    """The prompts' two wordings, by the number of tokens that the LLM gets (template and end included)."""
-    count = AutoTokenizer.from_pretrained(str(tokenizer), local_files_only=True)
+def read_prompts(runner: Runner) -> Prompts:
+    """The steps. Both wordings of a prompt must have the same number of tokens."""
+    tokenizer = Tokenizer.from_file(str(runner.options.tokenizer / "tokenizer.json"))
     prompts = {}
     for prompt in (SHORT, LONG):
-        texts = tuple(prompt.format(word) for word in WORDS)
-        (tokens,) = {len(count("pre " + text)["input_ids"]) for text in texts}
-        prompts[f"{tokens} tokens"] = texts
+        texts = {call: prompt.format(word) for call, word in WORDS.items()}
+        (count,) = {len(tokenizer.encode(TEMPLATE.format(text=text)).ids) for text in texts.values()}
+        prompts[f"{count} tokens"] = {
+            call: Step(f"{count} {call}", (text, NEGATIVE), (False, call == REPEATED), fused=True)
+            for call, text in texts.items()
+        }
     return prompts
 
 
-def started(variants: list[Variant], setting: Setting) -> AbstractContextManager[list[Worker]]:
-    """A process for each variant."""
-    shared = ["--comfyui", setting.comfyui, "--adapter", setting.files.adapter, "--threads", setting.threads]
-    commands = {}
-    for variant in variants:
-        own = ["--device", variant.device, "--encoder", variant.encoder]
-        own += ["--dtype", variant.dtype] if variant.dtype else []
-        commands[variant] = list(map(str, [WORKER, *shared, *own]))
-    return running(commands, setting.comfyui)
+def compared(runner: Runner, device: str) -> list[Way]:
+    """What is compared; the published way comes first."""
+    file = runner.models["t5"].file
+    return [
+        Way("published, fp32", "published", FP32, file(FP32), "fp32", device),
+        Way("ours, fp32", "ours", FP32, file(FP32), "fp32", device),
+        Way("ours, auto", "ours", BF16, file(BF16), "auto", device),
+        Way("ours, auto, fp32 weights", "ours", FP32, file(FP32), "auto", device),
+    ]
 
 
-def measure(
-    variants: list[Variant], results: Results, prompts: Prompts, setting: Setting, scratch: Path
-) -> float:
-    """Loads, warms up and compares, then times in rounds; adds to `results`. Returns how many cores other
-    programs kept busy meanwhile."""
-    with started(variants, setting) as workers:
-        for worker in workers:
-            say(f"Loading: {worker.variant.label} …")
-            results[worker.variant] = Result(loaded=worker.ask("load"))
-            worker.ask("prepare")
+def other_loads(runner: Runner, kinds: Sequence[str]) -> list[Way]:
+    """What is loaded in other ways, and not run."""
+    loads, file = [("bf16", FP32), ("fp32", PICKLE), ("bf16", PICKLE)], runner.models["t5"].file
+    return [Way(f"ours, {dtype}", "ours", kind, file(kind), dtype) for dtype, kind in loads if kind in kinds]
+
+
+def measure(runner: Runner, ways: Sequence[Way], prompts: Prompts) -> None:
+    steps = [step for calls in prompts.values() for step in calls.values()]
+    with runner.prepared(ways):
+        runner.note("load", ways)
         say("Warming up and comparing …")
-        for tokens in prompts:
-            turn(workers, prompts, tokens, scratch)
-            # The truth is the published way on the CPU, for every device.
-            for variant, which in itertools.product(variants, CALLS):
-                truth, found = (scratch / f"{label} {tokens} {which}" for label in (PUBLISHED, variant.label))
-                results[variant].differences[tokens, which] = difference(truth, found)
-        psutil.cpu_percent()  # from here on
-        start, ours = time.perf_counter(), sum(worker.worked() for worker in workers)
-        for number in range(1, setting.rounds + 1):
-            say(f"Round {number} of {setting.rounds} …")
-            for tokens in prompts:
-                note_times(results, variants[0], tokens, turn(workers, prompts, tokens))
-        busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
-        ours = sum(worker.worked() for worker in workers) - ours
-        for worker in workers:
-            results[worker.variant].peak = worker.ask("peak")
-    return max(0.0, busy - ours / (time.perf_counter() - start))
+        runner.take_turns(ways, steps, timed=False, saved=True)
+        runner.compare(ways, steps, compared(runner, "cpu")[0])
+        for _ in runner.rounds():
+            runner.take_turns(ways, steps, timed=True, saved=False)
+        runner.note("memory", ways)
 
 
-def turn(
-    workers: list[Worker], prompts: Prompts, tokens: str, scratch: Path | None = None
-) -> dict[tuple[Variant, str], float]:
-    """Seconds of every variant's first and repeated call with one prompt, the contexts saved in `scratch`."""
-    times = {}
-    # All variants do one wording before any does the next, so that each has its published call close by.
-    for which, text in zip(CALLS, prompts[tokens], strict=True):
-        for worker in workers:
-            save = str(scratch / f"{worker.variant.label} {tokens} {which}") if scratch else None
-            reply = worker.ask("context", positive=text, negative=NEGATIVE, which=which, save=save)
-            times[worker.variant, which] = reply["seconds"]
-    return times
+def published_seconds(runner: Runner, way: Way, calls: dict[str, Step]) -> list[float]:
+    """Seconds of the published way on the same device, for each round: the mean of both calls, as it caches nothing."""
+    seconds = runner.figures[compared(runner, way.device)[0]].seconds
+    return [mean(pair) for pair in zip(*(seconds[step.name] for step in calls.values()), strict=True)]
 
 
-def note_times(
-    results: Results, published: Variant, tokens: str, times: dict[tuple[Variant, str], float]
-) -> None:
-    """One round's times, and the ratios to the mean of that round's two published calls."""
-    reference = mean(times[published, which] for which in CALLS)
-    for (variant, which), seconds in times.items():
-        results[variant].seconds[tokens, which].append(seconds)
-        results[variant].ratios[tokens, which].append(reference / seconds)
+def loading(way: Way, figures: Figures) -> float:
+    """The memory that loading took, as a part of the file's size."""
+    return (figures.load[0]["peak"] - figures.load[0]["idle"]) / way.path.stat().st_size
+
+
+def rows_of(runner: Runner, way: Way, prompts: Prompts) -> Iterator[list[Cell]]:
+    """A row for loading, then one for each prompt and call."""
+    figures, start = runner.figures[way], [way.label, way.kind]
+    published = way.method == "published"
+    # The published script's loading is not measured, because here its file is memory-mapped.
+    if not published:
+        what = f"load {way.path.stat().st_size / 1e9:.2f} GB"
+        load = figures.load[0]
+        yield [*start, what, load["seconds"], None, load["peak"] / 1e9, loading(way, figures), None, None]
+    for tokens, calls in prompts.items() if figures.seconds else ():
+        reference = published_seconds(runner, way, calls)
+        peak = gigabytes(figures.memory[0]["peak"], figures.memory[0]["device"])
+        for call, step in calls.items():
+            seconds = reference if published else figures.seconds[step.name]
+            same = published and way.device == "cpu"
+            differences = (None, None) if same else figures.differences[step.name][0]
+            what = f"{tokens}, {'both prompts' if published else call}"
+            yield [*start, what, median(seconds), ratio(reference, seconds), peak, None, *differences]
+            if published:
+                break  # both calls are in this row
+
+
+def checks_of(runner: Runner, calls: dict[str, Step]) -> Iterator[Check]:
+    """The targets, which are for the CPU. calls: with the short prompt."""
+    for way, figures in runner.figures.items():
+        if way.device != "cpu" or way.method != "ours":
+            continue
+        for call, wanted in WANTED.get(way.name, {}).items() if figures.seconds else ():
+            faster = ratio(published_seconds(runner, way, calls), figures.seconds[calls[call].name])
+            yield faster >= wanted, f"{way.name}, {call}: {faster:.1f} times faster (wanted: {wanted:g})"
+        grown = loading(way, figures)
+        text = f"{way.name}: loading takes {grown:.2f} times the {way.kind} file (at most {WANTED_MEMORY})"
+        yield grown <= WANTED_MEMORY, text
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,153 +1,135 @@
-"""Measures the way from an LLM's file to its states of a text, by kind of file; prints a table for each LLM.
+"""Measures the way from an LLM's file to its states of a text, for each kind of file; prints a table for each LLM.
 
     python tools/dev.py bench encoders           T5-XL, and a Llama of 1.1 billion weights
-    python tools/dev.py bench encoders --quick   four layers of each: to try the tool itself
+    python tools/dev.py bench encoders --quick   tiny models, to try the benchmark itself
 
-Random weights of the real sizes. Every way has a process of its own, started anew for each round
-(`bench_encoder_worker.py`), and reads files that are in the system's cache. Beside this pack: transformers as its
-documentation has it, and, for the T5, `torch.load` of the pickle that is published. Ratios are taken within a round.
+Each way gets a new process in each round. The README.md beside this file says how to read the tables.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
-import tempfile
-import time
-from collections import defaultdict
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from statistics import median
 
-import psutil
+from bench.conditioning import SHORT, WORDS
+from bench.files import BF16, FILES, FP32, PICKLE
+from bench.report import Cell, Check, gigabytes, ratio, table
+from bench.runner import Figures, Runner, Step, Way, arguments, conclude, measuring
 
-from bench.conditioning import SHORT, WORDS, devices
-from bench.encoder_files import PICKLE, WHOLE, llama_files, plain_t5, t5_files
-from bench.encoders_report import Found, Results, table, verdict
-from bench.process import arguments, difference, running, say, say_what_stays
-from bench.report import Variant, machine
-from bench.weights import LAYERS
-from pack import make_importable
+TITLES = {"t5": "T5-XL", "llama": "Llama, 1.1 billion weights"}
+# Kind of file → what else reads it. The first of what is compared is what all ratios are to.
+OTHERS = {PICKLE: "torch.load, fp32", FP32: "transformers, fp32", BF16: "transformers, bf16"}
+ONE, OTHER = (SHORT.format(word) for word in WORDS.values())
+STEPS = FIRST, ANOTHER, AGAIN = (
+    Step("first", (ONE,), (False,)),
+    Step("another", (OTHER,), (False,)),
+    Step("again", (OTHER,), (True,)),
+)
+# The targets of the T5 on a CPU: how many times sooner than by torch.load the first states must be there; the memory
+# of bf16 as a part of its file, and that of Q4_K as a part of bf16's.
+FASTER, OF_FILE, OF_BF16 = 5.0, 1.15, 0.5
+COLUMNS = (
+    ("way", ""), ("file", ""), ("GB", ".2f"), ("from file to first states, s", ".1f"), ("times faster", ".1f"),
+    ("another text, s", ".2f"), ("times faster", ".1f"), ("the same text again, s", ".2f"), ("peak, GB", ".2f"),
+    ("above idle, GB", ".2f"), ("relative difference", ".1e"),
+)  # fmt: skip
 
-WORKER = "bench.encoders_worker"
-LLAMA_LAYERS = 22
-PLAIN = "transformers"
-TEXTS = tuple(SHORT.format(word) for word in WORDS)
 
-
-def main() -> None:
+def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=["t5", "llama"])
+    parser.add_argument("--only", choices=list(TITLES), help="measure only one of the two models")
     options = parser.parse_args()
-    make_importable()
-    comfyui, models = Path(options.comfyui).resolve(), options.models.resolve()
-    tokenizer = comfyui / "comfy" / "text_encoders" / "t5_tokenizer"
-    report = []
-    if options.only != "llama":
-        layers = 4 if options.quick else LAYERS
-        files = t5_files(models, layers)
-        plain = {kind: plain_t5(models, files[kind], layers) for kind in (WHOLE, "bf16")}
-        report.append(("T5-XL", *measured(files, plain, options, comfyui, tokenizer)))
-    if options.only != "t5":
-        files = llama_files(models, 4 if options.quick else LLAMA_LAYERS, tokenizer)
-        report.append(("Llama, 1.1 billion weights", *measured(files, files, options, comfyui, tokenizer)))
-    say_what_stays(models)
-    for name, results, _ in report:
-        print(f"\n{name}:\n\n{table(results)}")
-    others = max(others for _, _, others in report)
-    print("\n" + "\n".join(machine(options.rounds, options.threads, others)))
-    if options.quick or options.only == "llama":
-        print("The published model at its full size is not among them: not judged.")
-        return
-    words, met = verdict(report[0][1])
-    print(words)
-    sys.exit(0 if met else 1)
+    tables, checks = [], None
+    with measuring(options, template="{text}") as runner:
+        for model in [options.only] if options.only else TITLES:
+            ways = compared(runner, model)
+            for _ in runner.rounds():
+                measure(runner, ways)
+            title = f"{TITLES[model]}, but with tiny sizes" if options.quick else TITLES[model]
+            tables.append(f"{title}:\n\n{table(COLUMNS, rows_of(runner, ways))}")
+            if model == "t5":
+                checks = list(checks_of(runner, ways))
+    return conclude(runner, "\n\n".join(tables), checks)
 
 
-def measured(
-    files: dict[str, Path],
-    plain: dict[str, Path],
-    options: argparse.Namespace,
-    comfyui: Path,
-    tokenizer: Path,
-) -> tuple[Results, float]:
-    """plain: where transformers finds the fp32 and the bf16. Also how many cores others kept busy."""
-    variants, root = variants_of(files, plain), files[WHOLE].parent
-    shared = ["--comfyui", comfyui, "--tokenizer", tokenizer, "--root", root, "--threads", options.threads]
-    results: Results = defaultdict(Found)
-    start, busy, own, theirs = time.perf_counter(), busy_seconds(), time.process_time(), 0.0
-    with tempfile.TemporaryDirectory() as scratch:
-        for number in range(1, options.rounds + 1):
-            for variant, how in variants.items():
-                say(f"Round {number} of {options.rounds}: {variant.label} from the {variant.weights} …")
-                name = variant.encoder.relative_to(root).as_posix()
-                command = [WORKER, *shared, "--encoder", name, "--device", variant.device, *how]
-                theirs += measure(variant, list(map(str, command)), comfyui, Path(scratch), results[variant])
-            compare(list(variants), Path(scratch), results)
-    others = (busy_seconds() - busy) - (time.process_time() - own) - theirs
-    return results, max(0.0, others / (time.perf_counter() - start))
+def compared(runner: Runner, model: str) -> list[Way]:
+    """What is compared, after making the files."""
+    kinds = runner.make_files(model, [kind for kind in FILES if kind != PICKLE or model == "t5"])
+    kinds.sort(key=lambda kind: kind != PICKLE)
+    file, ways = runner.models[model].file, []
+    for device in runner.devices:
+        for kind in filter(OTHERS.get, kinds):
+            method, dtype = OTHERS[kind].split(", ")
+            ways.append(Way(OTHERS[kind], method, kind, file(kind), dtype, device))
+        for kind in kinds:
+            name = kind.split()[0]
+            dtype = "fp32" if name == FP32 else "auto"
+            ways.append(Way(f"ours, {name}", "ours", kind, file(kind), dtype, device))
+    return ways
 
 
-def variants_of(files: dict[str, Path], plain: dict[str, Path]) -> dict[Variant, list[str | Path]]:
-    """What is compared, and the worker's arguments for it. The first is what ratios are to."""
-    variants: dict[Variant, list[str | Path]] = {}
-    for device in devices():
-        for kind, folder, dtype in (
-            (PICKLE, WHOLE, "float32"),
-            (WHOLE, WHOLE, "float32"),
-            ("bf16", "bf16", "bfloat16"),
-        ):
-            if kind in files:
-                way = f"{'torch.load' if kind == PICKLE else PLAIN}, {folder}"
-                variant = Variant(way, kind, files[kind], None, device)
-                variants[variant] = ["--folder", plain[folder], "--plain", dtype]
-        for kind, path in files.items():
-            way = kind.split()[0]
-            dtype = "fp32" if way == WHOLE else "auto"
-            variants[Variant(f"ours, {way}", kind, path, dtype, device)] = ["--dtype", dtype]
-    return variants
+def measure(runner: Runner, ways: Sequence[Way]) -> None:
+    """One round."""
+    for way in ways:
+        with runner.prepared([way]):
+            runner.note("load", [way])
+            runner.take_turns([way], STEPS, timed=True, saved=True)
+            runner.note("memory", [way])
+    runner.compare(ways, STEPS, next(way for way in ways if way.label == OTHERS[FP32]))
 
 
-def measure(variant: Variant, command: list[str], comfyui: Path, scratch: Path, found: Found) -> float:
-    """Adds to `found`; saves the states of both texts. Seconds of processor time that it took."""
-    with running({variant: command}, comfyui) as [worker]:
-        idle = worker.ask("memory")["now"]
-        loaded = worker.ask("load")["seconds"]
-        first, another, again = (
-            worker.ask(
-                "states", text=TEXTS[number], save=str(saved(scratch, variant, number)) if new else None
-            )
-            for number, new in ((0, True), (1, True), (1, False))
-        )
-        memory = worker.ask("memory")
-        found.first.append(loaded + first["seconds"])
-        found.another.append(another["seconds"])
-        found.again.append(again["seconds"])
-        found.peak.append(memory["peak"])
-        found.device_peak.append(memory["device_peak"])
-        found.above.append(memory["peak"] - idle)
-        return worker.worked()
+def first_states(figures: Figures) -> list[float]:
+    """Seconds from the file to the states of the first text, in each round."""
+    return [a["seconds"] + b for a, b in zip(figures.load, figures.seconds[FIRST.name], strict=True)]
 
 
-def saved(scratch: Path, variant: Variant, number: int) -> Path:
-    """Where its states of a text lie."""
-    return scratch / f"{variant.label} {variant.weights} {number}"
+def peaks(figures: Figures) -> list[float]:
+    """Bytes of the whole process at the peak, in each round."""
+    return [memory["peak"] for memory in figures.memory]
 
 
-def compare(variants: list[Variant], scratch: Path, results: Results) -> None:
-    """With transformers in fp32, on the CPU."""
-    truth = next(variant for variant in variants if variant.way == f"{PLAIN}, fp32")
-    for variant in variants:
-        apart = [
-            difference(saved(scratch, truth, number), saved(scratch, variant, number))
-            for number in range(len(TEXTS))
+def above_idle(figures: Figures) -> list[float]:
+    """Bytes at the peak, without those of Python, torch and ComfyUI, in each round."""
+    return [a["peak"] - b["idle"] for a, b in zip(figures.memory, figures.load, strict=True)]
+
+
+def rows_of(runner: Runner, ways: Sequence[Way]) -> Iterator[list[Cell]]:
+    """A row for each way."""
+    reference = runner.figures[ways[0]]
+    for way in ways:
+        figures = runner.figures[way]
+        on_device = median(memory["device"] for memory in figures.memory)
+        yield [
+            way.label,
+            way.kind,
+            way.path.stat().st_size / 1e9,
+            median(first_states(figures)),
+            ratio(first_states(reference), first_states(figures)),
+            median(figures.seconds[ANOTHER.name]),
+            ratio(reference.seconds[ANOTHER.name], figures.seconds[ANOTHER.name]),
+            median(figures.seconds[AGAIN.name]),
+            gigabytes(median(peaks(figures)), on_device),
+            median(above_idle(figures)) / 1e9,
+            max(median(relative for _, relative in found) for found in figures.differences.values()),
         ]
-        results[variant].relative.append(max(relative for _, relative in apart))
 
 
-def busy_seconds() -> float:
-    """Of all cores, since the system's start."""
-    times = psutil.cpu_times()
-    return sum(times) - times.idle - getattr(times, "iowait", 0.0)
+def checks_of(runner: Runner, ways: Sequence[Way]) -> Iterator[Check]:
+    """The targets, which are for the T5 on the CPU."""
+    ours = {way.kind: way for way in ways if way.method == "ours" and way.device == "cpu"}
+    for kind in (PICKLE, FP32, BF16) if PICKLE in ours else ():
+        faster = ratio(first_states(runner.figures[ways[0]]), first_states(runner.figures[ours[kind]]))
+        yield faster >= FASTER, f"first states from the {kind} {faster:.1f} times sooner (wanted: {FASTER:g})"
+    bf16, q4_k = runner.figures[ours[BF16]], runner.figures[ours["GGUF Q4_K"]]
+    # Python, torch and ComfyUI alone would be a third of the whole process, so what the encoder adds is judged.
+    whole, added = (median(part) / ours[BF16].path.stat().st_size for part in (peaks(bf16), above_idle(bf16)))
+    text = f"bf16 adds {added:.2f} times its file at the peak (at most {OF_FILE}; the whole process: {whole:.2f})"
+    yield added <= OF_FILE, text
+    whole, added = ratio(peaks(q4_k), peaks(bf16)), ratio(above_idle(q4_k), above_idle(bf16))
+    text = f"GGUF Q4_K's peak is {whole:.2f} times bf16's (at most {OF_BF16}; above idle: {added:.2f})"
+    yield whole <= OF_BF16, text
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,5 +1,8 @@
-"""Packs matrices as `.gguf` files have them, for tests and the benchmark: the package `gguf` expands the K-quants and
-does not make them. Scales go from the least to the largest number; llama.cpp searches for better ones."""
+"""Quantises matrices as `.gguf` files have them, for tests and the benchmarks.
+
+The package `gguf` dequantises the K-quants, but cannot make them. The scales here span the smallest and the largest
+number of a run; llama.cpp searches for better ones.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +13,12 @@ Kind = gguf.GGMLQuantizationType
 
 
 def packable(kind: Kind, columns: int) -> Kind:
-    """The encoding, or Q8_0 where it has no part for so few columns."""
+    """The encoding, or Q8_0 if the columns do not divide into the encoding's blocks."""
     return kind if columns % gguf.GGML_QUANT_SIZES[kind][0] == 0 else Kind.Q8_0
 
 
 def pack(matrix: np.ndarray, kind: Kind) -> np.ndarray:
-    """fp32 [rows, columns] → [rows, bytes]."""
+    """Quantises an fp32 matrix [rows, columns] → [rows, bytes]."""
     if kind not in (Kind.Q4_K, Kind.Q5_K, Kind.Q6_K):
         return gguf.quantize(matrix, kind)
     blocks = matrix.reshape(-1, 256)
@@ -24,7 +27,7 @@ def pack(matrix: np.ndarray, kind: Kind) -> np.ndarray:
 
 
 def pack_4_or_5_bits(blocks: np.ndarray, five: bool) -> np.ndarray:
-    """Eight runs of 32 numbers, q · scale - least; scales and leasts in 6 bits."""
+    """Q4_K or Q5_K: a block has eight runs of 32 numbers, q · scale - least; scale and least have 6 bits."""
     runs, levels = blocks.reshape(-1, 8, 32), 31 if five else 15
     least = np.maximum(0, -runs.min(axis=2))
     scale = (np.maximum(0, runs.max(axis=2)) + least) / levels
@@ -40,7 +43,7 @@ def pack_4_or_5_bits(blocks: np.ndarray, five: bool) -> np.ndarray:
 
 
 def pack_6_bits(blocks: np.ndarray) -> np.ndarray:
-    """Sixteen runs of 16 numbers, (q - 32) · scale; scales in 8 bits."""
+    """Q6_K: a block has sixteen runs of 16 numbers, (q - 32) · scale; the scale has 8 bits."""
     runs = blocks.reshape(-1, 16, 16)
     scale = np.abs(runs).max(axis=2) / 31
     d = np.float16(scale.max(axis=1, keepdims=True) / 127)

@@ -1,4 +1,5 @@
-"""Writes models as llama.cpp's converter does, for tests and the benchmark: its names, order of rows and header."""
+"""Writes `.gguf` files with llama.cpp's names, order of rows and header, as its converter does. For tests and the
+benchmarks."""
 
 from __future__ import annotations
 
@@ -17,21 +18,23 @@ Tensors = Iterable[tuple[str, Tensor]]
 
 
 def t5_tensors(tensors: Tensors, layers: int) -> Tensors:
-    """transformers' names of an encoder → llama.cpp's."""
+    """Gives an encoder's tensors llama.cpp's names instead of transformers'."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.T5ENCODER, layers)
     for name, tensor in tensors:
-        if "embed_tokens" not in name:  # which is another name of `shared`
+        if "embed_tokens" not in name:  # a second name of `shared`
             yield f"{names.get_name(name.removesuffix('.weight'))}.weight", tensor
 
 
 def decoder_tensors(tensors: Tensors, config: PretrainedConfig) -> Tensors:
-    """Of a model without its head; transformers' names → llama.cpp's, and its order and offsets."""
+    """Gives the tensors of a model without its head llama.cpp's names, order of rows and offsets."""
     arch, head = arch_of(config), head_of(config)
     number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == arch)
     names = gguf.get_tensor_name_map(number, config.num_hidden_layers)
     for name, tensor in tensors:
         module, _, part = f"model.{name}".rpartition(".")
-        if arch == "llama" and module.endswith(("q_proj", "k_proj")):  # the two halves of a head, interleaved
+        if arch == "llama" and module.endswith(
+            ("q_proj", "k_proj")
+        ):  # interleaves the two halves of each head
             tensor = tensor.unflatten(0, (-1, 2, head // 2)).transpose(1, 2).flatten(0, 2)  # noqa: PLW2901
         if arch.startswith("gemma") and module.endswith("norm"):
             tensor = tensor + 1  # noqa: PLW2901
@@ -39,6 +42,7 @@ def decoder_tensors(tensors: Tensors, config: PretrainedConfig) -> Tensors:
 
 
 def decoder_header(config: PretrainedConfig) -> dict[str, Any]:
+    """The header entries of a decoder, without the architecture in front of their names."""
     return {
         "block_count": config.num_hidden_layers,
         "context_length": config.max_position_embeddings,
@@ -56,22 +60,18 @@ def decoder_header(config: PretrainedConfig) -> dict[str, Any]:
 
 
 def write_gguf(path: Path | str, arch: str, tensors: Tensors, kind: Kind, header: Mapping[str, Any]) -> None:
-    """Matrices in an encoding; vectors, and T5's position bias, in fp32, as llama.cpp leaves them."""
+    """Writes matrices in an encoding. Vectors and T5's position bias stay fp32, as llama.cpp leaves them."""
     writer = gguf.GGUFWriter(path, arch)
     writer.add_name("Small")
+    add = {str: writer.add_string, int: writer.add_uint32, float: writer.add_float32, list: writer.add_array}
     for name, value in header.items():
-        add = {
-            str: writer.add_string,
-            int: writer.add_uint32,
-            float: writer.add_float32,
-            list: writer.add_array,
-        }[type(value)]
-        add(name if name.startswith(("split.", "tokenizer.")) else f"{arch}.{name}", value)
+        full_name = name if name.startswith(("split.", "tokenizer.")) else f"{arch}.{name}"
+        add[type(value)](full_name, value)
     for name, tensor in tensors:
-        plain = tensor.ndim == 1 or "rel_b" in name
-        chosen = Kind.F32 if plain else packable(kind, tensor.shape[-1])
+        stays_fp32 = tensor.ndim == 1 or "rel_b" in name
+        chosen = Kind.F32 if stays_fp32 else packable(kind, tensor.shape[-1])
         matrix = tensor.float().contiguous().numpy()
-        if chosen is Kind.Q8_K:  # which no library expands
+        if chosen is Kind.Q8_K:  # no library dequantises it, so its bytes do not matter
             data = np.zeros((len(matrix), matrix.shape[1] // 256 * 292), np.uint8)
         else:
             data = pack(matrix, chosen)
@@ -83,16 +83,18 @@ def write_gguf(path: Path | str, arch: str, tensors: Tensors, kind: Kind, header
 
 
 def arch_of(config: PretrainedConfig) -> str:
+    """llama.cpp's name of the architecture."""
     return {"gemma3_text": "gemma3"}.get(config.model_type, config.model_type)
 
 
 def head_of(config: PretrainedConfig) -> int:
-    """Width of an attention head."""
+    """The width of an attention head."""
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def theta_of(config: PretrainedConfig) -> float:
-    """The base of the rotation, where Gemma 3 has two; older versions of transformers keep it elsewhere."""
-    told = getattr(config, "rope_parameters", None) or {}
-    told = told.get("full_attention", told)
-    return float(told.get("rope_theta") or config.rope_theta)
+    """The base of the rotary frequencies. Gemma 3 has two, of which this is the one of full attention. Older versions
+    of transformers have it in another place."""
+    parameters = getattr(config, "rope_parameters", None) or {}
+    parameters = parameters.get("full_attention", parameters)
+    return float(parameters.get("rope_theta") or config.rope_theta)

@@ -1,0 +1,145 @@
+"""The benchmarks with tiny models: everything is compared, the results agree, and nothing is left behind."""
+
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from bench.runner import conclude
+from host.comfyui import HOST_DIR
+from paths import COMFYUI, TOOLS
+
+LIMIT = 1e-4  # relative difference of our fp32 from the published way's
+# The kinds of file, and what reads each.
+OTHERS = {"fp32 pickle": "torch.load, fp32", "fp32": "transformers, fp32", "bf16": "transformers, bf16"}
+OURS = {
+    "fp32 pickle": "ours, fp32",
+    "fp32": "ours, fp32",
+    "bf16": "ours, bf16",
+    "fp16": "ours, fp16",
+    "fp8": "ours, fp8",
+    "GGUF Q8_0": "ours, GGUF",
+    "GGUF Q4_K": "ours, GGUF",
+}
+
+
+def places():
+    """Everything that a benchmark could write to, but the folder that it is given."""
+    around = [path for path in TOOLS.rglob("*") if "__pycache__" not in path.parts]
+    around += [*COMFYUI.iterdir(), *(HOST_DIR / "bench").glob("*")]
+    around += [path for name in ("input", "output", "temp", "user") for path in (COMFYUI / name).rglob("*")]
+    return set(around)
+
+
+@pytest.fixture(scope="module")
+def runs(host, tmp_path_factory):
+    """Both benchmarks, run at the same time as `tools/dev.py bench` runs them: what they printed, and left."""
+    folder, before = tmp_path_factory.mktemp("bench"), places()
+    started = {}
+    for name in ("conditioning", "encoders"):
+        for place in ("models", "temporary"):
+            (folder / name / place).mkdir(parents=True)
+        command = [sys.executable, "-m", f"bench.{name}", "--quick", "--rounds", "1", "--threads", "1"]
+        command += ["--comfyui", str(host.comfyui), "--models", str(folder / name / "models")]
+        temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(folder / name / "temporary"))
+        with (folder / name / "log").open("wb") as log:
+            started[name] = subprocess.Popen(
+                command,
+                cwd=TOOLS,
+                env=host.environment() | temporary,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                encoding="utf-8",
+            )
+    printed = {name: process.communicate()[0] for name, process in started.items()}
+    for name, process in started.items():
+        assert process.returncode == 0, (folder / name / "log").read_text(encoding="utf-8")
+    left = [path for name in started for place in (folder / name).iterdir() for path in place.glob("*")]
+    return SimpleNamespace(**printed, left=left, written=places() - before)
+
+
+def tables(text):
+    """The tables of a Markdown text: the headings, and the rows below them."""
+    blocks = [[line for line in part.splitlines() if line.startswith("|")] for part in text.split("\n\n")]
+    cells = [
+        [[cell.strip() for cell in line[1:-1].split("|")] for line in block] for block in blocks if block
+    ]
+    return [(headings, rows) for headings, _, *rows in cells]
+
+
+def on_cpu(rows):
+    """The rows of the CPU: the way of any other device has the device's name behind it."""
+    return [row for row in rows if row[0].rpartition(", ")[2] not in ("cuda", "mps", "xpu")]
+
+
+def test_the_conditioning_table_has_all_ways_loads_and_calls(runs):
+    ((headings, rows),) = tables(runs.conditioning)
+    assert headings == [
+        *("way", "weights", "what", "seconds", "times faster", "peak memory, GB", "times the file"),
+        *("largest difference", "relative difference"),
+    ]
+    calls = [f"{tokens} tokens, {call}" for tokens in (30, 77) for call in ("first call", "negative cached")]
+    wanted = [("published, fp32", "fp32", f"{tokens} tokens, both prompts") for tokens in (30, 77)]
+    for way, file in (("ours, fp32", "fp32"), ("ours, auto", "bf16"), ("ours, auto, fp32 weights", "fp32")):
+        wanted += [(way, file, what) for what in ("load", *calls)]
+    loads = (("ours, bf16", "fp32"), ("ours, fp32", "fp32 pickle"), ("ours, bf16", "fp32 pickle"))
+    wanted += [(way, file, "load") for way, file in loads]
+    found = [
+        (way, file, "load" if what.startswith("load ") else what) for way, file, what, *_ in on_cpu(rows)
+    ]
+    assert found == wanted
+    assert all(float(row[3]) > 0 for row in rows)
+
+
+def test_each_encoder_table_has_all_kinds_of_file(runs):
+    t5, llama = tables(runs.encoders)
+    for headings, _ in (t5, llama):
+        assert headings == [
+            *("way", "file", "GB", "from file to first states, s", "times faster", "another text, s"),
+            *("times faster", "the same text again, s", "peak, GB", "above idle, GB", "relative difference"),
+        ]
+    ways = [*((way, file) for file, way in OTHERS.items()), *((way, file) for file, way in OURS.items())]
+    assert [tuple(row[:2]) for row in on_cpu(t5[1])] == ways
+    assert [tuple(row[:2]) for row in on_cpu(llama[1])] == [way for way in ways if way[1] != "fp32 pickle"]
+    assert [part for part in ("T5-XL", "Llama, 1.1 billion weights") if part not in runs.encoders] == []
+
+
+def test_our_fp32_agrees_with_the_published_way(runs):
+    differences = [
+        row[-1]
+        for _, rows in tables(runs.conditioning) + tables(runs.encoders)
+        for row in on_cpu(rows)
+        if row[0] == "ours, fp32" and not row[2].startswith("load ")
+    ]
+    assert len(differences) == 4 + 2 + 1  # two prompts with two calls; two kinds of T5's file; one of Llama's
+    assert all(0 < float(difference) < LIMIT for difference in differences)
+
+
+def test_the_kinds_of_file_differ_as_much_as_their_precision_allows(runs):
+    """Every file is read as what it is called: fewer bits, larger differences."""
+    for _, rows in tables(runs.encoders):
+        found = {row[1]: float(row[-1]) for row in on_cpu(rows) if row[0].startswith("ours")}
+        assert found["fp32"] < LIMIT < found["GGUF Q8_0"] < found["fp8"] < found["GGUF Q4_K"] < 0.5
+        assert max(found["bf16"], found["fp16"]) < found["GGUF Q8_0"]
+
+
+def test_a_quick_run_is_not_judged_and_says_where_it_ran(runs):
+    for printed in (runs.conditioning, runs.encoders):
+        assert "Machine: " in printed and "threads: 1;" in printed and "medians of 1 " in printed
+        assert "Not judged" in printed and "Verdict" not in printed
+
+
+def test_nothing_is_left_and_nothing_was_written_elsewhere(runs):
+    assert runs.left == []
+    assert runs.written == set()
+
+
+@pytest.mark.parametrize(("checks", "code"), [([True, True], 0), ([True, False], 1)])
+def test_a_missed_target_is_named_and_is_an_error(checks, code, capsys):
+    about = {"torch": "2", "threads": 1, "products": [], "accelerator": None, "accelerator name": None}
+    runner = SimpleNamespace(options=SimpleNamespace(quick=False, rounds=1), about=about, busy_cores=0.0)
+    assert conclude(runner, "", [(met, f"target {number}") for number, met in enumerate(checks)]) == code
+    printed = capsys.readouterr().out
+    assert f"Verdict: {sum(checks)} of 2 targets met." in printed
+    assert ("MISSED: target 1" in printed) == (not checks[1])
