@@ -5,18 +5,23 @@ import torch
 
 import extra_standins
 from in_process import SHORT
-from sandbox.standin_models import unet_shapes
 from tiny import relative_error
 
-T2I, GLIGEN, TWO_BLOCKS = "t2i.safetensors", "gligen.safetensors", "two_blocks.safetensors"
+T2I, GLIGEN = "t2i.safetensors", "gligen.safetensors"
+
+
+@pytest.fixture(scope="module")
+def larger_unet(load_unet):
+    """A UNet in which FreeU, self-attention guidance and GLIGEN find the blocks that they change."""
+    return load_unet("larger_unet.safetensors", extra_standins.larger_unet())
 
 
 @pytest.fixture
-def act(model, condition, sample):
+def act(larger_unet, condition, sample):
     """Holds that a change, of the pair of conditionings or of the model, changes the latent, and that the words
     matter with it."""
 
-    def act(change_pair=lambda *pair: pair, unpatched=model, patched=None, latent=None):
+    def act(change_pair=lambda *pair: pair, unpatched=larger_unet, patched=None, latent=None):
         pair, other = ((condition(text), condition("")) for text in (SHORT, "a dog in the snow"))
         plain = sample(*pair, latent, unpatched).samples
         changed, of_others = (
@@ -33,8 +38,7 @@ def act(model, condition, sample):
 
 
 def test_a_t2i_adapter(started, put, load_unet, act, caplog):
-    shapes = unet_shapes(first_blocks=2)
-    unet = load_unet(TWO_BLOCKS, extra_standins.random(shapes))
+    unet = load_unet("two_blocks.safetensors", extra_standins.larger_unet(blocks=2))
     put("controlnet", T2I, extra_standins.t2i_adapter())
     (adapter,) = started.core.ControlNetLoader().load_controlnet(T2I)
 
@@ -82,5 +86,5 @@ def perturbed_attention_guidance(model):
 
 
 @pytest.mark.parametrize("patch", [free_u, self_attention_guidance, perturbed_attention_guidance])
-def test_a_patched_unet(patch, model, act):
-    act(patched=patch(model), latent=torch.zeros(1, 4, 16, 16))
+def test_a_patched_unet(patch, larger_unet, act):
+    act(patched=patch(larger_unet), latent=torch.zeros(1, 4, 16, 16))

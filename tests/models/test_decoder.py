@@ -34,6 +34,10 @@ FAMILIES = {
     "Gemma3Text": {"sliding_window": 3},
     "Phi": {},
     "Phi3": {},
+    # Families with names and layers of their own: learned positions, Conv1D in place of Linear, a norm before the layers.
+    "GPT2": {},
+    "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32},
+    "Bloom": {},
 }
 IDS = torch.tensor([5, 9, 33, 7, 41, 60, 12])
 LENGTH = 12
@@ -47,10 +51,10 @@ def make(family, folder, **changes):
     config = getattr(transformers, f"{family}Config")(**(SIZES | FAMILIES[family] | changes))
     model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for name, weight in model.named_parameters():  # norm weights of 1 would hide a missing norm
-        if weight.ndim == 1 and "norm" in name:
+        if weight.ndim == 1 and ("norm" in name or "ln_" in name):
             torch.nn.init.uniform_(weight, 0.5, 1.5)
     model.save_pretrained(folder)
-    return model.model
+    return model.base_model
 
 
 def hidden_states(oracle, ids=IDS, length=LENGTH):

@@ -2,9 +2,13 @@
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import save_file
 
+import llm4gen.models.checkpoints.decoder
+import llm4gen.models.checkpoints.t5
 import tiny
+from llm4gen.models import checkpoints
 from llm4gen.models.errors import MissingTokenizer, WrongRecipe
 from llm4gen.models.llm import LLM, open_llm
 from llm4gen.models.recipe import Recipe
@@ -19,7 +23,7 @@ def llm(tmp_path_factory):
     return LLM(open_llm(path), load_tokenizer(T5_TOKENIZER, tiny.VOCABULARY))
 
 
-def read(llm, text, recipe):
+def encode(llm, text, recipe):
     tokens = llm.tokenize(text, recipe)
     encoder = llm.file.load(llm.depth(recipe))
     return llm.encode(encoder, tokens.ids, recipe, device=torch.device("cpu"), compute_dtype=torch.float32)
@@ -42,7 +46,7 @@ TEXTS = [
 @pytest.mark.parametrize("padding", ["keep", "drop"])
 def test_any_text_gives_finite_states_of_the_recipes_length(text, padding, llm):
     recipe = Recipe(padding=padding)
-    features = read(llm, text, recipe)
+    features = encode(llm, text, recipe)
     states = features.rows.expand(features.states)
     tokens = llm.tokenize(text, recipe)
     assert len(states) == (256 if padding == "keep" else len(tokens.ids))
@@ -69,15 +73,15 @@ def test_the_template_is_part_of_what_is_read(llm):
 
 
 def test_a_layer_is_counted_from_either_end(llm):
-    from_start, from_end = (read(llm, "a cat", Recipe(layer=layer)).states for layer in (1, -3))
+    from_start, from_end = (encode(llm, "a cat", Recipe(layer=layer)).states for layer in (1, -3))
     assert torch.equal(from_start, from_end)
-    assert not torch.equal(from_start, read(llm, "a cat", Recipe()).states)
+    assert not torch.equal(from_start, encode(llm, "a cat", Recipe()).states)
 
 
 @pytest.mark.parametrize("layer", [4, -5])
 def test_a_layer_that_the_encoder_lacks_is_refused(layer, llm):
     with pytest.raises(WrongRecipe, match=f"{layer} of its LLM, but this encoder has 3 layers"):
-        read(llm, "a cat", Recipe(layer=layer))
+        encode(llm, "a cat", Recipe(layer=layer))
 
 
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
@@ -90,3 +94,34 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
     for vocabulary in (32000, 64000):
         with pytest.raises(MissingTokenizer, match=f"32100 tokens, but the encoder has {vocabulary}"):
             load_tokenizer(T5_TOKENIZER, vocabulary)
+
+
+@pytest.mark.parametrize("kind", ["T5", "folder of a decoder", "GGUF"])
+def test_a_file_is_recognised_once_for_all_prompts_and_depths(kind, tmp_path, monkeypatch):
+    if kind == "T5":
+        path = tmp_path / "t5.safetensors"
+        save_file(tiny.rankgen_tensors(tiny.t5_encoder()), path)
+    elif kind == "GGUF":
+        gguf_files = pytest.importorskip("gguf_files")
+        path = tmp_path / "llama.gguf"
+        gguf_files.write_decoder(path, gguf_files.make("Llama", vocab_size=tiny.VOCABULARY))
+    else:
+        path = tmp_path
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+        config = transformers.LlamaConfig(vocab_size=tiny.VOCABULARY, **sizes)
+        transformers.LlamaForCausalLM(config).save_pretrained(path)
+
+    recognised = []
+    for module in (checkpoints.t5, checkpoints.decoder):
+
+        def check_and_count(blueprint, *arguments, check=module.check_names):
+            recognised.append(type(blueprint).__name__)
+            check(blueprint, *arguments)
+
+        monkeypatch.setattr(module, "check_names", check_and_count)
+
+    llm = LLM(open_llm(path), load_tokenizer(T5_TOKENIZER, tiny.VOCABULARY))
+    for text in ("a cat", "two dogs"):
+        for layer in (-1, -2):
+            assert encode(llm, text, Recipe(layer=layer, padding="drop")).states.isfinite().all()
+    assert recognised == ["T5Encoder" if kind == "T5" else "Decoder"]

@@ -8,7 +8,7 @@ import zlib
 import torch
 from safetensors.torch import load_file, save_file
 
-from sandbox.standin_models import CONTEXT_DIM, fan_in, random_tensors, unet_sizes
+from sandbox.standin_models import CONTEXT_DIM, fan_in, random_tensors, unet_shapes, unet_sizes
 from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
 
 UNET, CLIP = "model.diffusion_model.", "cond_stage_model.transformer."
@@ -69,6 +69,21 @@ def moved(tensors, seed):
     return {name: move(name, tensor) for name, tensor in tensors.items()}
 
 
+def larger_unet(blocks=1):
+    """A UNet with what some nodes of ComfyUI look for: a second level, and a transformer in the middle block.
+
+    blocks: number of residual blocks in the first level.
+    """
+    shapes = unet_shapes(
+        channel_mult=(1, 2),
+        num_res_blocks=[blocks, 1],
+        transformer_depth=[*[0] * blocks, 1],
+        transformer_depth_middle=1,
+        transformer_depth_output=[*[0] * (blocks + 1), 1, 1],
+    )
+    return random(shapes)
+
+
 def t2i_adapter():
     """A T2I-Adapter for SD1.5, full size: it adds to the last block of each level, where SD1.5 has two."""
     from comfy.t2i_adapter.adapter import Adapter_light  # noqa: PLC0415
@@ -80,7 +95,7 @@ def t2i_adapter():
 
 
 def gligen():
-    """GLIGEN's layers for the stand-in's four transformers, all 640 wide, with their gates open."""
+    """GLIGEN's layers for the four transformers of `larger_unet`, all 640 wide, with their gates open."""
     from comfy.gligen import GatedSelfAttentionDense, PositionNet  # noqa: PLC0415
 
     parts = {"position_net": PositionNet(CONTEXT_DIM, CONTEXT_DIM)}

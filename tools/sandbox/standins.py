@@ -18,7 +18,7 @@ CHECKPOINT = "llm4gen_standin_sd15.safetensors"
 ENCODER = "rankgen-t5-xl-standin.safetensors"
 ADAPTER = "projector_standin.pth"
 # Increase this with every change in standin_models.py that changes a tensor, so that existing files are replaced.
-VERSION = 1
+VERSION = 2
 STAMP = "standins.json"
 
 
