@@ -34,7 +34,7 @@ FAMILIES = {
     "Gemma3Text": {"sliding_window": 3},
     "Phi": {},
     "Phi3": {},
-    # Families with names and layers of their own: learned positions, Conv1D in place of Linear, a norm before the layers.
+    # Their layers have other names. They learn positions, use Conv1D for Linear, or have a norm before the layers.
     "GPT2": {},
     "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "Bloom": {},

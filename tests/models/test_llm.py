@@ -5,10 +5,8 @@ import torch
 import transformers
 from safetensors.torch import save_file
 
-import llm4gen.models.checkpoints.decoder
-import llm4gen.models.checkpoints.t5
 import tiny
-from llm4gen.models import checkpoints
+from llm4gen.models.checkpoints import decoder, t5
 from llm4gen.models.errors import MissingTokenizer, WrongRecipe
 from llm4gen.models.llm import LLM, open_llm
 from llm4gen.models.recipe import Recipe
@@ -112,7 +110,7 @@ def test_a_file_is_recognised_once_for_all_prompts_and_depths(kind, tmp_path, mo
         transformers.LlamaForCausalLM(config).save_pretrained(path)
 
     recognised = []
-    for module in (checkpoints.t5, checkpoints.decoder):
+    for module in (t5, decoder):
 
         def check_and_count(blueprint, *arguments, check=module.check_names):
             recognised.append(type(blueprint).__name__)
