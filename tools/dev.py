@@ -34,6 +34,7 @@ STOP_SECONDS = 30  # given to a child to stop its server before it is killed
 PASSED, FAILED, NOTHING_SELECTED = 0, 1, 5  # pytest's exit codes
 # Each worker runs whole files, with a server and a browser of its own. More would not fit into small machines.
 WORKERS = 2
+THREADS = str(max(1, (os.cpu_count() or 1) // WORKERS))  # for torch in each worker
 IN_PARALLEL = ("-n", str(WORKERS), "--dist", "loadfile")
 # The oldest ComfyUI has a cache of its own, so that --lf means the newest's failures.
 ON_OLDEST = ("-m", "floor", "-o", f"cache_dir={HOST_DIR / 'pytest-floor'}")
@@ -77,9 +78,12 @@ def run_test(host: Installation, models: list[Path], options: argparse.Namespace
     _require(host, TEST_PACKAGES)
     if not extra and run_check(host, models, options, extra) != PASSED:
         return FAILED
+    if options.no_host:
+        command = [host.python, "-m", "pytest", *IN_PARALLEL, "-m", "not host", *extra]
+        return run_child(host, command, OMP_NUM_THREADS=THREADS)
     # A selection of tests is soon done in one process, which shows each test as it runs.
     command = [host.python, "-m", "pytest", *(extra or IN_PARALLEL)]
-    threads = {} if extra else {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // WORKERS))}
+    threads = {} if extra else {"OMP_NUM_THREADS": THREADS}
     if options.comfyui:
         print(f"test: on this ComfyUI alone, not on {OLDEST.version} as well: {host.comfyui}", flush=True)
         return run_child(host, command, **threads)
@@ -192,6 +196,8 @@ def _installation(options: argparse.Namespace) -> Installation:
             raise HostError(
                 "--python names the Python of a ComfyUI that you have: name its folder with --comfyui as well."
             )
+        if options.command == "test" and options.no_host:
+            return setup(with_packages=False)
         return setup_for_tests() if options.command in ("setup", "test") else setup()
     python = shutil.which(options.python.expanduser()) if options.python else sys.executable
     if python is None:
@@ -233,11 +239,17 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     serve.add_argument("--port", type=int, help="(default: a free one)")
     serve.add_argument("--listen", default="127.0.0.1", metavar="ADDRESS", help="(default: 127.0.0.1)")
     add("check", "run ruff and mypy")
-    add(
+    test = add(
         "test",
         f"run ruff and mypy, then the tests on ComfyUI {NEWEST.version}, then those marked floor on "
         f"{OLDEST.version}; all must pass. Further arguments select tests: they go to pytest both times, and ruff and "
         "mypy do not run. With --comfyui: all tests, on that ComfyUI alone",
+    )
+    test.add_argument(
+        "--no-host",
+        action="store_true",
+        help="only ruff, mypy and the tests that run without ComfyUI. Of ComfyUI only the files are needed, not its "
+        "packages",
     )
     add(
         "bench",

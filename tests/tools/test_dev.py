@@ -30,7 +30,7 @@ def test_small():
 def run(tmp_path, monkeypatch):
     """Runs the command on one small test. Returns its exit code and the ComfyUI folders that the test ran on."""
     ran = tmp_path / "ran"
-    monkeypatch.setattr(dev, "setup", lambda *also: Installation(COMFYUI_DIR, Path(sys.executable)))
+    monkeypatch.setattr(dev, "setup", lambda *also, **options: Installation(COMFYUI_DIR, Path(sys.executable)))
     monkeypatch.setattr(dev, "fetch_smollm2", lambda python: None)
     monkeypatch.setattr(dev, "end_cleanly_when_terminated", lambda: None)  # pytest handles signals itself
 
@@ -55,6 +55,11 @@ def test_a_marked_test_must_pass_on_both(failing, code, run):
 
 def test_an_unmarked_test_is_run_only_on_the_newest(run):
     assert run(mark="", failing=(OLDEST_FOLDER,)) == (0, [NEWEST_FOLDER])
+
+
+def test_without_comfyui_a_test_that_needs_it_is_left_out(run):
+    assert run("--no-host", mark="") == (0, [NEWEST_FOLDER])
+    assert run("--no-host", mark="@pytest.mark.host") == (5, [NEWEST_FOLDER])
 
 
 def test_arguments_that_select_no_test_fail_and_run_nothing(run):

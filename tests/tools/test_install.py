@@ -108,7 +108,7 @@ def newest(publish, monkeypatch):
 def installed(monkeypatch):
     """The installations that packages would be installed for. None are installed: the tests' Python has them."""
     installed = []
-    monkeypatch.setattr(install, "_install_packages", installed.append)
+    monkeypatch.setattr(install, "_install_packages", lambda host, with_packages: installed.append(host))
     return installed
 
 
@@ -132,6 +132,13 @@ def test_an_older_comfyui_is_fetched_on_request_and_nothing_is_fetched_or_instal
     assert installed == [host]
 
 
+def test_packages_of_the_tests_alone_are_not_taken_for_comfyuis(newest, installed):
+    host = setup(with_packages=False)
+    assert setup(with_packages=False) == host and installed == [host]
+    assert setup() == host and installed == [host] * 2
+    assert setup(with_packages=False) == setup() == host and installed == [host] * 2
+
+
 def test_an_archive_that_is_not_the_pinned_one_is_not_used(newest, publish, installed):
     older = publish("1.0", "ComfyUI-1.0")
     wrong = Pin("1.0", "1.0", "0" * 64, older.folder)
@@ -143,7 +150,7 @@ def test_an_archive_that_is_not_the_pinned_one_is_not_used(newest, publish, inst
 def test_after_an_interrupted_installation_of_packages_only_they_are_installed_again(
     newest, installed, index, monkeypatch
 ):
-    def interrupted(host):
+    def interrupted(host, with_packages):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

@@ -28,7 +28,9 @@ REQUIREMENTS_OLDEST = PINS / "requirements-oldest.txt"
 REQUIREMENTS = (REQUIREMENTS_DEV, ROOT / "requirements.txt")
 PACKAGES_OLDEST = HOST_DIR / "oldest"
 STAMP = HOST_DIR / "installed.json"
-PACKAGES = "packages"  # the stamp of the packages, beside one for each ComfyUI
+# The stamps of the packages, beside one for each ComfyUI.
+PACKAGES = "packages"
+TEST_PACKAGES = "packages without ComfyUI's"
 
 
 @dataclass(frozen=True)
@@ -58,15 +60,18 @@ OLDEST = Pin(
 )
 
 
-def setup(*also: Pin) -> Installation:
+def setup(*also: Pin, with_packages: bool = True) -> Installation:
     """Installs what is missing or outdated under `.host/`, and returns the newest ComfyUI.
 
-    also: further versions of ComfyUI to install. They use the same virtual environment and packages.
+    also:          further versions of ComfyUI to install. They use the same virtual environment and packages.
+    with_packages: whether to install ComfyUI's packages, without which it cannot start. If not, its files are there
+                   to be read, and the tests have their own packages.
     Raises: HostError, which says what failed and what to do.
     """
     host = Installation(COMFYUI_DIR, VENV_DIR / venv_python())
     digest = _packages_digest()
-    has_packages = host.python.is_file() and _stamps().get(PACKAGES) == digest
+    part = PACKAGES if with_packages else TEST_PACKAGES
+    has_packages = host.python.is_file() and digest in (_stamps().get(PACKAGES), _stamps().get(part))
     missing = [pin for pin in (NEWEST, *also) if not _is_installed(pin)]
     if has_packages and not missing:
         return host
@@ -74,15 +79,15 @@ def setup(*also: Pin) -> Installation:
     HOST_DIR.mkdir(exist_ok=True)
     # A stamp is removed before its part is changed and written after it, so that an interrupted set-up is repeated.
     if not has_packages:
-        _stamp(PACKAGES, None)
+        _stamp(part, None)
         _make_venv(host.python)
     for pin in missing:
         _stamp(pin.folder.name, None)
         _fetch_comfyui(pin, host.python)
         _stamp(pin.folder.name, pin.sha256)
     if not has_packages:
-        _install_packages(host)
-        _stamp(PACKAGES, digest)
+        _install_packages(host, with_packages)
+        _stamp(part, digest)
     return host
 
 
@@ -176,15 +181,19 @@ def _unpack(archive: Path, target: Path) -> None:
                 shutil.copyfileobj(source, out)
 
 
-def _install_packages(host: Installation) -> None:
+def _install_packages(host: Installation, with_packages: bool) -> None:
+    """with_packages: see `setup`."""
     pip = [host.python, "-m", "pip", "install", "-q"]
     constrained = [*pip, "-c", CONSTRAINTS]
-    with step(" ".join(TORCH)):
-        call([*constrained, *TORCH], HOST_DIR, NETWORK_HINT)
-    with step("the packages of ComfyUI and of the tests"):
-        requirements = (host.comfyui / "requirements.txt", *REQUIREMENTS)
+    torch = TORCH if with_packages else TORCH[:1]
+    with step(" ".join(torch)):
+        call([*constrained, *torch], HOST_DIR, NETWORK_HINT)
+    with step("the packages of ComfyUI and of the tests" if with_packages else "the packages of the tests"):
+        requirements = (*((host.comfyui / "requirements.txt",) if with_packages else ()), *REQUIREMENTS)
         files = [part for path in requirements for part in ("-r", path)]
         call([*constrained, *files], HOST_DIR, NETWORK_HINT)
+    if not with_packages:
+        return
     with step("the oldest transformers"):
         shutil.rmtree(PACKAGES_OLDEST, ignore_errors=True)
         # In a folder of its own, which a test puts in front of the newest one's. Everything else that this
