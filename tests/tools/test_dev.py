@@ -1,4 +1,4 @@
-"""The test command runs all tests on the newest ComfyUI, those marked floor on the oldest too, and both must pass."""
+"""`dev.py test` runs all tests on the newest ComfyUI, and those marked `floor` on the oldest too. Both must pass."""
 
 import sys
 from pathlib import Path
@@ -49,19 +49,19 @@ def run(tmp_path, monkeypatch):
     [((), 0), ((OLDEST_FOLDER,), 1), ((NEWEST_FOLDER,), 1)],
     ids=["none", "oldest", "newest"],
 )
-def test_a_marked_test_must_pass_on_both(failing, code, run):
+def test_a_marked_test_must_pass_on_both_comfyuis(failing, code, run):
     assert run(failing=failing) == (code, [NEWEST_FOLDER, OLDEST_FOLDER])
 
 
-def test_an_unmarked_test_is_run_only_on_the_newest(run):
+def test_an_unmarked_test_runs_only_on_the_newest_comfyui(run):
     assert run(mark="", failing=(OLDEST_FOLDER,)) == (0, [NEWEST_FOLDER])
 
 
-def test_arguments_that_select_no_test_fail_and_run_nothing(run):
+def test_arguments_that_select_no_tests_are_an_error(run):
     assert run("-k", "another") == (5, [])
 
 
-def test_on_a_given_comfyui_it_runs_once_and_says_so(run, tmp_path, capfd):
+def test_on_a_given_comfyui_tests_run_once_and_the_output_says_so(run, tmp_path, capfd):
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "main.py").touch()
     given = ["--comfyui", str(tmp_path / "given"), "--python", sys.executable]
