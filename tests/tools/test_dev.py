@@ -57,7 +57,7 @@ def test_an_unmarked_test_runs_only_on_the_newest_comfyui(run):
     assert run(mark="", failing=(OLDEST_FOLDER,)) == (0, [NEWEST_FOLDER])
 
 
-def test_arguments_that_select_no_tests_are_an_error(run):
+def test_arguments_that_select_no_tests_fail_and_run_nothing(run):
     assert run("-k", "another") == (5, [])
 
 
