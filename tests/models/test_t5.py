@@ -96,7 +96,7 @@ def deep(tmp_path_factory):
         (torch.float32, torch.float32, 1e-5),
     ],
 )
-def test_states_with_narrow_dtypes_stay_close(dtype, compute_dtype, bound, deep):
+def test_states_of_a_deep_t5_stay_close_in_every_dtype(dtype, compute_dtype, bound, deep):
     oracle, path = deep
     ids, rows = prompt(30), distinct_rows(30, LENGTH)
     encoder = load_encoder(path, dtype=dtype, operations=tiny.CastingLayers)
@@ -104,7 +104,7 @@ def test_states_with_narrow_dtypes_stay_close(dtype, compute_dtype, bound, deep)
     assert tiny.relative_error(states, transformers_states(oracle, ids)[-1]) <= bound
 
 
-def test_states_are_finite_with_the_compute_dtype_fp16_where_plain_fp16_overflows(tmp_path):
+def test_states_with_the_compute_dtype_fp16_stay_close_where_plain_fp16_overflows(tmp_path):
     oracle = tiny.t5_encoder(num_layers=4)
     for block in oracle.encoder.block:  # the feed-forward layers' hidden activations reach about 10^5
         block.layer[1].DenseReluDense.wi_1.weight.data *= 400

@@ -12,7 +12,7 @@ from llm4gen.models.encoders.rows import real_rows
 from llm4gen.models.errors import UnreadableFile
 from llm4gen.models.files.values import DTYPES
 from llm4gen.models.llm import open_llm
-from paths import REAL_LLM, T5_TOKENIZER
+from paths import SMOLLM2, T5_TOKENIZER
 from tiny import relative_error
 
 IDS = torch.arange(3, 20)
@@ -93,7 +93,7 @@ def tokenizer_of(path):
         return file.metadata()["tokenizer"]
 
 
-@pytest.mark.skipif(not REAL_LLM.is_file(), reason=f"NO REAL LLM: {REAL_LLM.name} was not fetched")
+@pytest.mark.skipif(not SMOLLM2.is_file(), reason=f"NO SMOLLM2: {SMOLLM2.name} was not fetched")
 @pytest.mark.parametrize("layer", [-1, -2, 5])
 @torch.inference_mode()
 def test_a_converted_published_models_states_equal_transformers(layer, smollm2):
@@ -112,7 +112,7 @@ def test_a_converted_published_models_states_equal_transformers(layer, smollm2):
 def smollm2(module_path):
     """The folder in fp32 that SmolLM2-135M-Instruct's .gguf file is converted to."""
     new = module_path / "smollm2"
-    assert run(REAL_LLM, new, "--dtype", "fp32") == 0
+    assert run(SMOLLM2, new, "--dtype", "fp32") == 0
     return new
 
 
