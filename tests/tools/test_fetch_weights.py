@@ -16,7 +16,7 @@ from fetch import plan as fetch_plan
 from fetch.installed import find_installed, why_unusable
 from fetch.items import DEFAULT_DTYPE, ITEMS
 from fetch.task import SIZE_RATIOS, Task
-from fetching import LLM4GEN, RANKGEN, ROOMY, UNET, last_line
+from fetching import FREE_SPACE, LLM4GEN, RANKGEN, UNET, error_line
 from hub_server import Hub
 from llm4gen.models.checkpoints.adapter import load_cross_adapter
 from llm4gen.models.files.formats import DTYPE_NAMES
@@ -150,7 +150,7 @@ def test_comfyuis_own_arguments_are_used_as_comfyui_uses_them(fetching):
 @pytest.mark.parametrize("wrong", [["--offlien"], ["--base-directory"], ["adapter"]])
 def test_an_unknown_argument_is_named_in_one_line(wrong, fetching):
     done = fetching.run("--offline", *wrong)
-    assert done.returncode == failures.USAGE and wrong[0] in last_line(done)
+    assert done.returncode == failures.USAGE and wrong[0] in error_line(done)
     assert len(done.stderr.splitlines()) == 1, "ComfyUI's long usage would hide the error"
 
 
@@ -158,7 +158,7 @@ def test_an_unknown_argument_is_named_in_one_line(wrong, fetching):
 def test_an_unreadable_config_of_extra_model_paths_is_named_in_one_line(config, fetching):
     (fetching.base / "bad.yaml").write_text("a: [")
     done = fetching.run("--offline", "--extra-model-paths-config", str(fetching.base / config))
-    assert done.returncode == failures.FAILED and config in last_line(done)
+    assert done.returncode == failures.FAILED and config in error_line(done)
 
 
 def test_a_file_in_any_of_comfyuis_folders_counts_as_installed(fetching):
@@ -172,7 +172,7 @@ def test_a_file_in_any_of_comfyuis_folders_counts_as_installed(fetching):
 def test_an_unreadable_extra_model_paths_yaml_is_named_in_one_line(text, fetching):
     (fetching.comfyui / "extra_model_paths.yaml").write_text(text)
     done = fetching.run("--offline")
-    assert done.returncode == failures.FAILED and "extra_model_paths.yaml" in last_line(done)
+    assert done.returncode == failures.FAILED and "extra_model_paths.yaml" in error_line(done)
 
 
 def test_the_comfyui_that_holds_the_pack_is_the_default(fetching):
@@ -194,7 +194,7 @@ def test_a_missing_comfyui_is_reported_in_one_line(place, fetching):
         tool = copy / "tools" / "fetch_weights.py"
     options = ["--comfyui", str(given[place])] if place in given else []
     done = fetching.run(command=[sys.executable, str(tool), "--offline", *options])
-    assert done.returncode == failures.FAILED and "--comfyui" in last_line(done)
+    assert done.returncode == failures.FAILED and "--comfyui" in error_line(done)
 
 
 @pytest.mark.parametrize("tool", ["fetch_weights.py", "convert.py", "doctor.py"])
@@ -218,8 +218,8 @@ def test_every_exit_code_is_in_the_help(fetching):
 
 def test_five_gigabytes_are_not_downloaded_without_confirmation(fetching):
     fetching.hub.repositories[LLM4GEN].stated[UNET] = {"size": 5_000_000_000}
-    done = fetching.run(command=fetching.changed(ROOMY, "--only", "unet"))
-    assert done.returncode == failures.UNCONFIRMED and "--yes" in last_line(done)
+    done = fetching.run(command=fetching.command_after(FREE_SPACE, "--only", "unet"))
+    assert done.returncode == failures.UNCONFIRMED and "--yes" in error_line(done)
     assert fetching.hub.sent == [] and fetching.files() == set()
 
 
@@ -276,7 +276,7 @@ def test_the_disk_space_needed_is_that_of_the_step_that_needs_most(tmp_path, mon
 def test_a_disk_that_is_too_small_is_reported_before_the_download(fetching):
     fetching.hub.repositories[LLM4GEN].stated[UNET] = {"size": 1 << 60}
     done = fetching.run("--only", "unet", "--yes")
-    assert done.returncode == failures.DISK_PROBLEM and f"{1 << 60:,}" in last_line(done)
+    assert done.returncode == failures.DISK_PROBLEM and f"{1 << 60:,}" in error_line(done)
     assert fetching.hub.sent == [] and fetching.files() == set()
 
 
@@ -292,7 +292,7 @@ def test_a_converted_file_fits_into_its_estimated_size():
 def test_files_that_are_brought_by_hand_as_instructed_are_recognised(fetching):
     fetching.publish_models()
     done = fetching.run("--offline", "--only", "adapter")
-    assert done.returncode == failures.UNREACHABLE and "offline" in last_line(done)
+    assert done.returncode == failures.UNREACHABLE and "offline" in error_line(done)
     assert fetching.hub.api_requests == []
     target = re.search(r"^  to +(.*)$", done.stdout, re.MULTILINE)[1]
     command = shlex.split(re.search(r"^  then  run this.*\n(.*)$", done.stdout, re.MULTILINE)[1])
@@ -309,7 +309,7 @@ def test_a_damaged_file_of_the_same_name_is_neither_used_nor_replaced(fetching):
     (fetching.models / "llm4gen").mkdir(parents=True)
     (fetching.models / ADAPTER).write_bytes(b"half")
     done = fetching.run("--only", "adapter")
-    assert done.returncode == failures.FAILED and str(fetching.models / ADAPTER) in last_line(done)
+    assert done.returncode == failures.FAILED and str(fetching.models / ADAPTER) in error_line(done)
     assert (fetching.models / ADAPTER).read_bytes() == b"half" and fetching.hub.sent == []
 
 
@@ -330,7 +330,7 @@ def test_without_a_hub_instructions_are_printed(cause, fetching):
         pass
     environment = {"HF_ENDPOINT": closed.url} if cause == "closed" else {cause: "1"}
     done = fetching.run(**environment)
-    last_line(done)
+    error_line(done)
     assert instructed_folders(done) == {name: str(fetching.models / key) for name, key in FOLDERS.items()}
     for text in (LLM4GEN, RANKGEN, "projector.pth", "pytorch_model.bin", "4,910,000,000"):
         assert text in done.stdout
