@@ -48,13 +48,13 @@ def test_a_file_that_is_not_supported_is_refused_with_the_reason(tmp_path):
             lambda: write_t5(path, t5(), **{"attention.layer_norm_epsilon": 1e-5}),
             "epsilon of its norms is 1e-05|epsilon of its norms is 9.99",
         ),
-        (lambda: write_t5(path, t5(), without="ffn_gate"), "no encoder of T5 v1.1's kind"),
-        (lambda: write_t5(path, t5(), unsupported), "quantised as Q8_K, which .* cannot expand"),
-        (lambda: write_decoder(path, llama, **{"rope.scaling.type": "yarn"}), "positions stretched by yarn"),
-        (lambda: write_decoder(path, llama, **{"rope.dimension_count": 8}), "heads that rotate in part"),
+        (lambda: write_t5(path, t5(), without="ffn_gate"), "does not hold an encoder like T5 v1.1's"),
+        (lambda: write_t5(path, t5(), unsupported), "quantised as Q8_K, which .* cannot dequantise"),
+        (lambda: write_decoder(path, llama, **{"rope.scaling.type": "yarn"}), "positions scaled by yarn"),
+        (lambda: write_decoder(path, llama, **{"rope.dimension_count": 8}), "heads that are rotated in part"),
         (
             lambda: write_decoder(path, make("Gemma2", head_dim=16)),
-            "attention scaled by other than its heads",
+            "attention that is not scaled by its head width",
         ),
     ):
         write()
