@@ -1,4 +1,4 @@
-"""Words → tokens → states, as an adapter's recipe asks for them."""
+"""A text becomes tokens, and the tokens become hidden states, as an adapter's recipe says."""
 
 import pytest
 import torch
@@ -51,22 +51,22 @@ def test_any_text_gives_finite_states_of_the_recipes_length(text, padding, llm):
     assert states.isfinite().all()
 
 
-def test_a_long_prompt_loses_its_end_and_says_how_much(llm):
+def test_a_long_prompt_is_cut_and_its_dropped_tokens_are_counted(llm):
     tokens = llm.tokenize("word " * 300, Recipe())
     whole = llm.tokenize("word " * 300, Recipe(tokens=8192))
     assert tokens.ids == whole.ids[:256]
-    assert tokens.dropped == len(whole.ids) - 256 - 1 > 0  # the end mark is no word
+    assert tokens.dropped == len(whole.ids) - 256 - 1 > 0  # the end token is not counted
     assert whole.dropped == 0 and whole.ids[-1] == 1
 
 
-def test_losing_the_end_mark_alone_is_losing_no_words(llm):
+def test_the_end_token_is_not_counted_among_the_dropped_tokens(llm):
     whole = llm.tokenize("word " * 254, Recipe(tokens=8192))
     assert len(whole.ids) == 257 or len(whole.ids) == 256
     assert llm.tokenize("word " * 254, Recipe(tokens=len(whole.ids) - 1)).dropped == 0
     assert llm.tokenize("word " * 254, Recipe(tokens=len(whole.ids) - 2)).dropped == 1
 
 
-def test_the_template_is_part_of_what_is_read(llm):
+def test_the_template_is_tokenized_with_the_text(llm):
     assert llm.tokenize("a cat", Recipe()).ids == llm.tokenize("pre a cat", Recipe(template="{text}")).ids
 
 

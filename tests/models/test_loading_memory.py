@@ -1,4 +1,4 @@
-"""Loading holds the weights once: memory-mapped, or converted a batch at a time."""
+"""Loading holds the weights in memory once: they are memory-mapped, or converted one batch at a time."""
 
 import subprocess
 import sys
@@ -23,8 +23,9 @@ def peak():
     lines = Path("/proc/self/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmHWM")).split()[1]) * 1024
 
-torch.aminmax(torch.zeros(1 << 24)), torch.zeros(1 << 24).bfloat16()  # the kernels' own memory
-Path("/proc/self/clear_refs").write_text("5")  # forgets the peak so far
+# What these kernels allocate for themselves at their first use is not part of the growth.
+torch.aminmax(torch.zeros(1 << 24)), torch.zeros(1 << 24).bfloat16()
+Path("/proc/self/clear_refs").write_text("5")  # resets the peak
 before = peak()
 encoder = open_llm(Path(path)).load(dtype=getattr(torch, dtype, None))
 print(peak() - before)
@@ -33,7 +34,7 @@ print(peak() - before)
 
 @pytest.fixture(scope="module")
 def files(module_path):
-    """The same 0.6 GB encoder as safetensors and as a pickle."""
+    """A folder with one encoder of 0.6 GB, as a safetensors file and as a pickle."""
     tensors = tiny.rankgen_tensors(
         tiny.t5_encoder(d_model=2048, d_ff=5120, d_kv=64, num_heads=32, num_layers=2)
     )
@@ -47,9 +48,9 @@ def files(module_path):
 )
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
 @pytest.mark.parametrize("dtype", ["auto", "bfloat16"])
-def test_loading_never_holds_more_than_the_file_and_a_fifth(suffix, dtype, files):
+def test_loading_needs_at_most_a_fifth_more_memory_than_the_file_has_bytes(suffix, dtype, files):
     path = files / f"t5.{suffix}"
     command = [sys.executable, "-c", LOAD, str(ROOT), str(path), dtype]
-    grown = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    growth = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
     size = path.stat().st_size
-    assert 0.4 * size < grown <= 1.2 * size
+    assert 0.4 * size < growth <= 1.2 * size

@@ -1,4 +1,4 @@
-"""Runs tools/fetch_weights.py with a local hub, small weights, and the model folders of a ComfyUI of its own."""
+"""Runs tools/fetch_weights.py with a local hub that publishes small weights, and with a new ComfyUI."""
 
 import os
 import shutil
@@ -18,13 +18,13 @@ UNET = "unet/diffusion_pytorch_model.safetensors"
 OLDEST = ROOT / ".host" / "oldest"
 MEBIBYTE = 1 << 20
 # A statement that makes every disk report 1 PiB of free space.
-ROOMY = "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(0, 0, 1 << 50)"
+FREE_SPACE = "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(0, 0, 1 << 50)"
 # The files and folders that ComfyUI or its user writes to.
 WRITABLE = {"models", "custom_nodes", "input", "output", "temp", "user", "extra_model_paths.yaml"}
 
 
 def fresh_comfyui(target: Path) -> Path:
-    """Makes a folder with ComfyUI's code and without models, from which a server can be started."""
+    """Makes a ComfyUI folder that holds its code but no models. A server can be started from it."""
     target.mkdir()
     for path in COMFYUI.iterdir():
         # ComfyUI searches its other files beside these two, so links would lead it back to the original folder.
@@ -38,7 +38,7 @@ def fresh_comfyui(target: Path) -> Path:
 class Fetching:
     """A hub, and a newly installed ComfyUI without models.
 
-    base: a folder for everything that is made.
+    base: the folder that all files are made in.
     """
 
     def __init__(self, base: Path, hub: Hub):
@@ -58,7 +58,7 @@ class Fetching:
         self.hub.repositories[LLM4GEN].files[UNET] = os.urandom(size)
 
     def publish_models(self, **sizes: int) -> None:
-        """Publishes a small adapter and a small encoder, in the published formats. sizes: the adapter's widths."""
+        """Publishes a small adapter and a small encoder in the published formats. sizes: as in `adapter_tensors`."""
         adapter, encoder = self.base / "adapter.pth", self.base / "encoder.bin"
         torch.save(tiny.adapter_tensors(**sizes), adapter)
         torch.save(tiny.rankgen_tensors(tiny.t5_encoder()), encoder)
@@ -97,9 +97,9 @@ class Fetching:
             self.command(*arguments), env=self.environment(), stderr=subprocess.PIPE, text=True
         )
 
-    def changed(self, change: str, *arguments: str) -> list[str]:
-        """The command, with a statement run before it that can import and change the tool's modules."""
-        code = f"import sys; sys.path.insert(0, {str(TOOLS)!r}); {change}; import fetch_weights as tool; "
+    def command_after(self, statement: str, *arguments: str) -> list[str]:
+        """The command, run after a statement that can import and change the tool's modules."""
+        code = f"import sys; sys.path.insert(0, {str(TOOLS)!r}); {statement}; import fetch_weights as tool; "
         code += "sys.exit(tool.main(sys.argv[1:]))"
         return [sys.executable, "-c", code, *self.command(*arguments)[2:]]
 
@@ -109,8 +109,8 @@ class Fetching:
         return {path.relative_to(self.models).as_posix() for path in found}
 
 
-def last_line(done) -> str:
-    """The error of a failed run: one line, besides those that libraries print about retries."""
+def error_line(done) -> str:
+    """The only error line of a failed run. Other lines are those that libraries print about retries."""
     assert "Traceback" not in done.stderr, done.stderr
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
     return line

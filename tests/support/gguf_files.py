@@ -1,4 +1,4 @@
-"""Small models, and `.gguf` files of them."""
+"""Makes small random models, and writes them as `.gguf` files."""
 
 import gguf
 import torch
@@ -20,6 +20,7 @@ FAMILIES = {
 
 
 def make(family, **changes):
+    """A small random decoder of transformers. changes: of its family's config."""
     torch.manual_seed(0)
     sizes = {
         "vocab_size": 64, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "pad_token_id": 0,
@@ -27,7 +28,7 @@ def make(family, **changes):
     }  # fmt: skip
     config = getattr(transformers, f"{family}Config")(**(sizes | FAMILIES[family] | changes))
     model = transformers.AutoModel.from_config(config).eval().requires_grad_(False)
-    # Norms of one and biases of zero would hide what is done to them.
+    # With norms of one and biases of zero, tests would not notice that they are skipped.
     for name, weight in model.named_parameters():
         if weight.ndim == 1:
             torch.nn.init.uniform_(weight, *((0.5, 1.5) if "norm" in name else (-0.1, 0.1)))
@@ -35,40 +36,41 @@ def make(family, **changes):
 
 
 def t5(**changes):
+    """A small random T5 encoder whose rows divide into the blocks of every encoding."""
     return tiny.t5_encoder(
         **({"d_model": 256, "d_ff": 512, "d_kv": 64, "vocab_size": 64, "num_layers": 1} | changes)
     )
 
 
 def write_t5(path, oracle, kind=Kind.F32, arch="t5encoder", without="nothing", **header):
-    """The encoder of a transformers T5. without: part of the names that are left out."""
+    """Writes transformers' T5 encoder. without: tensors with this text in their names are left out."""
     tensors = t5_tensors(oracle.state_dict().items(), oracle.config.num_layers)
-    kept = ((name, tensor) for name, tensor in tensors if without not in name)
-    write_gguf(path, arch, kept, kind, {"attention.layer_norm_epsilon": 1e-6} | header)
+    written = ((name, tensor) for name, tensor in tensors if without not in name)
+    write_gguf(path, arch, written, kind, {"attention.layer_norm_epsilon": 1e-6} | header)
 
 
 def write_decoder(path, oracle, kind=Kind.F32, extra=None, **header):
-    """A transformers model without its head."""
+    """Writes a decoder of transformers, without its head. extra: more tensors, by their names in the file."""
     tensors = [*(extra or {}).items(), *decoder_tensors(oracle.state_dict().items(), oracle.config)]
     write_gguf(path, arch_of(oracle.config), tensors, kind, decoder_header(oracle.config) | header)
 
 
 def own_tokenizer(*words):
-    """A tokenizer as a file has it in its header: a piece for each byte, each beginning of a word, and the end."""
+    """The header entries of a tokenizer whose tokens are all bytes, all beginnings of the words, and the end token."""
     starts = [word[:length] for word in words for length in range(2, len(word) + 1)]
-    pieces = [*sorted(ByteLevel.alphabet()), *starts, "<|endoftext|>"]
+    tokens = [*sorted(ByteLevel.alphabet()), *starts, "<|endoftext|>"]
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2",
-        "tokenizer.ggml.tokens": pieces,
-        "tokenizer.ggml.token_type": [1] * (len(pieces) - 1) + [3],  # the last is no text
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": [1] * (len(tokens) - 1) + [3],  # 3: the end token is a control token
         "tokenizer.ggml.merges": [f"{start[:-1]} {start[-1]}" for start in starts],
-        "tokenizer.ggml.eos_token_id": len(pieces) - 1,
+        "tokenizer.ggml.eos_token_id": len(tokens) - 1,
     }
 
 
 def expanded(model, kind):
-    """Gives a model the numbers that its matrices have once they were quantised."""
+    """Replaces a model's matrices by their values after quantising and dequantising. Returns the model."""
     for name, weight in model.named_parameters():
         if weight.ndim == 2 and "relative_attention_bias" not in name:
             weight.data = torch.from_numpy(gguf.dequantize(pack(weight.data.numpy(), kind), kind).copy())

@@ -24,10 +24,10 @@ class Repository:
     """A repository at one commit.
 
     files:   path → content.
-    licence: what its card states; None: it has no card.
-    status:  an HTTP error to answer all requests with.
-    token:   requests without this token are answered with 401.
-    stated:  path → entries (`size`, `sha256`) that are stated instead of the true ones.
+    licence: the licence that its card states; None if it has no card.
+    status:  the HTTP error that answers all requests; None if they are served.
+    token:   the token without which requests are answered with 401; None if none is needed.
+    stated:  path → false values (`size`, `sha256`) that the hub states instead of the true ones.
     """
 
     files: dict[str, bytes]
@@ -38,21 +38,21 @@ class Repository:
     stated: dict[str, dict[str, object]] = field(default_factory=dict)
 
     def entry(self, path: str) -> dict[str, object]:
-        """The size and the checksum that the hub states for a file."""
+        """Returns the size and the checksum that the hub states for a file."""
         data = self.files[path]
         return {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()} | self.stated.get(path, {})
 
 
 class Hub:
-    """The state that tests set and read, and the running server.
+    """A running server, and its state, which tests set and read.
 
-    repositories: by name, at their newest commit.
-    older:        by name, at an older commit.
+    repositories: repositories by name, at their newest commit.
+    older:        repositories by name, at an older commit.
     cut_at:       the byte of a file at which the next download loses its connection. This happens once.
     stall_at:     the byte of a file at which the next download stops until the client disconnects. This happens once.
     stalled:      is set when a download has stopped at `stall_at`.
-    sent:         (path, bytes) of each download.
-    api_requests: (repository, revision) of each API request.
+    sent:         the path and the number of bytes of each download.
+    api_requests: the repository and the revision of each API request.
     """
 
     def __init__(self) -> None:
@@ -68,7 +68,7 @@ class Hub:
         return sum(count for sent, count in self.sent if sent == path)
 
     def find(self, name: str, revision: str | None) -> Repository | None:
-        """The repository at a revision; None if the hub does not have it."""
+        """Returns the repository at a revision, or None if the hub does not have it."""
         newest = self.repositories.get(name)
         known = [repository for repository in (newest, self.older.get(name)) if repository]
         matching = [repository for repository in known if revision in (None, "main", repository.commit)]
@@ -87,6 +87,8 @@ class Hub:
 
 
 class Handler(BaseHTTPRequestHandler):
+    """Answers one request. hub: the hub whose state decides how."""
+
     hub: Hub
     protocol_version = "HTTP/1.1"
 
@@ -122,7 +124,7 @@ class Handler(BaseHTTPRequestHandler):
         self.send(200, json.dumps(body).encode(), {"Content-Type": "application/json"})
 
     def error(self, repository: Repository | None) -> int | None:
-        """The HTTP status to refuse a request with; None if it is answered."""
+        """Returns the HTTP status that refuses a request, or None if the request is allowed."""
         if repository is None or repository.status:
             return repository.status if repository else 404
         is_authorised = self.headers.get("Authorization") == f"Bearer {repository.token}"
@@ -158,7 +160,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_part(path, data, start, end)
 
     def send_part(self, path: str, data: bytes, start: int, end: int) -> None:
-        """Sends data[start:end], up to where the connection is to break or stall."""
+        """Sends data[start:end], or less of it if the connection is to break or stall before the end."""
         hub, position = self.hub, start
         cut, hub.cut_at = hub.cut_at, None
         stall, hub.stall_at = hub.stall_at, None

@@ -1,4 +1,4 @@
-"""ComfyUI in the test's own process, with the stand-in models and nothing of the user's."""
+"""Starts ComfyUI in the test's own process, with stand-in models and an empty base directory."""
 
 import asyncio
 import atexit
@@ -18,7 +18,12 @@ SHORT = "a red cat on a mat"
 
 @cache
 def start() -> SimpleNamespace:
-    """Starts the host once: `core` is its nodes.py, `ours` the pack's nodes by id, `folders` its folder_paths."""
+    """Starts ComfyUI once.
+
+    core:    ComfyUI's module nodes.py.
+    ours:    the pack's node classes by node id.
+    folders: ComfyUI's module folder_paths.py.
+    """
     sys.path.insert(0, str(COMFYUI))
     from comfy.cli_args import args  # noqa: PLC0415
 
@@ -38,7 +43,7 @@ def start() -> SimpleNamespace:
 
 
 def standins() -> Path:
-    """The stand-in models, made if they are not there."""
+    """Returns the folder of the stand-in models, which are made if they are missing."""
     from sandbox.standins import ensure_standins  # noqa: PLC0415
 
     ensure_standins(STANDINS)
@@ -46,13 +51,13 @@ def standins() -> Path:
 
 
 def use_models(folder_paths, models: Path) -> None:
-    """Adds a models directory to the host's."""
+    """Adds the folders of a models directory to those that ComfyUI searches."""
     for folder in models.iterdir():
         if folder.is_dir():
             folder_paths.add_model_folder_path(folder.name, str(folder))
 
 
 def run(node, **inputs):
-    """A node's only output."""
+    """Executes a node and returns its only output."""
     (output,) = node.execute(**inputs).args
     return output

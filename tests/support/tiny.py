@@ -1,4 +1,4 @@
-"""Small random models in the checkpoints' own key names, for tests that need no host."""
+"""Makes small random models under the names that published checkpoints use, without ComfyUI."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ VOCABULARY = 32128
 
 
 def load_encoder(path: Path, **options) -> torch.nn.Module:
-    """The encoder in a file or folder, without ComfyUI. options: of `LLMFile.load`."""
+    """Loads the encoder in a file or folder, without ComfyUI. options: as in `LLMFile.load`."""
     return open_llm(path).load(**options)
 
 
@@ -23,7 +23,7 @@ def t5_config(**changes) -> T5Config:
 
 
 def randomise(model: torch.nn.Module) -> torch.nn.Module:
-    """Weights of T5's scale: each matrix keeps the size of what goes through it; positions matter."""
+    """Draws random weights: matrices keep the scale of their input, and relative positions change the result."""
     torch.manual_seed(0)
     for name, weight in model.named_parameters():
         if "relative_attention_bias" in name or "shared" in name:
@@ -43,11 +43,12 @@ def t5_encoder(**changes) -> T5EncoderModel:
 
 
 def whole_t5(**changes) -> T5ForConditionalGeneration:
+    """transformers' T5 with its decoder and head."""
     return randomise(T5ForConditionalGeneration(t5_config(tie_word_embeddings=False, **changes)))
 
 
 def own_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A state dict whose tensors share no memory, as safetensors wants it."""
+    """The state dict with copies of its tensors: safetensors does not save tensors that share memory."""
     return {name: tensor.clone() for name, tensor in model.state_dict().items()}
 
 
@@ -74,25 +75,28 @@ def adapter_tensors(clip=64, llm=32, mlp=128) -> dict[str, torch.Tensor]:
 
 
 def save_shards(folder: Path, tensors: dict[str, torch.Tensor], suffix: str) -> None:
-    """Two files under an index, as transformers writes a large model."""
+    """Writes two shards and their index, as transformers saves a large model. suffix: safetensors or bin."""
     folder.mkdir()
     names = sorted(tensors)
-    placed = {}
+    weight_map = {}
     for part, half in enumerate((names[::2], names[1::2])):
         file = f"part-{part}.{suffix}"
         save = save_file if suffix == "safetensors" else torch.save
         save({name: tensors[name] for name in half}, folder / file)
-        placed |= dict.fromkeys(half, file)
+        weight_map |= dict.fromkeys(half, file)
     stem = "model" if suffix == "safetensors" else "pytorch_model"
-    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": placed}), encoding="utf-8")
+    (folder / f"{stem}.{suffix}.index.json").write_text(
+        json.dumps({"weight_map": weight_map}), encoding="utf-8"
+    )
 
 
-def relative_error(value: torch.Tensor, truth: torch.Tensor) -> float:
-    return ((value.float() - truth).norm() / truth.norm()).item()
+def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
+    """The norm of the difference, relative to the norm of `expected`."""
+    return ((value.float() - expected).norm() / expected.norm()).item()
 
 
 class CastingLayers:
-    """As the host's layers do: weights take the dtype of what comes in."""
+    """Layers that cast their weights to the dtype of their input, as ComfyUI's layers do."""
 
     class Linear(torch.nn.Linear):
         def forward(self, x):
@@ -104,10 +108,10 @@ class CastingLayers:
 
 
 class Payload:
-    """Unpickled, it makes a file: code that would have run."""
+    """An object whose unpickling runs code, which makes the file `path`."""
 
-    def __init__(self, mark: Path):
-        self.mark = mark
+    def __init__(self, path: Path):
+        self.path = path
 
     def __reduce__(self):
-        return open, (str(self.mark), "w")
+        return open, (str(self.path), "w")

@@ -45,7 +45,7 @@ def tensors():
 
 
 def save_source(kind, tensors, folder):
-    """Saves an encoder, or the golden one, in any form that Load LLM Encoder can load. Returns its path and tensors."""
+    """Saves an encoder in one of SOURCE_KINDS ("golden" is another encoder). Returns its path and its tensors."""
     if kind == "golden":
         golden = load_file(GOLDEN / "rankgen.safetensors")
         tensors = {name[8:]: tensor for name, tensor in golden.items() if name.startswith("weights.")}
@@ -70,7 +70,7 @@ def save_source(kind, tensors, folder):
     return folder / "t5.bin", tensors
 
 
-SOURCES = (
+SOURCE_KINDS = (
     "pickle",
     "old pickle",
     "wrapped pickle",
@@ -83,9 +83,9 @@ SOURCES = (
 )
 
 
-@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("kind", SOURCE_KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_converted_encoder_has_the_sources_weights(kind, dtype, tensors, tmp_path, monkeypatch):
+def test_a_converted_encoder_has_the_weights_of_its_source(kind, dtype, tensors, tmp_path, monkeypatch):
     monkeypatch.setattr(weights, "CHUNK_BYTES", 1 << 16)  # so that tensors are read in many chunks
     source, originals = save_source(kind, tensors, tmp_path)
     assert run(source, tmp_path / "new.safetensors", "--dtype", dtype) == 0
@@ -104,19 +104,19 @@ def test_a_converted_encoder_has_the_sources_weights(kind, dtype, tensors, tmp_p
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_only_weights_of_linear_layers_get_a_narrow_dtype(dtype, tensors, tmp_path):
+def test_only_linear_weights_and_the_embedding_get_the_chosen_dtype(dtype, tensors, tmp_path):
     source, _ = save_source("safetensors", tensors, tmp_path)
     run(source, tmp_path / "new.safetensors", "--dtype", dtype)
-    own = DTYPES[dtype]
+    chosen = DTYPES[dtype]
     for name, tensor in load_file(tmp_path / "new.safetensors").items():
-        narrow = "layer_norm" not in name and "relative_attention_bias" not in name and "scale" not in name
+        is_linear = "layer_norm" not in name and "relative_attention_bias" not in name and "scale" not in name
         if "shared" in name:
-            assert tensor.dtype == (torch.bfloat16 if dtype == "fp8" else own)
+            assert tensor.dtype == (torch.bfloat16 if dtype == "fp8" else chosen)
         else:
-            assert tensor.dtype == (own if narrow else torch.float32), name
+            assert tensor.dtype == (chosen if is_linear else torch.float32), name
 
 
-def test_an_encoders_metadata_and_the_output_name_its_source(tensors, tmp_path, capsys):
+def test_the_metadata_and_the_output_name_the_source(tensors, tmp_path, capsys):
     source, _ = save_source("pickle", tensors, tmp_path)
     assert run(source) == 0
     target = tmp_path / "t5-bf16.safetensors"
@@ -143,31 +143,31 @@ def test_an_encoders_own_tokenizer_is_named(tensors, tmp_path, capsys):
     assert entries["source_sha256"].splitlines() == lines
 
 
-def test_a_converted_adapter_is_the_published_one(tmp_path):
+def test_a_converted_adapter_has_the_published_weights_and_recipe(tmp_path):
     torch.save(tiny.adapter_tensors(), tmp_path / "projector.pth")
     assert run(tmp_path / "projector.pth") == 0
     old, recipe = load_cross_adapter(tmp_path / "projector.pth")
-    new, carried = load_cross_adapter(tmp_path / "projector-fp32.safetensors")
-    assert carried == recipe
+    new, new_recipe = load_cross_adapter(tmp_path / "projector-fp32.safetensors")
+    assert new_recipe == recipe
     assert json.loads(metadata(tmp_path / "projector-fp32.safetensors")["llm4gen"])["heads"] == recipe.heads
     for name, tensor in old.state_dict().items():
         assert torch.equal(new.state_dict()[name], tensor), name
 
 
-@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
-def test_an_adapter_keeps_its_own_recipe_and_dtype(stored, tmp_path):
+@pytest.mark.parametrize("file_dtype", [torch.float32, torch.bfloat16])
+def test_an_adapter_keeps_its_own_recipe_and_dtype(file_dtype, tmp_path):
     source = tmp_path / "a.safetensors"
     own = {"llm4gen": '{"heads": 4, "tokens": 99, "template": "<{text}>"}'}
-    save_file({name: tensor.to(stored) for name, tensor in tiny.adapter_tensors().items()}, source, own)
+    save_file({name: tensor.to(file_dtype) for name, tensor in tiny.adapter_tensors().items()}, source, own)
     assert run(source, tmp_path / "b.safetensors") == 0
-    assert load_file(tmp_path / "b.safetensors")[UP].dtype == stored
+    assert load_file(tmp_path / "b.safetensors")[UP].dtype == file_dtype
     assert load_cross_adapter(tmp_path / "b.safetensors")[1] == load_cross_adapter(source)[1]
     assert run(source, tmp_path / "c.safetensors", "--dtype", "fp16") == 0
     assert load_file(tmp_path / "c.safetensors")[UP].dtype == torch.float16
 
 
 @pytest.mark.parametrize(
-    ("dtype", "value", "instead"),
+    ("dtype", "value", "reason"),
     [
         ("fp16", 65505.0, "Choose bf16"),
         ("fp16", -1e6, "Choose bf16"),
@@ -177,13 +177,15 @@ def test_an_adapter_keeps_its_own_recipe_and_dtype(stored, tmp_path):
         *((dtype, value, "NaN or infinite") for dtype in DTYPES for value in (float("nan"), -float("inf"))),
     ],
 )
-def test_values_that_do_not_fit_are_refused_by_name(dtype, value, instead, tensors, tmp_path, capsys):
-    spoiled = {name: tensor.clone() for name, tensor in tensors.items()}
-    spoiled[QUERY] = spoiled[QUERY].to(torch.float64 if value == 1e300 else torch.float32)
-    spoiled[QUERY][3, 5] = value
-    save_file(spoiled, tmp_path / "t5.safetensors")
+def test_values_that_do_not_fit_are_refused_with_the_tensors_name(
+    dtype, value, reason, tensors, tmp_path, capsys
+):
+    changed = {name: tensor.clone() for name, tensor in tensors.items()}
+    changed[QUERY] = changed[QUERY].to(torch.float64 if value == 1e300 else torch.float32)
+    changed[QUERY][3, 5] = value
+    save_file(changed, tmp_path / "t5.safetensors")
     message = refusal(capsys, tmp_path / "t5.safetensors", "--dtype", dtype)
-    assert QUERY in message and instead in message
+    assert QUERY in message and reason in message
     assert [path.name for path in tmp_path.iterdir()] == ["t5.safetensors"]
 
 
@@ -196,12 +198,12 @@ def test_the_largest_value_of_a_dtype_still_fits(dtype, largest, tensors, tmp_pa
     assert (new[QUERY].float() * scales.get(QUERY, 1.0)).unique().tolist() == [-largest]
 
 
-def test_an_existing_file_is_replaced_with_force_only(tensors, tmp_path, capsys):
+def test_an_existing_file_is_replaced_only_with_force(tensors, tmp_path, capsys):
     source, _ = save_source("safetensors", tensors, tmp_path)
     target = tmp_path / "new.safetensors"
-    target.write_bytes(b"precious")
+    target.write_bytes(b"existing")
     assert "--force" in refusal(capsys, source, target)
-    assert target.read_bytes() == b"precious"
+    assert target.read_bytes() == b"existing"
     assert run(source, target, "--force") == 0
     load_encoder(target)
     before = source.read_bytes()
@@ -217,7 +219,7 @@ def test_no_shard_of_the_source_is_replaced(tensors, tmp_path, capsys):
     assert shard.read_bytes() == before
 
 
-def test_the_default_target_lies_beside_the_named_source(tensors, tmp_path, monkeypatch):
+def test_the_default_target_is_beside_the_path_that_was_given(tensors, tmp_path, monkeypatch):
     source, _ = save_source("shards safetensors", tensors, tmp_path)
     (tmp_path / "named").mkdir()
     (tmp_path / "named" / "rankgen").symlink_to(source, target_is_directory=True)
@@ -229,27 +231,28 @@ def test_the_default_target_lies_beside_the_named_source(tensors, tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("source", "target", "named"),
+    ("source", "target", "message"),
     [
         ("missing.bin", "new.safetensors", "does not exist"),
         ("t5.safetensors", "new.bin", "must end in .safetensors"),
         ("t5.safetensors", "no/new.safetensors", "does not exist. Make it first"),
         ("other.safetensors", "new.safetensors", "neither a T5 encoder"),
-        ("halves.safetensors", "new.safetensors", "lacks 1 tensor"),
+        ("incomplete.safetensors", "new.safetensors", "lacks 1 tensor"),
     ],
 )
-def test_a_wrong_source_or_target_is_refused_in_one_line(source, target, named, tensors, tmp_path, capsys):
+def test_a_wrong_source_or_target_is_refused_in_one_line(source, target, message, tensors, tmp_path, capsys):
     save_source("safetensors", tensors, tmp_path)
     save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
     save_file(
-        {name: tensor for name, tensor in tensors.items() if name != QUERY}, tmp_path / "halves.safetensors"
+        {name: tensor for name, tensor in tensors.items() if name != QUERY},
+        tmp_path / "incomplete.safetensors",
     )
     before = sorted(tmp_path.iterdir())
-    assert named in refusal(capsys, tmp_path / source, tmp_path / target)
+    assert message in refusal(capsys, tmp_path / source, tmp_path / target)
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_the_library_reads_what_the_writer_writes(tmp_path):
+def test_safetensors_loads_the_files_of_our_writer(tmp_path):
     values = {
         "odd": torch.arange(3).to(torch.float8_e4m3fn),
         "ä": torch.randn(5, 3).bfloat16(),

@@ -20,7 +20,7 @@ from paths import TOOLS
 
 KILLS = 20
 needs_signals = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no fork and no such signals")
-# For each target that it reads, forks a process that converts, because starting Python anew takes seconds.
+# Reads targets from stdin and forks a process for each conversion, because starting Python anew takes seconds.
 FORKS = """
 import os, sys
 tools, source = sys.argv[1:]
@@ -48,19 +48,19 @@ def unfinished(target):
 
 
 def wait_for(condition, process=None):
-    """Waits until a condition is true. Fails after two minutes, or if the process ends before."""
+    """Waits until a condition is true. Fails after two minutes, or if the process ends first."""
     deadline = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < deadline and (process is None or process.poll() is None)
         time.sleep(0.002)
 
 
-def wait_for_bytes(target, left, size):
-    """Waits until a new unfinished file has so many bytes, or until the target exists. left: files of earlier runs."""
+def wait_for_bytes(target, earlier, size):
+    """Waits until an unfinished file that is not in `earlier` has `size` bytes, or until the target exists."""
 
     def reached():
         with suppress(FileNotFoundError):  # it was renamed to the target in the meantime
-            return any(path.stat().st_size >= size for path in unfinished(target) if path not in left)
+            return any(path.stat().st_size >= size for path in unfinished(target) if path not in earlier)
 
     wait_for(lambda: target.exists() or reached())
 
@@ -92,7 +92,7 @@ def same_model(source, target):
 
 @pytest.fixture
 def forks(source):
-    """A function that sends a line to the process `FORKS` and returns the line that it answers."""
+    """A function that sends a line to a process that runs `FORKS`, and returns the line that it answers."""
     with subprocess.Popen(
         [sys.executable, "-c", FORKS, str(TOOLS), str(source)],
         stdin=subprocess.PIPE,
@@ -111,8 +111,8 @@ def forks(source):
 
 
 @needs_signals
-def test_a_kill_at_any_moment_leaves_the_whole_file_or_none(source, forks, tmp_path):
-    target, dice, landed = tmp_path / "new.safetensors", random.Random(0), 0
+def test_a_kill_at_any_moment_leaves_either_the_whole_file_or_no_file(source, forks, tmp_path):
+    target, random_numbers, interrupted = tmp_path / "new.safetensors", random.Random(0), 0
     began = time.monotonic()
     assert forks(target) == "started" and forks("wait") == "ended"
     ended = time.monotonic()
@@ -120,17 +120,17 @@ def test_a_kill_at_any_moment_leaves_the_whole_file_or_none(source, forks, tmp_p
     whole = target.read_bytes()
     for index in range(KILLS):
         target.unlink(missing_ok=True)
-        left = unfinished(target)
+        earlier = unfinished(target)
         assert forks(target) == "started"
-        if index % 2:  # half of the kills surely happen during the writing, the others at any time
-            wait_for_bytes(target, left, dice.randrange(len(whole)))
+        if index % 2:  # every second run is killed while it writes, the others at any time
+            wait_for_bytes(target, earlier, random_numbers.randrange(len(whole)))
         else:
-            time.sleep(dice.uniform(0, min(ended - began, 2)))
+            time.sleep(random_numbers.uniform(0, min(ended - began, 2)))
         assert forks("kill") == "ended"
-        landed += bool(unfinished(target))
-        assert len(unfinished(target)) <= 1, "each run removes what the one before it left"
+        interrupted += bool(unfinished(target))
+        assert len(unfinished(target)) <= 1, "each run removes the unfinished file of the run before"
         assert not target.exists() or target.read_bytes() == whole
-    assert landed >= KILLS // 4
+    assert interrupted >= KILLS // 4
     target.unlink(missing_ok=True)
     assert forks(target) == "started" and forks("wait") == "ended"
     assert list(tmp_path.iterdir()) == [target] and target.read_bytes() == whole
@@ -153,23 +153,23 @@ def test_an_unfinished_file_is_not_a_model(small, tmp_path):
     folder.mkdir()
     with atomic_file(folder / "model.safetensors", 0) as file:
         file.write(small.read_bytes())
-        (left,) = unfinished(folder / "model.safetensors")
+        (partial,) = unfinished(folder / "model.safetensors")
         with pytest.raises(UnreadableFile, match="holds 0 weight files"):
             open_weights(folder)
         with pytest.raises(UnreadableFile, match="is not a weight file"):
-            open_weights(left)
+            open_weights(partial)
 
 
 def test_only_unfinished_files_of_the_same_target_are_removed(small, tmp_path):
-    kept = [
+    others = [
         "new.safetensors.part",
         "other.safetensors.0123abcd.unfinished",
         "new.safetensors.mine.unfinished",
     ]
-    for name in (*kept, "new.safetensors.0123abcd.unfinished"):
+    for name in (*others, "new.safetensors.0123abcd.unfinished"):
         (tmp_path / name).write_bytes(b"x")
     assert convert.main([str(small), str(tmp_path / "new.safetensors")]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {*kept, "new.safetensors", small.name}
+    assert {path.name for path in tmp_path.iterdir()} == {*others, "new.safetensors", small.name}
 
 
 def test_two_runs_do_not_write_the_same_target(small, tmp_path, capsys):

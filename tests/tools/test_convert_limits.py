@@ -1,4 +1,4 @@
-"""Conversions with too little disk space, and how much memory they need."""
+"""A conversion checks the disk space that it needs, and its memory does not grow with the file."""
 
 import shutil
 import subprocess
@@ -24,8 +24,9 @@ import torch
 convert.make_importable()
 from llm4gen.models.files.values import check_range
 from llm4gen.models.encoders.t5 import T5Config, T5Encoder
-T5Encoder(T5Config(8, 8, 8, 1, 8, 1, 32), device="meta", dtype=torch.float32)  # imports what torch needs for it
-check_range("", torch.zeros(1 << 24), torch.bfloat16), torch.zeros(1 << 24).bfloat16()  # the kernels' own memory
+# What torch imports and its kernels allocate at their first use is not part of the growth.
+T5Encoder(T5Config(8, 8, 8, 1, 8, 1, 32), device="meta", dtype=torch.float32)
+check_range("", torch.zeros(1 << 24), torch.bfloat16), torch.zeros(1 << 24).bfloat16()
 
 def memory(entry):
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -36,18 +37,18 @@ before = memory("VmHWM")
 assert convert.main([source, target]) == 0
 print(memory("VmHWM") - before)
 """
-# Converts onto a small disk. With "lie", the first answer about its free space is too large, so that the disk is found
-# full only while it is written to.
+# Converts onto a small disk. With "wrong", the first answer about its free space is too large, so that the disk turns
+# out to be full only during the writing.
 FULL = """
 import shutil, sys
 from pathlib import Path
-tools, source, folder, lie = sys.argv[1:]
+tools, source, folder, first_answer = sys.argv[1:]
 sys.path.insert(0, tools)
 import convert
 true_usage, calls = shutil.disk_usage, []
 def usage(path):
     calls.append(path)
-    return true_usage(path)._replace(free=1 << 40) if lie == "lie" and len(calls) == 1 else true_usage(path)
+    return true_usage(path)._replace(free=1 << 40) if first_answer == "wrong" and len(calls) == 1 else true_usage(path)
 shutil.disk_usage = usage
 code = convert.main([source, folder + "/t5.safetensors"])
 assert list(Path(folder).iterdir()) == [], "nothing is left on the disk"
@@ -62,7 +63,7 @@ def small(tmp_path):
     return path
 
 
-def test_a_disk_without_space_is_noticed_before_writing(small, tmp_path, monkeypatch, capsys):
+def test_too_little_disk_space_is_reported_before_writing(small, tmp_path, monkeypatch, capsys):
     free = shutil.disk_usage(tmp_path)._replace(free=1234)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: free)
     assert convert.main([str(small), str(tmp_path / "new.safetensors")]) == 1
@@ -73,15 +74,15 @@ def test_a_disk_without_space_is_noticed_before_writing(small, tmp_path, monkeyp
     assert f"needs {size:,} bytes" in line and "1,234 are free" in line
 
 
-@pytest.mark.parametrize("lie", ["lie", "truth"])
-def test_a_full_disk_is_reported_in_one_line(lie, small, tmp_path):
-    """On a real disk of 1 MiB. With "lie", it seems to have enough space at first."""
+@pytest.mark.parametrize("first_answer", ["wrong", "true"])
+def test_a_full_disk_is_reported_in_one_line(first_answer, small, tmp_path):
+    """The disk is a real one of 1 MiB. With "wrong", it seems to have enough space at first."""
     inside = f'mount -t tmpfs -o size=1m none {tmp_path} && exec "$@"'
     unshared = ["unshare", "-rm", "sh", "-c", inside, "sh"]
-    elsewhere = small.rename(small.parent.parent / f"{lie}.safetensors")
+    elsewhere = small.rename(small.parent.parent / f"{first_answer}.safetensors")
     if shutil.which("unshare") is None or subprocess.run([*unshared, "true"], check=False).returncode:
         pytest.skip("no disk can be mounted here")
-    full = [sys.executable, "-c", FULL, str(TOOLS), str(elsewhere), str(tmp_path), lie]
+    full = [sys.executable, "-c", FULL, str(TOOLS), str(elsewhere), str(tmp_path), first_answer]
     done = subprocess.run([*unshared, *full], capture_output=True, text=True, check=False)
     (line,) = done.stderr.splitlines()
     assert done.returncode == 1
@@ -89,7 +90,7 @@ def test_a_full_disk_is_reported_in_one_line(lie, small, tmp_path):
 
 
 def test_a_limit_on_file_sizes_is_reported_in_one_line(small, tmp_path):
-    """File systems have such limits, and so do quotas."""
+    """Some file systems and quotas have such a limit."""
     resource = pytest.importorskip("resource")
 
     def limit():
@@ -103,7 +104,7 @@ def test_a_limit_on_file_sizes_is_reported_in_one_line(small, tmp_path):
 
 
 def save_large(path, rows):
-    """Saves an encoder of one layer whose embedding has so many rows of 8 KiB. All its values are zero."""
+    """Saves an encoder of one layer whose embedding has `rows` rows of 8 KiB. All its values are zero."""
     width, stem = 2048, "t5_encoder.encoder.block.0.layer"
     shapes = {
         "t5_encoder.shared.weight": (rows, width),
@@ -128,11 +129,11 @@ def save_large(path, rows):
 )
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_memory_does_not_grow_with_the_file(suffix, tmp_path):
-    grown = []
+    growth = []
     for rows in (1 << 16, 1 << 17):  # 0.7 and 1.2 GB
         path = save_large(tmp_path / f"t5{suffix}", rows)
         run = [sys.executable, "-c", PEAK, str(TOOLS), str(path), str(tmp_path / f"{rows}.safetensors")]
         done = subprocess.run(run, check=True, capture_output=True, text=True)
-        grown.append(int(done.stdout.splitlines()[-1]))
-        assert grown[-1] < 0.5e9 < path.stat().st_size
-    assert abs(grown[1] - grown[0]) < 0.25e9
+        growth.append(int(done.stdout.splitlines()[-1]))
+        assert growth[-1] < 0.5e9 < path.stat().st_size
+    assert abs(growth[1] - growth[0]) < 0.25e9

@@ -12,7 +12,7 @@ from llm4gen.models.encoders.rows import real_rows
 from llm4gen.models.errors import UnreadableFile
 from llm4gen.models.files.values import DTYPES
 from llm4gen.models.llm import open_llm
-from paths import REAL_LLM, T5_TOKENIZER
+from paths import SMOLLM2, T5_TOKENIZER
 from tiny import relative_error
 
 IDS = torch.arange(3, 20)
@@ -42,7 +42,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_converted_folder_gives_the_sources_states(dtype, folder, tmp_path):
+def test_a_converted_folder_gives_the_states_of_its_source(dtype, folder, tmp_path):
     assert run(folder, "--dtype", dtype) == 0
     new = tmp_path / f"qwen-{dtype}"
     assert torch.equal(states(new), states(folder, DTYPES[dtype]))
@@ -51,22 +51,22 @@ def test_a_converted_folder_gives_the_sources_states(dtype, folder, tmp_path):
 
 
 @pytest.mark.parametrize("family", gguf_files.FAMILIES)
-def test_a_gguf_file_becomes_a_folder_that_transformers_reads_too(family, tmp_path, monkeypatch):
+def test_a_gguf_file_becomes_a_folder_that_transformers_loads_too(family, tmp_path, monkeypatch):
     oracle = gguf_files.make(family)
     gguf_files.write_decoder(tmp_path / "llm.gguf", oracle)
     # The small file holds no tokenizer.
-    monkeypatch.setattr("llm4gen.models.conversion.gguf.load_tokenizer", lambda *_: Tokenizer())
+    monkeypatch.setattr("llm4gen.models.conversion.gguf.load_tokenizer", lambda *_: NoTokenizer())
     assert run(tmp_path / "llm.gguf", "--dtype", "fp32") == 0
     new = tmp_path / "llm-fp32"
     assert tokenizer_of(new / "model.safetensors") == "llm.gguf"
     assert relative_error(states(new), states(tmp_path / "llm.gguf")) <= 1e-5
-    plain = transformers.AutoModel.from_pretrained(str(new), dtype=torch.float32).eval()
+    loaded = transformers.AutoModel.from_pretrained(str(new), dtype=torch.float32).eval()
     with torch.inference_mode():
-        truth = oracle(input_ids=IDS[None]).last_hidden_state[0]
-        assert relative_error(plain(input_ids=IDS[None]).last_hidden_state[0], truth) <= 1e-5
+        expected = oracle(input_ids=IDS[None]).last_hidden_state[0]
+        assert relative_error(loaded(input_ids=IDS[None]).last_hidden_state[0], expected) <= 1e-5
 
 
-class Tokenizer:
+class NoTokenizer:
     def save_pretrained(self, folder):
         pass
 
@@ -87,42 +87,42 @@ def test_a_t5_in_a_gguf_file_becomes_one_file(tmp_path, capsys):
     assert f"with the tokenizer files of {tmp_path / 'own'}" in capsys.readouterr().out
 
 
-def tokenizer_of(file):
-    """The tokenizer that a new file's metadata names."""
-    with safe_open(file, framework="pt") as opened:
-        return opened.metadata()["tokenizer"]
+def tokenizer_of(path):
+    """The tokenizer that a converted file's metadata names."""
+    with safe_open(path, framework="pt") as file:
+        return file.metadata()["tokenizer"]
 
 
-@pytest.mark.skipif(not REAL_LLM.is_file(), reason=f"NO REAL LLM: {REAL_LLM.name} was not fetched")
+@pytest.mark.skipif(not SMOLLM2.is_file(), reason=f"NO SMOLLM2: {SMOLLM2.name} was not fetched")
 @pytest.mark.parametrize("layer", [-1, -2, 5])
 @torch.inference_mode()
-def test_a_published_files_states_are_transformers_own(layer, real):
-    file = open_llm(real)
+def test_a_converted_published_models_states_equal_transformers(layer, smollm2):
+    file = open_llm(smollm2)
     depth = layer % (file.config.layers + 1)
-    truth = transformers.AutoModel.from_pretrained(str(real), dtype=torch.float32).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(real))
+    oracle = transformers.AutoModel.from_pretrained(str(smollm2), dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(smollm2))
     for text in ("The capital of France is", "Ein Fuchs, der über einen trägen Hund springt: 狐 🦊"):
         ids = torch.tensor(tokenizer(text)["input_ids"])
-        found = file.load(depth)(ids, real_rows(len(ids)))
-        theirs = truth(input_ids=ids[None], output_hidden_states=True).hidden_states[layer][0]
-        assert relative_error(found, theirs) <= 1e-5
+        states = file.load(depth)(ids, real_rows(len(ids)))
+        expected = oracle(input_ids=ids[None], output_hidden_states=True).hidden_states[layer][0]
+        assert relative_error(states, expected) <= 1e-5
 
 
 @pytest.fixture(scope="module")
-def real(module_path):
-    """The folder, in fp32, that SmolLM2-135M-Instruct's .gguf file is converted to."""
+def smollm2(module_path):
+    """The folder in fp32 that SmolLM2-135M-Instruct's .gguf file is converted to."""
     new = module_path / "smollm2"
-    assert run(REAL_LLM, new, "--dtype", "fp32") == 0
+    assert run(SMOLLM2, new, "--dtype", "fp32") == 0
     return new
 
 
 def test_existing_files_are_not_replaced(folder, tmp_path, capsys):
-    (tmp_path / "there").mkdir()
-    (tmp_path / "there" / "model.safetensors").write_bytes(b"precious")
-    (tmp_path / "file").write_bytes(b"precious")
+    (tmp_path / "existing").mkdir()
+    (tmp_path / "existing" / "model.safetensors").write_bytes(b"existing")
+    (tmp_path / "file").write_bytes(b"existing")
     before = names(folder)
     for target, message in (
-        ("there", "exists already"),
+        ("existing", "exists already"),
         ("file", "must be a folder"),
         ("qwen", "source itself"),
     ):
@@ -131,15 +131,15 @@ def test_existing_files_are_not_replaced(folder, tmp_path, capsys):
             before = names(folder)
         assert run(folder, tmp_path / target) == 1
         assert message in capsys.readouterr().err
-    assert (tmp_path / "there" / "model.safetensors").read_bytes() == b"precious"
+    assert (tmp_path / "existing" / "model.safetensors").read_bytes() == b"existing"
     assert names(folder) == before
 
 
-def test_a_folder_that_cannot_be_written_is_removed(folder, tmp_path, monkeypatch):
-    def full(*_):
+def test_a_new_folder_that_cannot_be_filled_is_removed(folder, tmp_path, monkeypatch):
+    def disk_full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("files.safetensors_writer.write_tensors", full)
+    monkeypatch.setattr("files.safetensors_writer.write_tensors", disk_full)
     assert run(folder, tmp_path / "new") == 1
     assert not (tmp_path / "new").exists()
 

@@ -1,4 +1,4 @@
-"""The test command runs all tests on the newest ComfyUI, those marked floor on the oldest too, and both must pass."""
+"""`dev.py test` runs all tests on the newest ComfyUI, and those marked `floor` on the oldest too. Both must pass."""
 
 import sys
 from pathlib import Path
@@ -30,7 +30,9 @@ def test_small():
 def run(tmp_path, monkeypatch):
     """Runs the command on one small test. Returns its exit code and the ComfyUI folders that the test ran on."""
     ran = tmp_path / "ran"
-    monkeypatch.setattr(dev, "setup", lambda *also, **options: Installation(COMFYUI_DIR, Path(sys.executable)))
+    monkeypatch.setattr(
+        dev, "setup", lambda *also, **options: Installation(COMFYUI_DIR, Path(sys.executable))
+    )
     monkeypatch.setattr(dev, "fetch_smollm2", lambda python: None)
     monkeypatch.setattr(dev, "end_cleanly_when_terminated", lambda: None)  # pytest handles signals itself
 
@@ -49,11 +51,11 @@ def run(tmp_path, monkeypatch):
     [((), 0), ((OLDEST_FOLDER,), 1), ((NEWEST_FOLDER,), 1)],
     ids=["none", "oldest", "newest"],
 )
-def test_a_marked_test_must_pass_on_both(failing, code, run):
+def test_a_marked_test_must_pass_on_both_comfyuis(failing, code, run):
     assert run(failing=failing) == (code, [NEWEST_FOLDER, OLDEST_FOLDER])
 
 
-def test_an_unmarked_test_is_run_only_on_the_newest(run):
+def test_an_unmarked_test_runs_only_on_the_newest_comfyui(run):
     assert run(mark="", failing=(OLDEST_FOLDER,)) == (0, [NEWEST_FOLDER])
 
 
@@ -62,11 +64,11 @@ def test_without_comfyui_a_test_that_needs_it_is_left_out(run):
     assert run("--no-host", mark="@pytest.mark.host") == (5, [NEWEST_FOLDER])
 
 
-def test_arguments_that_select_no_test_fail_and_run_nothing(run):
+def test_arguments_that_select_no_tests_fail_and_run_nothing(run):
     assert run("-k", "another") == (5, [])
 
 
-def test_on_a_given_comfyui_it_runs_once_and_says_so(run, tmp_path, capfd):
+def test_on_a_given_comfyui_tests_run_once_and_the_output_says_so(run, tmp_path, capfd):
     (tmp_path / "given").mkdir()
     (tmp_path / "given" / "main.py").touch()
     given = ["--comfyui", str(tmp_path / "given"), "--python", sys.executable]

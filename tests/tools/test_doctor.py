@@ -1,4 +1,4 @@
-"""tools/doctor.py: its reports on ComfyUIs that are set up well and badly."""
+"""tools/doctor.py says what is ready, and gives advice on everything that is missing, damaged or misplaced."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def models(place, tmp_path):
 
 @pytest.fixture
 def report(tmp_path):
-    """A function that returns the report on the present models, and its findings with advice."""
+    """A function that returns the report on the models at hand, and those of its findings that give advice."""
 
     def report(pack=tmp_path / "pack"):
         sections = list(doctor.model_sections(pack))
@@ -64,7 +64,7 @@ def report(tmp_path):
     return report
 
 
-def test_all_well(models, report):
+def test_a_complete_installation_is_ready(models, report):
     save_all(models)
     (models / "text_encoders" / "notes.txt").write_text("x", encoding="utf-8")
     text, to_do = report()
@@ -75,7 +75,7 @@ def test_all_well(models, report):
     assert str(models / "text_encoders") in text
 
 
-def test_empty_folders(models, report):
+def test_empty_folders_get_advice_on_each_missing_model(models, report):
     _, to_do = report()
     assert [finding.advice for finding in to_do] == [
         f"Put the T5 encoder (rankgen-t5-xl-all) in {models / 'text_encoders'}, or run tools/fetch_weights.py.",
@@ -84,11 +84,11 @@ def test_empty_folders(models, report):
     ]
 
 
-def test_an_adapter_only(models, report):
+def test_an_adapter_without_an_encoder_is_not_ready(models, report):
     save_all(models)
     shutil.rmtree(models / "text_encoders")
-    _, (only,) = report()
-    assert "no encoder" in only.text and "rankgen-t5-xl-all" in only.advice
+    _, (finding,) = report()
+    assert "no encoder" in finding.text and "rankgen-t5-xl-all" in finding.advice
 
 
 def test_other_models_text_encoders_are_neither_errors_nor_encoders(models, report):
@@ -97,27 +97,29 @@ def test_other_models_text_encoders_are_neither_errors_nor_encoders(models, repo
     text, to_do = report()
     assert to_do == [] and "clip_l.safetensors: not for LLM4GEN" in text
     (models / "text_encoders" / "t5.safetensors").unlink()
-    _, (only,) = report()
-    assert "no encoder" in only.text
+    _, (finding,) = report()
+    assert "no encoder" in finding.text
 
 
-def test_a_wrong_width(models, report):
+def test_an_adapter_without_an_encoder_of_its_width_is_not_ready(models, report):
     save_all(models)
     save_adapter(models / "llm4gen", llm=2048)
-    text, (only,) = report()
+    text, (finding,) = report()
     assert "no encoder fits; it needs one of width 2048" in text
-    assert "No encoder fits" in only.text and "trained with" in only.advice
+    assert "No encoder fits" in finding.text and "trained with" in finding.advice
     save_adapter(models / "llm4gen", "another.safetensors")
     text, to_do = report()
     assert to_do == [] and "width 2048" in text, "one fitting pair is enough"
 
 
-def test_a_missing_tokenizer(models, report):
+def test_an_encoder_without_a_tokenizer_of_its_vocabulary_is_reported(models, report):
     save_all(models)
     save_encoder(models / "text_encoders", vocab_size=4000)
-    _, (only,) = report()
-    assert "t5.safetensors" in only.text
-    assert "32100 tokens, but the encoder has 4000" in only.advice and "own tokenizer files" in only.advice
+    _, (finding,) = report()
+    assert "t5.safetensors" in finding.text
+    assert (
+        "32100 tokens, but the encoder has 4000" in finding.advice and "own tokenizer files" in finding.advice
+    )
 
 
 @pytest.mark.parametrize("folder", ["llm4gen", "text_encoders"])
@@ -125,62 +127,66 @@ def test_a_missing_tokenizer(models, report):
 @pytest.mark.parametrize(
     "content", [b"", b"PK\3\4", b"\x80\x02}", b"\xff" * 100], ids=["0", "zip", "pickle", "noise"]
 )
-def test_a_damaged_file(folder, name, content, models, report):
+def test_a_damaged_file_is_named_once_with_advice(folder, name, content, models, report):
     save_all(models)
     (models / folder / name).write_bytes(content)
     (models / "checkpoints" / name).write_bytes(content)
-    text, (only,) = report()
+    text, (finding,) = report()
     assert "Traceback" not in text
-    assert only.text.startswith(name) and ("ownload it again" in only.advice or "refused" in only.advice)
+    assert finding.text.startswith(name) and (
+        "ownload it again" in finding.advice or "refused" in finding.advice
+    )
 
 
-def test_a_gguf_without_the_package(models, report, monkeypatch):
+def test_without_the_package_gguf_a_gguf_file_gets_the_command_that_installs_it(models, report, monkeypatch):
     save_all(models)
     (models / "text_encoders" / "t5.gguf").write_bytes(b"GGUF")
     monkeypatch.setitem(sys.modules, "gguf", None)
-    _, (only,) = report()
-    assert "t5.gguf" in only.text and only.advice.endswith("-m pip install gguf")
+    _, (finding,) = report()
+    assert "t5.gguf" in finding.text and finding.advice.endswith("-m pip install gguf")
 
 
 @pytest.mark.parametrize("folder", ["checkpoints", "text_encoders", "loras", "pack"])
-def test_an_adapter_in_the_wrong_folder(folder, models, report, tmp_path):
+def test_an_adapter_in_the_wrong_folder_is_to_be_moved(folder, models, report, tmp_path):
     save_all(models)
     wrong = tmp_path / "pack" / "models" if folder == "pack" else models / folder
     wrong.mkdir(parents=True, exist_ok=True)
     shutil.move(models / "llm4gen" / "projector.safetensors", wrong / "projector.safetensors")
-    _, (only,) = report()
-    assert str(wrong / "projector.safetensors") in only.text
-    assert only.advice == f"Move it to {models / 'llm4gen'}."
+    _, (finding,) = report()
+    assert str(wrong / "projector.safetensors") in finding.text
+    assert finding.advice == f"Move it to {models / 'llm4gen'}."
 
 
 @pytest.mark.parametrize("folder", ["checkpoints", "llm4gen", "pack"])
-def test_an_encoder_in_the_wrong_folder(folder, models, report, tmp_path):
+def test_an_encoder_in_the_wrong_folder_is_to_be_moved(folder, models, report, tmp_path):
     save_all(models)
     wrong = tmp_path / "pack" / "models" if folder == "pack" else models / folder
     wrong.mkdir(parents=True, exist_ok=True)
     shutil.move(models / "text_encoders" / "t5.safetensors", wrong / "t5.safetensors")
-    _, (only,) = report()
-    assert str(wrong / "t5.safetensors") in only.text
-    assert only.advice == f"Move it to {models / 'text_encoders'}."
+    _, (finding,) = report()
+    assert str(wrong / "t5.safetensors") in finding.text
+    assert finding.advice == f"Move it to {models / 'text_encoders'}."
 
 
-def test_the_packs_own_models_folder_holds_no_weights():
+def test_the_packs_own_models_folder_holds_no_weight_files():
     assert [path for path in (ROOT / "models").rglob("*") if path.suffix.lower() in (*SUFFIXES, GGUF)] == []
 
 
-# What is installed
+# ComfyUI, packages and graphics cards
 
 
 @pytest.mark.parametrize(
-    ("version", "right"),
+    ("version", "is_supported"),
     [("0.30.0", True), ("0.24.1", True), ("1.0", True), ("0.24.0", False), ("0.3.75", False), (None, False)],
 )
-def test_the_version_of_comfyui(version, right, tmp_path):
+def test_a_comfyui_that_is_too_old_is_reported(version, is_supported, tmp_path):
     if version:
-        (tmp_path / "comfyui_version.py").write_text(f'# made\n__version__ = "{version}"\n', encoding="utf-8")
+        (tmp_path / "comfyui_version.py").write_text(
+            f'# a comment\n__version__ = "{version}"\n', encoding="utf-8"
+        )
     (finding,) = installed.check_comfyui(tmp_path)
-    assert (finding.advice is None) == right
-    assert right or "0.24.1 or newer" in finding.advice
+    assert (finding.advice is None) == is_supported
+    assert is_supported or "0.24.1 or newer" in finding.advice
 
 
 def test_packages_are_compared_with_the_required_versions(tmp_path, monkeypatch):
@@ -199,7 +205,7 @@ def test_packages_are_compared_with_the_required_versions(tmp_path, monkeypatch)
     assert "lacks einops" in absent.text and "requirements.txt" in absent.advice
 
 
-def test_a_failed_check_is_a_thing_to_do():
+def test_a_check_that_raises_is_a_thing_to_do():
     def check():
         yield findings.Finding("found before")
         raise KeyError("x\ny")
@@ -210,9 +216,9 @@ def test_a_failed_check_is_a_thing_to_do():
 
 @pytest.mark.parametrize("kind", ["xpu", "none"])
 def test_an_intel_gpu_is_listed(kind, monkeypatch):
-    """Simulated with what torch reports for one."""
-    for place in (torch.cuda, torch.xpu, torch.backends.mps):
-        monkeypatch.setattr(place, "is_available", lambda: False)
+    """torch's answers are replaced with those that it gives for such a card."""
+    for backend in (torch.cuda, torch.xpu, torch.backends.mps):
+        monkeypatch.setattr(backend, "is_available", lambda: False)
     if kind == "xpu":
         monkeypatch.setattr(torch.xpu, "is_available", lambda: True)
         monkeypatch.setattr(torch.xpu, "device_count", lambda: 1)
@@ -222,7 +228,7 @@ def test_an_intel_gpu_is_listed(kind, monkeypatch):
     assert list(installed.gpus()) == (["Arc 0, 16.0 GB"] if kind == "xpu" else [])
 
 
-# The command
+# The command line
 
 
 @pytest.fixture(scope="module")
@@ -263,21 +269,21 @@ def test_the_command_finds_models_in_extra_model_paths_yaml(comfyui, tmp_path):
     save_all(tmp_path / "elsewhere")
     keys = {"text_encoders": "text_encoders", "llm4gen": "llm4gen", "checkpoints": "checkpoints"}
     config = {"elsewhere": {"base_path": str(tmp_path / "elsewhere"), **keys}}
-    own = comfyui / "extra_model_paths.yaml"
-    own.write_text(json.dumps(config), encoding="utf-8")
-    (comfyui / "input").mkdir(exist_ok=True)  # ComfyUI makes it when it is imported
+    config_file = comfyui / "extra_model_paths.yaml"
+    config_file.write_text(json.dumps(config), encoding="utf-8")
+    (comfyui / "input").mkdir(exist_ok=True)  # ComfyUI makes this folder when it is imported
     before = snapshot(comfyui)
     text, code = run(comfyui)
     assert (text.splitlines()[-1], code) == ("Ready.", 0), text
-    assert str(own) in text and str(tmp_path / "elsewhere" / "llm4gen") in text
+    assert str(config_file) in text and str(tmp_path / "elsewhere" / "llm4gen") in text
     assert snapshot(comfyui) == before
-    own.unlink()
+    config_file.unlink()
 
     text, code = run(comfyui, "--base-directory", str(tmp_path / "nothing"))
     assert (text.splitlines()[-1], code) == ("3 things to do.", 1), text
 
 
-def test_the_command_with_an_unknown_argument(comfyui):
+def test_the_command_names_an_unknown_argument_in_one_line(comfyui):
     tool = comfyui / "custom_nodes" / "llm4gen" / "tools" / "doctor.py"
     done = subprocess.run([sys.executable, tool, "--comfyuii"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stdout == ""
@@ -285,28 +291,28 @@ def test_the_command_with_an_unknown_argument(comfyui):
     assert line.startswith("error: unrecognized arguments: --comfyuii")
 
 
-def test_the_command_on_an_old_comfyui_with_a_broken_configuration(comfyui):
-    version, own = comfyui / "comfyui_version.py", comfyui / "extra_model_paths.yaml"
+def test_the_command_reports_an_old_comfyui_and_a_broken_configuration(comfyui):
+    version, config_file = comfyui / "comfyui_version.py", comfyui / "extra_model_paths.yaml"
     before = version.read_text(encoding="utf-8")
     version.write_text('__version__ = "0.3.75"\n', encoding="utf-8")
-    own.write_text("a: [", encoding="utf-8")
+    config_file.write_text("a: [", encoding="utf-8")
     save_all(comfyui / "models")
     text, code = run(comfyui)
     version.write_text(before, encoding="utf-8")
-    own.unlink()
+    config_file.unlink()
     assert (text.splitlines()[-1], code) == ("2 things to do.", 1), text
     assert "LLM4GEN needs 0.24.1 or newer" in text and "extra_model_paths.yaml.example" in text
 
 
 @pytest.mark.parametrize("name", ["einops", "yaml"])
-def test_the_command_with_a_package_that_cannot_be_imported(name, comfyui, tmp_path):
+def test_the_command_reports_a_package_that_cannot_be_imported(name, comfyui, tmp_path):
     (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is half installed')", encoding="utf-8")
     text, code = run(comfyui, PYTHONPATH=str(tmp_path))
     assert (text.splitlines()[-1], code) == ("1 thing to do.", 1), text
     assert f"ImportError: {name} is half installed" in text
 
 
-def test_a_folder_without_comfyui(tmp_path):
+def test_a_folder_without_comfyui_is_reported(tmp_path):
     text, number = doctor.examine(tmp_path)
     assert number == 1 and "no main.py" in text and "--comfyui" in text
     assert doctor.parse([])[0].comfyui == Path(doctor.__file__).absolute().parents[3]

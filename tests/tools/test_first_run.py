@@ -1,7 +1,7 @@
-"""From an empty models folder to a picture, word for word as the README and the printed instructions say.
+"""The README's command, or the instructions that it prints, lead from an empty models folder to a picture.
 
-Real files, small and random: the encoder has T5's whole vocabulary, the adapter its width. Only the picture is made
-smaller than the workflow wants it, in fewer steps; no file is chosen.
+The downloaded files are real but small, with random weights. The encoder has T5's full vocabulary, and the adapter fits
+its width. The workflow is changed only in the size of the picture and the number of steps: the files it names are used.
 """
 
 import re
@@ -24,9 +24,9 @@ from sandbox.standins import CHECKPOINT
 from sandbox.workflow import TEXT_TO_IMAGE, model_files, read_workflow, to_prompt
 
 VENV = "path/to/venv/bin/python"
-# What the README has the user run, in the folder that the pack was cloned to.
+# The README's row with the command that the user runs in the folder that the pack was cloned to.
 ROW = re.compile(rf"^ *\| in a virtual environment \| `({VENV} [^`]+)`", re.MULTILINE)
-# What is printed for one file that is to be brought by hand.
+# The printed instructions for one file that is to be downloaded by hand.
 BY_HAND = re.compile(
     r"^\w+:\n  page +https://huggingface\.co/(?P<repository>[^/\n]+/[^/\n]+)/tree/main/?(?P<folder>.*)\n"
     r"  file +(?P<file>.*) \(.*\)\n"
@@ -53,7 +53,7 @@ def fetching(hub, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def server(host, fetching, tmp_path_factory):
-    """In the fresh ComfyUI, with the whole repository in its custom_nodes."""
+    """A server of the new ComfyUI, with the whole repository in its custom_nodes."""
     clone = tmp_path_factory.mktemp("clone") / "LLM4GEN"
     shutil.copytree(ROOT, clone, ignore=shutil.ignore_patterns(".*", "__pycache__", "tests"))
     with Server(Installation(fetching.comfyui, host.python), fetching.comfyui, pack=clone) as server:
@@ -62,7 +62,7 @@ def server(host, fetching, tmp_path_factory):
 
 @pytest.fixture
 def models(fetching, host):
-    """Empty, but for the checkpoint that the user has."""
+    """The models folder, which holds only the checkpoint that the user already has."""
     shutil.rmtree(fetching.models, ignore_errors=True)
     (checkpoint,) = (name for name in model_files(read_workflow(TEXT_TO_IMAGE)) if "checkpoints/" in name)
     (fetching.models / checkpoint).parent.mkdir(parents=True)
@@ -71,15 +71,16 @@ def models(fetching, host):
 
 
 @pytest.fixture
-def follow_the_readme(fetching, server):
+def run_readme_command(fetching, server):
+    """A function that runs the README's command in the cloned folder."""
     pack = server.base / "custom_nodes" / "llm4gen"
     (command,) = ROW.findall((pack / "README.md").read_text(encoding="utf-8"))
-    words = [sys.executable if word == VENV else word for word in shlex.split(command)]
-    return lambda **environment: fetching.run(command=words, cwd=pack, **environment)
+    arguments = [sys.executable if part == VENV else part for part in shlex.split(command)]
+    return lambda **environment: fetching.run(command=arguments, cwd=pack, **environment)
 
 
-def make_the_picture(server):
-    """The example as it is, with the files that it names."""
+def make_picture(server):
+    """Runs the example workflow with the files that it names, and checks its picture."""
     shutil.rmtree(server.output, ignore_errors=True)
     client = Client(server.url)
     prompt = to_prompt(read_workflow(TEXT_TO_IMAGE), client.object_info())
@@ -93,39 +94,41 @@ def make_the_picture(server):
 
 
 @pytest.mark.usefixtures("models")
-def test_the_readmes_command_leads_to_a_picture(follow_the_readme, server):
-    done = follow_the_readme()
+def test_after_the_readmes_command_the_example_workflow_makes_a_picture(run_readme_command, server):
+    done = run_readme_command()
     assert done.returncode == 0, done.stderr
-    make_the_picture(server)
+    make_picture(server)
 
 
 @pytest.mark.usefixtures("models")
-def test_without_a_network_what_it_says_leads_to_a_picture(follow_the_readme, fetching, hub, server):
+def test_without_a_network_the_printed_instructions_lead_to_a_picture(
+    run_readme_command, fetching, hub, server
+):
     with Hub() as closed:
         pass
     sent = len(hub.sent)
-    done = follow_the_readme(HF_ENDPOINT=closed.url)
+    done = run_readme_command(HF_ENDPOINT=closed.url)
     assert done.returncode != 0 and "cannot be reached" in done.stderr
-    for told in bring_by_hand(done.stdout, fetching, hub):
-        if told["command"]:
-            subprocess.run(shlex.split(told["command"]), check=True, capture_output=True, timeout=60)
-    make_the_picture(server)
-    assert len(hub.sent) == sent, "it was not done by hand"
+    for item in download_by_hand(done.stdout, fetching, hub):
+        if item["command"]:
+            subprocess.run(shlex.split(item["command"]), check=True, capture_output=True, timeout=60)
+    make_picture(server)
+    assert len(hub.sent) == sent, "the hub was used, so the files were not brought by hand"
 
 
-def bring_by_hand(instructions, fetching, hub):
-    """Puts each file where it says, as somebody with a browser does; what it says of each."""
-    found = list(BY_HAND.finditer(instructions))
-    for told in found:
-        files = hub.repositories[told["repository"]].files
-        if told["folder"]:
-            assert told["file"].startswith("the .safetensors in it")
-            (name,) = (name for name in files if re.fullmatch(rf"{told['folder']}[^/]+\.safetensors", name))
+def download_by_hand(instructions, fetching, hub):
+    """Puts each file where the instructions say, as a user with a browser does. Returns each file's instructions."""
+    items = list(BY_HAND.finditer(instructions))
+    for item in items:
+        files = hub.repositories[item["repository"]].files
+        if item["folder"]:
+            assert item["file"].startswith("the .safetensors in it")
+            (name,) = (name for name in files if re.fullmatch(rf"{item['folder']}[^/]+\.safetensors", name))
         else:
-            name = told["file"]
-        target = fetching.base / told["target"]
-        if told["make"]:
+            name = item["file"]
+        target = fetching.base / item["target"]
+        if item["make"]:
             target.parent.mkdir(parents=True)
         target.write_bytes(files[name])
-    assert len(found) == len([line for line in instructions.splitlines() if line.startswith("  to ")]) == 3
-    return found
+    assert len(items) == len([line for line in instructions.splitlines() if line.startswith("  to ")]) == 3
+    return items

