@@ -130,10 +130,10 @@ def save_large(path, rows):
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])
 def test_memory_does_not_grow_with_the_file(suffix, tmp_path):
     growth = []
-    for rows in (1 << 16, 1 << 17):  # 0.7 and 1.2 GB
+    for rows in (1 << 15, 1 << 16):  # 0.39 and 0.65 GB
         path = save_large(tmp_path / f"t5{suffix}", rows)
         run = [sys.executable, "-c", PEAK, str(TOOLS), str(path), str(tmp_path / f"{rows}.safetensors")]
         done = subprocess.run(run, check=True, capture_output=True, text=True)
         growth.append(int(done.stdout.splitlines()[-1]))
-        assert growth[-1] < 0.5e9 < path.stat().st_size
-    assert abs(growth[1] - growth[0]) < 0.25e9
+        assert growth[-1] < 0.35e9 < path.stat().st_size
+    assert abs(growth[1] - growth[0]) < 0.12e9

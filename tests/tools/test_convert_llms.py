@@ -94,26 +94,21 @@ def tokenizer_of(path):
 
 
 @pytest.mark.skipif(not SMOLLM2.is_file(), reason=f"NO SMOLLM2: {SMOLLM2.name} was not fetched")
-@pytest.mark.parametrize("layer", [-1, -2, 5])
 @torch.inference_mode()
-def test_a_converted_published_models_states_equal_transformers(layer, smollm2):
-    file = open_llm(smollm2)
-    depth = layer % (file.config.layers + 1)
-    oracle = transformers.AutoModel.from_pretrained(str(smollm2), dtype=torch.float32).eval()
-    tokenizer = transformers.AutoTokenizer.from_pretrained(str(smollm2))
+def test_a_converted_published_models_states_equal_transformers(module_path):
+    """SmolLM2-135M-Instruct's .gguf file becomes a folder in fp32, which transformers loads for the comparison."""
+    folder = module_path / "smollm2"
+    assert run(SMOLLM2, folder, "--dtype", "fp32") == 0
+    file = open_llm(folder)
+    oracle = transformers.AutoModel.from_pretrained(str(folder), dtype=torch.float32).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder))
     for text in ("The capital of France is", "Ein Fuchs, der über einen trägen Hund springt: 狐 🦊"):
         ids = torch.tensor(tokenizer(text)["input_ids"])
-        states = file.load(depth)(ids, real_rows(len(ids)))
-        expected = oracle(input_ids=ids[None], output_hidden_states=True).hidden_states[layer][0]
-        assert relative_error(states, expected) <= 1e-5
-
-
-@pytest.fixture(scope="module")
-def smollm2(module_path):
-    """The folder in fp32 that SmolLM2-135M-Instruct's .gguf file is converted to."""
-    new = module_path / "smollm2"
-    assert run(SMOLLM2, new, "--dtype", "fp32") == 0
-    return new
+        expected = oracle(input_ids=ids[None], output_hidden_states=True).hidden_states
+        for layer in (-1, -2, 5):
+            depth = layer % (file.config.layers + 1)
+            states = file.load(depth)(ids, real_rows(len(ids)))
+            assert relative_error(states, expected[layer][0]) <= 1e-5
 
 
 def test_existing_files_are_not_replaced(folder, tmp_path, capsys):
