@@ -1,4 +1,4 @@
-"""One server, in which encoders, adapters and prompts change and much is cancelled: the next prompt always works."""
+"""Encoders, adapters and prompts change in one server and half of the prompts are cancelled: the next one works."""
 
 import json
 import random
@@ -19,7 +19,7 @@ from sandbox.server import Server
 from sandbox.standins import CHECKPOINT
 
 ROUNDS = 50
-# Encoder → the adapters that fit it, and the dtypes to try.
+# encoder file: the adapters that fit it, and the dtypes to try.
 CHOICES = {
     "deep.safetensors": (["wide.safetensors", "other.safetensors"], ["auto", "bf16", "fp8"]),
     "small.gguf": (["wide.safetensors"], ["auto", "fp32"]),
@@ -29,7 +29,7 @@ CHOICES = {
 
 @pytest.fixture(scope="module")
 def folder(module_path):
-    """Encoders of many layers, so that Cancel comes in the middle."""
+    """A models directory with encoders of many layers, so that Cancel arrives while they run."""
     encoders, adapters = module_path / "text_encoders", module_path / "llm4gen"
     adapters.mkdir()
     shutil.copytree(T5_TOKENIZER, encoders / "qwen")
@@ -46,33 +46,33 @@ def folder(module_path):
 
 
 def graphs(seed):
-    """Prompts of one node chain, no two alike."""
-    chance = random.Random(seed)
+    """Endless prompts for the same chain of nodes; no two are equal."""
+    generator = random.Random(seed)
     for number in count():
-        encoder = chance.choice(list(CHOICES))
+        encoder = generator.choice(list(CHOICES))
         adapters, dtypes = CHOICES[encoder]
-        text = f"{'a very ' * chance.randrange(60)}large cat, number {number} of {seed}"
+        text = f"{'a very ' * generator.randrange(60)}large cat, number {number} of {seed}"
         inputs = {"clip": ["1", 1], "llm": ["2", 0], "adapter": ["3", 0], "text": text}
-        loader = {"encoder_name": encoder, "dtype": chance.choice(dtypes)}
+        loader = {"encoder_name": encoder, "dtype": generator.choice(dtypes)}
         yield {
             "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
             "2": {"class_type": "LLM4GEN_LoadLLMEncoder", "inputs": loader},
             "3": {
                 "class_type": "LLM4GEN_LoadCrossAdapter",
-                "inputs": {"adapter_name": chance.choice(adapters)},
+                "inputs": {"adapter_name": generator.choice(adapters)},
             },
             "4": {"class_type": "LLM4GEN_Conditioning", "inputs": inputs},
             "5": {"class_type": "PreviewAny", "inputs": {"source": ["4", 0]}},
         }
 
 
-def cancelled(client, graph, moment):
-    """Runs a prompt and cancels it so many seconds after its text began to be read; whether that was in time. (Signs of
-    progress are too few to count: the host tells of ten a second.)"""
+def cancelled(client, graph, delay):
+    """Runs a prompt and cancels it `delay` seconds after its Conditioning node has started. Returns whether that was
+    in time. Progress events cannot set the moment: ComfyUI sends only ten a second."""
 
     def on_event(kind, data):
         if kind == "executing" and data["node"] == "4":
-            time.sleep(moment)
+            time.sleep(delay)
             client.interrupt()
 
     try:
@@ -82,17 +82,17 @@ def cancelled(client, graph, moment):
     return False
 
 
-def test_after_any_cancel_the_next_prompt_works_and_gives_what_a_fresh_server_gives(host, folder, tmp_path):
-    places, chance = [make_standins(host), folder], random.Random(0)
-    found, cancels = [], 0
-    with Server(host, tmp_path / "changing", places) as server:
-        client, spoilt, kept = Client(server.url), graphs("spoilt"), graphs("kept")
+def test_after_a_cancel_the_next_prompt_gives_the_same_output_as_on_a_fresh_server(host, folder, tmp_path):
+    models, generator = [make_standins(host), folder], random.Random(0)
+    outputs, cancels = [], 0
+    with Server(host, tmp_path / "changing", models) as server:
+        client, to_cancel, to_finish = Client(server.url), graphs("to_cancel"), graphs("to_finish")
         for _ in range(ROUNDS):
-            cancels += cancelled(client, next(spoilt), chance.uniform(0, 0.1))
-            found.append(client.run(next(kept))["5"])
-    assert cancels >= ROUNDS / 5, "too little was cancelled in time to tell anything"
-    with Server(host, tmp_path / "fresh", places) as server:
-        client, kept = Client(server.url), graphs("kept")
-        every_fifth = list(islice(kept, 0, ROUNDS, 5))
-        assert [client.run(graph)["5"] for graph in every_fifth] == found[::5]
-    assert len({json.dumps(output) for output in found}) == ROUNDS
+            cancels += cancelled(client, next(to_cancel), generator.uniform(0, 0.1))
+            outputs.append(client.run(next(to_finish))["5"])
+    assert cancels >= ROUNDS / 5, "too few prompts were cancelled in time for the test to mean anything"
+    with Server(host, tmp_path / "fresh", models) as server:
+        client, to_finish = Client(server.url), graphs("to_finish")
+        every_fifth = list(islice(to_finish, 0, ROUNDS, 5))
+        assert [client.run(graph)["5"] for graph in every_fifth] == outputs[::5]
+    assert len({json.dumps(output) for output in outputs}) == ROUNDS

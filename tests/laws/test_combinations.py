@@ -1,4 +1,4 @@
-"""What LLM4GEN combines with: laws that hold with core's own nodes around it, on stand-in weights."""
+"""LLM4GEN combines with core's own nodes: LoRA, clip skip, embeddings, hooks, and changes of a conditioning."""
 
 import logging
 
@@ -31,10 +31,10 @@ SETTINGS = [
 
 @pytest.fixture(scope="module", autouse=True)
 def files(put, standin):
-    """A LoRA and a textual inversion among the host's models."""
+    """Puts a LoRA and a textual inversion among ComfyUI's models."""
     put("loras", LORA, extra_standins.lora(standin))
-    learned = torch.randn(2, 768, generator=torch.Generator().manual_seed(4))
-    put("embeddings", f"{INVERSION}.safetensors", {"emb_params": learned})
+    embedding = torch.randn(2, 768, generator=torch.Generator().manual_seed(4))
+    put("embeddings", f"{INVERSION}.safetensors", {"emb_params": embedding})
 
 
 @pytest.fixture(scope="module")
@@ -48,18 +48,18 @@ def load_lora(started):
 
 @pytest.fixture(scope="module")
 def llm_half(llm, adapter):
-    """What the adapter makes of a CLIP's states and a sentence."""
+    """A function that computes the LLM's half of the tokens from CLIP's states and the text."""
 
-    def half(states, sentence):
-        ids = llm.llm.tokenize(sentence, adapter.recipe).ids
+    def llm_half(clip_states, text):
+        ids = llm.llm.tokenize(text, adapter.recipe).ids
         with torch.inference_mode():
-            return adapter.fuse(states, llm.features(ids, adapter.recipe))
+            return adapter.fuse(clip_states, llm.features(ids, adapter.recipe))
 
-    return half
+    return llm_half
 
 
 def identical(one, other):
-    """Whether two conditionings, or parts of them, are the same to the bit, options and all."""
+    """Whether two conditionings, or parts of them, are equal to the bit, with their options."""
     if isinstance(one, torch.Tensor):
         return isinstance(other, torch.Tensor) and torch.equal(one, other)
     if isinstance(one, dict):
@@ -69,19 +69,21 @@ def identical(one, other):
     return one == other
 
 
-# One path to the conditioning
+# Both nodes give the same conditioning
 
 
 @pytest.mark.parametrize("text", PROMPTS)
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
 @torch.inference_mode()
-def test_llm4gen_clip_and_an_encode_is_llm4gen_conditioning(text, settings, clip, fuse, encode, condition):
+def test_clip_text_encode_on_llm4gen_clip_equals_llm4gen_conditioning(
+    text, settings, clip, fuse, encode, condition
+):
     assert identical(encode(fuse(clip, **settings), text), condition(text, **settings))
 
 
 @pytest.mark.floor
 @pytest.mark.parametrize("text", PROMPTS)
-def test_strength_0_is_core(text, clip, fuse, encode):
+def test_strength_0_equals_core(text, clip, fuse, encode):
     assert identical(encode(fuse(clip, strength=0.0, long_prompt=CHUNKS), text), encode(clip, text))
     if text != LONG:
         assert identical(encode(fuse(clip, strength=0.0), text), encode(clip, text))
@@ -91,36 +93,37 @@ def test_strength_0_is_core(text, clip, fuse, encode):
 
 
 @pytest.mark.floor
-def test_a_lora_before_or_after_gives_the_same_picture(
+def test_a_lora_before_or_after_llm4gen_clip_gives_the_same_latent(
     model, clip, fused, fuse, encode, load_lora, sample, caplog
 ):
     plain = encode(fused)
-    picture = sample(plain, encode(fused, "")).samples
+    plain_latent = sample(plain, encode(fused, "")).samples
     with caplog.at_level(logging.WARNING):
-        changed, before = load_lora(model, clip)
-        changed_too, after = load_lora(model, fused)
+        model_before, clip_before = load_lora(model, clip)
+        model_after, fused_after = load_lora(model, fused)
     assert "not loaded" not in caplog.text.lower()
 
-    before = fuse(before)
-    assert identical(encode(before), encode(after))
-    assert not torch.equal(encode(after)[0][0][:, :77], plain[0][0][:, :77])
-    assert not torch.equal(encode(after)[0][0][:, 77:], plain[0][0][:, 77:])
-    with_lora = sample(encode(before), encode(before, ""), model=changed).samples
-    same = sample(encode(after), encode(after, ""), model=changed_too).samples
-    assert torch.equal(same, with_lora)
-    assert not torch.equal(with_lora, picture)
-    by_unet = sample(plain, encode(fused, ""), model=changed).samples
-    assert not torch.equal(by_unet, picture), "its UNet part acts"
+    fused_before = fuse(clip_before)
+    assert identical(encode(fused_before), encode(fused_after))
+    assert not torch.equal(encode(fused_after)[0][0][:, :77], plain[0][0][:, :77])
+    assert not torch.equal(encode(fused_after)[0][0][:, 77:], plain[0][0][:, 77:])
+    latent_before = sample(encode(fused_before), encode(fused_before, ""), model=model_before).samples
+    latent_after = sample(encode(fused_after), encode(fused_after, ""), model=model_after).samples
+    assert torch.equal(latent_after, latent_before)
+    assert not torch.equal(latent_before, plain_latent)
+    only_unet = sample(plain, encode(fused, ""), model=model_before).samples
+    assert not torch.equal(only_unet, plain_latent), "the LoRA's UNet part changes nothing"
 
-    assert identical(encode(fused), plain), "unloaded"
-    assert torch.equal(sample(plain, encode(fused, "")).samples, picture), "unloaded"
+    assert identical(encode(fused), plain), "the LoRA is still in the original CLIP"
+    latent_again = sample(plain, encode(fused, "")).samples
+    assert torch.equal(latent_again, plain_latent), "the LoRA is still in the original model"
 
 
 # Clip skip and textual inversion
 
 
 @torch.inference_mode()
-def test_clip_skip_before_or_after_is_cores_and_the_llm_half_follows(
+def test_clip_skip_before_or_after_llm4gen_clip_equals_cores_and_changes_the_llm_half(
     started, clip, fused, fuse, encode, llm_half
 ):
     def skip(clip):
@@ -138,29 +141,29 @@ def test_clip_skip_before_or_after_is_cores_and_the_llm_half_follows(
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "llm_text"),
     [
         (f"a red cat embedding:{INVERSION} on a mat", SHORT),
         (f"a red cat (embedding:{INVERSION}:1.2) on a mat", SHORT),
         (f"embedding:{INVERSION}, a red cat on a mat", SHORT),
     ],
 )
-def test_a_textual_inversion_acts_on_clip_as_in_core_and_the_llm_reads_the_sentence_without_it(
-    text, sentence, clip, fused, encode, llm, adapter, llm_half
+def test_a_textual_inversion_changes_clip_as_in_core_and_is_left_out_of_the_llms_text(
+    text, llm_text, clip, fused, encode, llm, adapter, llm_half
 ):
-    read = [token for token, _ in fused.tokenize(text)["llm4gen"][0]]
-    assert read == list(llm.llm.tokenize(sentence, adapter.recipe).ids)
+    ids = [token for token, _ in fused.tokenize(text)["llm4gen"][0]]
+    assert ids == list(llm.llm.tokenize(llm_text, adapter.recipe).ids)
     core, states = encode(clip, text)[0][0], encode(fused, text)[0][0]
     assert torch.equal(states[:, :77], core)
-    assert not torch.equal(core, encode(clip, sentence)[0][0])
-    assert torch.equal(states[:, 77:], llm_half(core, sentence))
+    assert not torch.equal(core, encode(clip, llm_text)[0][0])
+    assert torch.equal(states[:, 77:], llm_half(core, llm_text))
 
 
-# A CLIP to every node that takes one
+# LLM4GEN CLIP works in every node that takes a CLIP
 
 
 @torch.inference_mode()
-def test_its_clones_are_fused(started, model, fused, encode, load_lora):
+def test_clones_of_llm4gen_clip_are_fused_too(started, model, fused, encode, load_lora):
     from comfy_extras.nodes_hooks import SetClipHooks  # noqa: PLC0415
 
     plain = encode(fused)
@@ -176,12 +179,12 @@ def test_its_clones_are_fused(started, model, fused, encode, load_lora):
     }
     lengths = {name: encode(clone)[0][0].shape[1] for name, clone in clones.items()}
     assert lengths == dict.fromkeys(clones, 333)
-    same = [name for name, clone in clones.items() if identical(encode(clone), plain)]
-    assert same == ["clone", "clone for hooks", "clip skip", "LoRA of strength 0", "twice"]
+    unchanged = [name for name, clone in clones.items() if identical(encode(clone), plain)]
+    assert unchanged == ["clone", "clone for hooks", "clip skip", "LoRA of strength 0", "twice"]
 
 
 @torch.inference_mode()
-def test_every_way_that_nodes_call_a_clip_gives_the_same_states(fused, encode):
+def test_every_method_that_nodes_call_to_encode_gives_the_same_states(fused, encode):
     ((states, options),) = encode(fused)
     tokens = fused.tokenize(SHORT)
     assert torch.equal(fused.encode(SHORT), states)
@@ -197,7 +200,7 @@ def test_every_way_that_nodes_call_a_clip_gives_the_same_states(fused, encode):
 
 
 @torch.inference_mode()
-def test_tokens_with_word_ids_are_as_cores_and_encode_the_same(clip, fused, encode):
+def test_tokens_with_word_ids_equal_cores_and_encode_to_the_same_states(clip, fused, encode):
     tokens = fused.tokenize(SHORT, return_word_ids=True)
     assert tokens["l"] == clip.tokenize(SHORT, return_word_ids=True)["l"]
     assert {len(entry) for chunks in tokens.values() for chunk in chunks for entry in chunk} == {3}
@@ -205,13 +208,13 @@ def test_tokens_with_word_ids_are_as_cores_and_encode_the_same(clip, fused, enco
 
 
 @torch.inference_mode()
-def test_tokens_without_the_llms_encode_as_clip_alone(clip, fused, encode):
+def test_tokens_of_clip_alone_encode_as_in_core(clip, fused, encode):
     tokens = clip.tokenize(SHORT)
     assert identical(fused.encode_from_tokens_scheduled(tokens), encode(clip))
 
 
 @torch.inference_mode()
-def test_saving_it_saves_clip(clip, fused, tmp_path):
+def test_clip_save_writes_the_same_files_as_for_the_plain_clip(clip, fused, tmp_path):
     from comfy_extras.nodes_model_merging import CLIPSave  # noqa: PLC0415
 
     def saved(clip, folder):
@@ -229,7 +232,8 @@ def test_saving_it_saves_clip(clip, fused, tmp_path):
 
 
 def hook_lora(*keyframes):
-    """Create Hook LoRA with Create Hook Keyframe, one for each (strength, start), and Set Hook Keyframes."""
+    """Creates LoRA hooks with core's nodes: Create Hook LoRA, Set Hook Keyframes, and one Create Hook Keyframe for each
+    (strength, start)."""
     from comfy_extras import nodes_hooks  # noqa: PLC0415
 
     (hooks,) = nodes_hooks.CreateHookLora().create_hook(LORA, 1.0, 1.0)
@@ -244,7 +248,7 @@ KEYFRAMES = [(1.0, 0.0), (0.25, 0.4), (0.0, 0.8)]
 
 @pytest.mark.parametrize("order", ["before", "after"])
 @torch.inference_mode()
-def test_each_segment_of_a_lora_schedule_is_the_one_made_by_hand(
+def test_each_segment_of_a_lora_schedule_equals_a_lora_of_that_strength(
     order, model, clip, fused, fuse, encode, load_lora, sample
 ):
     from comfy_extras.nodes_hooks import SetClipHooks  # noqa: PLC0415
@@ -256,21 +260,23 @@ def test_each_segment_of_a_lora_schedule_is_the_one_made_by_hand(
     spans = [(o["clip_start_percent"], o["clip_end_percent"]) for _, o in scheduled]
     assert spans == [(0.0, 0.4), (0.4, 0.8), (0.8, 1.0)]
     for (states, options), (strength, _) in zip(scheduled, KEYFRAMES, strict=True):
-        ((by_hand, hand_options),) = encode(fuse(load_lora(model, clip, strength)[1]))
-        assert torch.equal(states, by_hand)
-        assert options.keys() - hand_options.keys() == {"clip_start_percent", "clip_end_percent", "hooks"}
-        for key, value in hand_options.items():
+        ((expected, expected_options),) = encode(fuse(load_lora(model, clip, strength)[1]))
+        assert torch.equal(states, expected)
+        assert options.keys() - expected_options.keys() == {"clip_start_percent", "clip_end_percent", "hooks"}
+        for key, value in expected_options.items():
             assert torch.equal(options[key], value)
     first, second, _ = (states for states, _ in scheduled)
     assert not torch.equal(first[:, 77:], second[:, 77:])
     core = encode(hooked(clip))
     assert identical([states[:, :77] for states, _ in scheduled], [states for states, _ in core])
     sample(scheduled, encode(fused, ""))
-    assert identical(encode(fused), encode(fuse(clip))), "hooks leave nothing behind"
+    assert identical(encode(fused), encode(fuse(clip))), "the hooks changed the original CLIP"
 
 
 @torch.inference_mode()
-def test_of_a_lora_schedule_the_attention_maps_the_first_segment(model, clip, fused, fuse, load_lora):
+def test_attention_weights_with_a_lora_schedule_are_those_of_its_first_segment(
+    model, clip, fused, fuse, load_lora
+):
     from comfy_extras.nodes_hooks import SetClipHooks  # noqa: PLC0415
 
     def attention(clip):
@@ -281,7 +287,7 @@ def test_of_a_lora_schedule_the_attention_maps_the_first_segment(model, clip, fu
     assert not torch.equal(attention(hooked), attention(fused))
 
 
-# What core's nodes do to a conditioning
+# Core's nodes that change a conditioning
 
 
 def mask_of_the_left_half():
@@ -290,7 +296,7 @@ def mask_of_the_left_half():
     return mask
 
 
-# What is done by its name: from core's nodes and two conditionings to one.
+# name: a function that makes one conditioning from two, with core's nodes.
 TRANSFORMS = {
     "Combine": lambda core, one, two: core.ConditioningCombine().combine(one, two),
     "Concat": lambda core, one, two: core.ConditioningConcat().concat(one, two),
@@ -317,7 +323,9 @@ TRANSFORMS = {
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 @torch.inference_mode()
-def test_core_nodes_do_to_it_what_they_do_to_clips(name, started, model, clip, fused, encode, sample):
+def test_core_nodes_treat_our_conditioning_as_they_treat_clips(
+    name, started, model, clip, fused, encode, sample
+):
     def transformed(clip):
         return TRANSFORMS[name](started.core, encode(clip), encode(clip, "a dog"))[0]
 
@@ -329,12 +337,12 @@ def test_core_nodes_do_to_it_what_they_do_to_clips(name, started, model, clip, f
         assert torch.equal(states[:, (prompts - 1) * 333 :][:, :77], core_states[:, -77:])
         assert options.keys() == core_options.keys() | {"cross_attn_controlnet"}
         assert identical({key: options[key] for key in core_options}, core_options)
-    picture = sample(ours, encode(fused, "")).samples
-    assert not torch.equal(picture, sample(encode(fused), encode(fused, "")).samples)
+    latent = sample(ours, encode(fused, "")).samples
+    assert not torch.equal(latent, sample(encode(fused), encode(fused, "")).samples)
 
 
 @torch.inference_mode()
-def test_core_nodes_act_on_the_llm_half_too(started, fused, encode):
+def test_core_nodes_change_the_llm_half_too(started, fused, encode):
     one, two = encode(fused), encode(fused, "a dog")
 
     def llm_half(name):

@@ -1,4 +1,4 @@
-"""Core's adapters and patches of the UNet with LLM4GEN's words: each acts, and the words go on acting with it."""
+"""Core's T2I-Adapter, GLIGEN and UNet patches change the latent with LLM4GEN, and the prompt still matters."""
 
 import pytest
 import torch
@@ -17,27 +17,27 @@ def larger_unet(load_unet):
 
 
 @pytest.fixture
-def act(larger_unet, condition, sample):
-    """Holds that a change, of the pair of conditionings or of the model, changes the latent, and that the words
-    matter with it."""
+def assert_it_acts(larger_unet, condition, sample):
+    """A function that asserts: `change_pair` or the patched model changes the latent, and with it another prompt gives
+    another latent. `change_pair` gets the positive and the negative conditioning."""
 
-    def act(change_pair=lambda *pair: pair, unpatched=larger_unet, patched=None, latent=None):
-        pair, other = ((condition(text), condition("")) for text in (SHORT, "a dog in the snow"))
+    def assert_it_acts(change_pair=lambda *pair: pair, unpatched=larger_unet, patched=None, latent=None):
+        pair, other_pair = ((condition(text), condition("")) for text in (SHORT, "a dog in the snow"))
         plain = sample(*pair, latent, unpatched).samples
-        changed, of_others = (
-            sample(*change_pair(*words), latent, patched or unpatched).samples for words in (pair, other)
+        changed, changed_other = (
+            sample(*change_pair(*each), latent, patched or unpatched).samples for each in (pair, other_pair)
         )
-        # More than rounding: some change the way of computing as well.
+        # More than rounding, because some patches also change the order of computation.
         assert relative_error(changed, plain) > 1e-3
-        assert relative_error(changed, of_others) > 1e-3
+        assert relative_error(changed, changed_other) > 1e-3
 
-    return act
+    return assert_it_acts
 
 
 # Adapters
 
 
-def test_a_t2i_adapter(started, put, load_unet, act, caplog):
+def test_a_t2i_adapter_changes_the_latent(started, put, load_unet, assert_it_acts, caplog):
     unet = load_unet("two_blocks.safetensors", extra_standins.larger_unet(blocks=2))
     put("controlnet", T2I, extra_standins.t2i_adapter())
     (adapter,) = started.core.ControlNetLoader().load_controlnet(T2I)
@@ -46,25 +46,27 @@ def test_a_t2i_adapter(started, put, load_unet, act, caplog):
         node = started.core.ControlNetApplyAdvanced()
         return node.apply_controlnet(positive, negative, adapter, torch.rand(1, 64, 64, 3), 1.0, 0.0, 1.0)
 
-    act(apply, unpatched=unet)
+    assert_it_acts(apply, unpatched=unet)
     assert "could not be applied" not in caplog.text
 
 
 @torch.inference_mode()
-def test_gligen_places_a_thing(started, put, clip, fused, act):
+def test_gligen_changes_the_latent_and_gets_the_same_embedding_as_in_core(
+    started, put, clip, fused, assert_it_acts
+):
     put("gligen", GLIGEN, extra_standins.gligen())
-    (boxes,) = started.core.GLIGENLoader().load_gligen(GLIGEN)
+    (gligen,) = started.core.GLIGENLoader().load_gligen(GLIGEN)
 
-    def place(positive, by=fused):
-        return started.core.GLIGENTextBoxApply().append(positive, by, boxes, "a cat", 32, 32, 0, 0)[0]
+    def add_box(positive, clip=fused):
+        return started.core.GLIGENTextBoxApply().append(positive, clip, gligen, "a cat", 32, 32, 0, 0)[0]
 
-    placed = place([[torch.zeros(1), {}]])[0][1]["gligen"][2][0]
-    by_core = place([[torch.zeros(1), {}]], clip)[0][1]["gligen"][2][0]
-    assert torch.equal(placed[0], by_core[0]) and placed[1:] == by_core[1:]
-    act(lambda positive, negative: (place(positive), negative))
+    box = add_box([[torch.zeros(1), {}]])[0][1]["gligen"][2][0]
+    core_box = add_box([[torch.zeros(1), {}]], clip)[0][1]["gligen"][2][0]
+    assert torch.equal(box[0], core_box[0]) and box[1:] == core_box[1:]
+    assert_it_acts(lambda positive, negative: (add_box(positive), negative))
 
 
-# Patches on the UNet
+# Patches of the UNet
 
 
 def free_u(model):
@@ -86,5 +88,5 @@ def perturbed_attention_guidance(model):
 
 
 @pytest.mark.parametrize("patch", [free_u, self_attention_guidance, perturbed_attention_guidance])
-def test_a_patched_unet(patch, larger_unet, act):
-    act(patched=patch(larger_unet), latent=torch.zeros(1, 4, 16, 16))
+def test_a_patch_of_the_unet_changes_the_latent(patch, model, assert_it_acts):
+    assert_it_acts(patched=patch(model), latent=torch.zeros(1, 4, 16, 16))

@@ -1,4 +1,4 @@
-"""Equality with the published module and the published text path (outputs in `golden/`)."""
+"""The Cross-Adapter and the T5 give what the published module and the published text path gave (files in `golden/`)."""
 
 import json
 
@@ -16,6 +16,7 @@ from tiny import load_encoder
 
 
 def golden_weights(file, tmp_path, metadata=None):
+    """Writes the weights of a golden file to a file of their own: its path, and all tensors of the golden file."""
     tensors = load_file(GOLDEN / file)
     weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
     save_file(weights, tmp_path / file, metadata)
@@ -49,5 +50,5 @@ def test_hidden_states_equal_the_published_text_path(index, plan, tmp_path):
     assert torch.equal(mask[None], golden[f"{index}.attention_mask"])
 
     rows = plan(len(ids), 256)
-    hidden = rows.expand(encoder(ids, rows))
-    assert (hidden[None] - golden[f"{index}.hidden"]).abs().max() <= 2e-4
+    states = rows.expand(encoder(ids, rows))
+    assert (states[None] - golden[f"{index}.hidden"]).abs().max() <= 2e-4

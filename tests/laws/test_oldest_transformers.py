@@ -1,4 +1,4 @@
-"""What reads text works with the oldest transformers that ComfyUI allows, too."""
+"""The encoders work with the oldest transformers that ComfyUI allows, too."""
 
 import os
 import re
@@ -10,7 +10,7 @@ import pytest
 from paths import ROOT
 
 OLDEST = ROOT / ".host" / "oldest"
-READERS = (
+ENCODER_TESTS = (
     *(f"models/test_{name}.py" for name in ("decoder", "gguf", "llm", "t5")),
     "laws/test_golden.py",
 )
@@ -22,10 +22,10 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[2:]]))
 
 
 @pytest.mark.skipif(not OLDEST.is_dir(), reason="NO OLD TRANSFORMERS: run `python tools/dev.py setup`.")
-def test_what_reads_text_passes_with_the_oldest_transformers():
+def test_the_tests_of_encoders_pass_with_the_oldest_transformers():
     pins = (ROOT / "tools" / "sandbox" / "requirements-oldest.txt").read_text(encoding="utf-8")
     version = re.search(r"^transformers==(.*)$", pins, re.MULTILINE)[1]
-    command = [sys.executable, "-c", RUN, version, *(f"tests/{name}" for name in READERS)]
+    command = [sys.executable, "-c", RUN, version, *(f"tests/{name}" for name in ENCODER_TESTS)]
     done = subprocess.run(
         command,
         cwd=ROOT,

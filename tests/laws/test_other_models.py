@@ -1,4 +1,4 @@
-"""LLM4GEN over other models than the plain checkpoint: merged, tuned, carried over, made for inpainting."""
+"""LLM4GEN works with merged, fine-tuned and inpainting checkpoints, and with its UNet's changes added to others."""
 
 import pytest
 import torch
@@ -8,7 +8,7 @@ import extra_standins
 from in_process import SHORT
 from tiny import relative_error
 
-LORA = "carried.safetensors"
+LORA = "difference.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +23,7 @@ def tuned(load_unet, standin):
 
 @pytest.fixture(scope="module")
 def latent(condition, sample):
-    """What a model makes of a prompt."""
+    """A function that gives the latent that a model samples for a prompt."""
     return lambda model, text=SHORT: sample(condition(text), condition(""), model=model).samples
 
 
@@ -40,13 +40,13 @@ def merged_by_blocks(model, another):
 
 
 @pytest.mark.parametrize("merge", [merged, merged_by_blocks])
-def test_a_merged_model_is_neither_and_the_words_act_on_it(merge, model, another, latent):
+def test_a_merged_model_differs_from_both_models_and_depends_on_the_prompt(merge, model, another, latent):
     result = latent(merge(model, another))
     for other in (latent(model), latent(another), latent(merge(model, another), "a dog in the snow")):
         assert not torch.equal(result, other)
 
 
-# The published adapter was tuned with its UNet: the difference to its base, carried to another checkpoint
+# The published adapter was trained with a fine-tuned UNet: its difference from the base can be added to any checkpoint
 
 
 def difference(tuned, base, strength=1.0):
@@ -55,27 +55,27 @@ def difference(tuned, base, strength=1.0):
     return ModelSubtract().merge(tuned, base, strength)[0]
 
 
-def carried(tuned, base, to, strength=1.0):
+def with_difference(model, tuned, base, strength=1.0):
     from comfy_extras.nodes_model_merging import ModelAdd  # noqa: PLC0415
 
-    return ModelAdd().merge(to, difference(tuned, base, strength))[0]
+    return ModelAdd().merge(model, difference(tuned, base, strength))[0]
 
 
-def test_tuned_less_base_and_base_again_is_tuned_within_rounding(model, tuned, latent):
-    wanted = latent(tuned)
-    assert relative_error(latent(carried(tuned, model, model)), wanted) <= 2e-3
-    assert relative_error(latent(model), wanted) > 2e-2
+def test_the_base_with_the_difference_equals_the_tuned_unet_within_rounding(model, tuned, latent):
+    expected = latent(tuned)
+    assert relative_error(latent(with_difference(model, tuned, model)), expected) <= 2e-3
+    assert relative_error(latent(model), expected) > 2e-2
 
 
-def test_the_difference_is_carried_at_the_strength_that_was_chosen(model, tuned, another, latent):
-    whole = latent(carried(tuned, model, another))
-    half, none = (latent(carried(tuned, model, another, strength)) for strength in (0.5, 0.0))
+def test_the_difference_is_added_with_the_chosen_strength(model, tuned, another, latent):
+    whole = latent(with_difference(another, tuned, model))
+    half, none = (latent(with_difference(another, tuned, model, strength)) for strength in (0.5, 0.0))
     assert relative_error(none, latent(another)) <= 2e-3
     assert 2e-3 < relative_error(half, whole) < relative_error(none, whole)
 
 
 @torch.inference_mode()
-def test_a_lora_made_of_the_difference_brings_any_checkpoint_nearer(
+def test_the_difference_as_a_lora_brings_a_checkpoint_nearer_to_the_full_difference(
     started, model, tuned, another, latent, put, tmp_path, monkeypatch
 ):
     from comfy_extras.nodes_lora_extract import LoraSave  # noqa: PLC0415
@@ -85,16 +85,18 @@ def test_a_lora_made_of_the_difference_brings_any_checkpoint_nearer(
     (file,) = tmp_path.glob("loras/llm4gen_*.safetensors")
     put("loras", LORA, load_file(file))
     (with_lora,) = started.core.LoraLoaderModelOnly().load_lora_model_only(another, LORA, 1.0)
-    wanted = latent(carried(tuned, model, another))
-    assert relative_error(latent(with_lora), wanted) < relative_error(latent(another), wanted)
+    expected = latent(with_difference(another, tuned, model))
+    assert relative_error(latent(with_lora), expected) < relative_error(latent(another), expected)
 
 
-# Inpainting and tiles
+# Inpainting, and VAE nodes that work in tiles
 
 
 @pytest.mark.parametrize("channels", [4, 9])
 @torch.inference_mode()
-def test_inpainting(channels, started, checkpoint, load_checkpoint, standin, condition, sample):
+def test_inpainting_depends_on_the_prompt_and_with_nine_channels_on_the_mask(
+    channels, started, checkpoint, load_checkpoint, standin, condition, sample
+):
     model, _, vae = checkpoint
     if channels == 9:
         model = load_checkpoint("inpainting.safetensors", extra_standins.inpainting_checkpoint(standin))[0]
@@ -102,25 +104,25 @@ def test_inpainting(channels, started, checkpoint, load_checkpoint, standin, con
     left = torch.zeros(1, 64, 64)
     left[:, :, :32] = 1.0
 
-    def painted(text, mask):
+    def inpainted(text, mask):
         node = started.core.InpaintModelConditioning()
         *pair, latent = node.encode(condition(text), condition(""), picture, vae, mask, noise_mask=False)
         return sample(*pair, latent["samples"], model=model)
 
-    latent, calls = painted(SHORT, left)
+    latent, calls = inpainted(SHORT, left)
     assert calls == [(2, 333, 768)] * 2
-    assert not torch.equal(latent, painted("a dog in the snow", left).samples)
-    # Only a model with nine channels looks at the mask itself.
-    assert torch.equal(latent, painted(SHORT, 1 - left).samples) == (channels == 4)
+    assert not torch.equal(latent, inpainted("a dog in the snow", left).samples)
+    # Only a model with nine channels has the mask among its inputs.
+    assert torch.equal(latent, inpainted(SHORT, 1 - left).samples) == (channels == 4)
 
 
 @torch.inference_mode()
-def test_a_picture_by_tiles(started, checkpoint, condition, sample):
+def test_a_latent_is_decoded_and_encoded_in_tiles_and_sampled_again(started, checkpoint, condition, sample):
     pair, vae = (condition(SHORT), condition("")), checkpoint[2]
     latent = {"samples": sample(*pair, torch.zeros(1, 4, 8, 12)).samples}
     (pixels,) = started.core.VAEDecodeTiled().decode(vae, latent, 64, 16)
     assert pixels.shape == (1, 64, 96, 3) and pixels.isfinite().all() and pixels.std() > 0
     (latent,) = started.core.VAEEncodeTiled().encode(vae, pixels, 64, 16)
-    redrawn = sample(*pair, latent["samples"], denoise=0.5).samples
+    result = sample(*pair, latent["samples"], denoise=0.5).samples
     other = sample(condition("a dog in the snow"), pair[1], latent["samples"], denoise=0.5).samples
-    assert not torch.equal(redrawn, other)
+    assert not torch.equal(result, other)

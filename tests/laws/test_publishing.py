@@ -1,4 +1,4 @@
-"""What the Comfy registry would publish: small, whole, and the same pack in a real server."""
+"""The package that the Comfy registry would publish is small and complete, and works in a real server."""
 
 import ast
 import re
@@ -22,8 +22,8 @@ try:
 except ImportError:  # before Python 3.11
     tomllib = None
 
-MOST_BYTES = 5_000_000
-DEVELOPERS = (
+MAX_BYTES = 5_000_000
+FOR_DEVELOPERS = (
     ".ci/",
     ".github/",
     "tests/",
@@ -32,7 +32,7 @@ DEVELOPERS = (
     "tools/pictures/",
     "tools/sandbox/",
 )
-COMMANDS = ("convert.py", "doctor.py", "fetch_weights.py")  # what users run, as far as it is there
+COMMANDS = ("convert.py", "doctor.py", "fetch_weights.py")  # for users; a missing one is not tested
 TIMEOUT = 60
 
 
@@ -44,9 +44,9 @@ def git(*arguments):
 
 @pytest.fixture(scope="module")
 def files():
-    """The files of the package, as the registry's tool chooses them: git's, less those that .comfyignore names."""
+    """The files of the package, as the registry's tool chooses them: git's files without those in .comfyignore."""
     if not (ROOT / ".git").exists() or not shutil.which("git"):
-        pytest.skip("NO GIT: what is published is not known without it.")
+        pytest.skip("NO GIT: only git can list the files that would be published.")
     listed = ("-c", "core.quotePath=off", "ls-files", "--cached")
     ignored = git(*listed, "--ignored", f"--exclude-from={ROOT / '.comfyignore'}")
     return sorted(set(git(*listed)) - set(ignored))
@@ -54,6 +54,7 @@ def files():
 
 @pytest.fixture(scope="module")
 def package(files, tmp_path_factory):
+    """A folder that holds the package."""
     package = tmp_path_factory.mktemp("package")
     for name in files:
         (package / name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,13 +64,13 @@ def package(files, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def published(host, package, tmp_path_factory):
-    """A server with the package in it and nothing else of ours."""
+    """A server that loads the pack from the package alone."""
     with Server(host, tmp_path_factory.mktemp("published"), [make_standins(host)], pack=package) as server:
         yield server
 
 
-def needed(names):
-    """Tools and all tools that they import, by their paths in tools/."""
+def with_imports(names):
+    """The given tools and all tools that they import, as paths relative to tools/."""
     found, waiting = set(), list(names)
     while waiting:
         name = waiting.pop()
@@ -90,23 +91,23 @@ def needed(names):
 
 
 def nodes(info):
-    """Our nodes, and of each the inputs in their order and the outputs."""
+    """id: (inputs in their order, outputs) of each of our nodes."""
     ours = {name: node for name, node in info.items() if node["python_module"] == "custom_nodes.llm4gen"}
     return {name: (node["input_order"], node["output"]) for name, node in ours.items()}
 
 
-def test_it_is_small_and_holds_nothing_of_developers(files, package):
-    assert sum((package / name).stat().st_size for name in files) < MOST_BYTES
-    assert [name for name in files if name.startswith(DEVELOPERS)] == []
+def test_the_package_is_small_and_has_no_files_for_developers(files, package):
+    assert sum((package / name).stat().st_size for name in files) < MAX_BYTES
+    assert [name for name in files if name.startswith(FOR_DEVELOPERS)] == []
 
 
-def test_of_the_tools_it_holds_those_that_users_run_what_these_import_and_their_manual(files):
-    held = {name.removeprefix("tools/") for name in files if name.startswith("tools/")}
-    assert held == needed(COMMANDS) | {"README.md"}
+def test_the_package_has_only_the_tools_for_users_with_their_imports_and_the_manual(files):
+    tools = {name.removeprefix("tools/") for name in files if name.startswith("tools/")}
+    assert tools == with_imports(COMMANDS) | {"README.md"}
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if (TOOLS / name).is_file()])
-def test_its_commands_start_where_it_is_installed(command, published):
+def test_a_command_of_the_package_starts_in_its_installed_place(command, published):
     installed = published.base / "custom_nodes" / "llm4gen" / "tools" / command
     done = subprocess.run(
         [sys.executable, str(installed), "--help"],
@@ -120,13 +121,13 @@ def test_its_commands_start_where_it_is_installed(command, published):
     assert f"usage: {command}" in done.stdout
 
 
-def test_it_offers_the_nodes_of_the_repository(published, object_info):
+def test_the_package_registers_the_same_nodes_as_the_repository(published, object_info):
     found = nodes(published.get("/object_info"))
     assert found
     assert found == nodes(object_info)
 
 
-def test_it_serves_help_and_templates(published):
+def test_the_package_serves_the_help_pages_and_the_workflow_templates(published):
     def served(path):
         with urllib.request.urlopen(f"{published.url}/{path}", timeout=TIMEOUT) as answer:
             return answer.read()
@@ -141,7 +142,7 @@ def test_it_serves_help_and_templates(published):
             assert served(f"api/workflow_templates/llm4gen/{file.name}") == file.read_bytes()
 
 
-def test_its_example_makes_a_picture(published, workflow):
+def test_the_example_makes_a_picture_with_the_package(published, workflow):
     client = Client(published.url)
     info = client.object_info()
     prompt = to_prompt(with_present_models(workflow, info)[0], info)
@@ -158,13 +159,13 @@ def project():
     return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def test_the_registry_is_told_the_requirements_that_are_installed():
+def test_the_registry_gets_the_same_requirements_that_pip_installs():
     lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
     assert project()["dependencies"] == [line for line in lines if line and not line.startswith("#")]
     assert "dynamic" not in project()
 
 
-def test_the_version_is_the_changelogs_newest():
+def test_the_version_is_the_newest_in_the_changelog():
     heading = re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert project()["version"] == heading[1]
     assert re.fullmatch(r"\d+\.\d+\.\d+", project()["version"])

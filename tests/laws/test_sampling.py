@@ -1,4 +1,4 @@
-"""LLM4GEN in core's samplers, with and without ControlNets: what is read, how often, and that it ends well."""
+"""LLM4GEN works in core's samplers and with ControlNets, with one UNet call a step."""
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ CONTROLNET = "sampled_controlnet.safetensors"
 CHUNKS = "chunks of 77"
 LONG = "a red house by the sea, " * 20  # 160 CLIP tokens
 WHOLE_SPAN = pytest.param([(0.0, 1.0)], marks=pytest.mark.floor)
-CLIP_TOKENS, ALL_TOKENS = (2, 77, CONTEXT_DIM), (2, 333, CONTEXT_DIM)  # of a positive and a negative together
+# Shapes of the context of a positive and a negative prompt in one batch.
+CLIP_TOKENS, ALL_TOKENS = (2, 77, CONTEXT_DIM), (2, 333, CONTEXT_DIM)
 
 
 @pytest.fixture(scope="module")
@@ -26,13 +27,14 @@ def controlnet(started, put):
 
 @pytest.fixture
 def control(started, controlnet):
-    """Apply ControlNet (Advanced), once or after another, and the shape of each context the nets are given."""
-    seen = []
+    """A function that applies Apply ControlNet (Advanced) once for each (start, end), and a list of the shapes of all
+    contexts that the ControlNet has been given."""
+    shapes = []
 
-    def note(module, args, kwargs):
-        seen.append(tuple(kwargs["context"].shape))
+    def record(module, args, kwargs):
+        shapes.append(tuple(kwargs["context"].shape))
 
-    watch = controlnet.control_model.register_forward_pre_hook(note, with_kwargs=True)
+    hook = controlnet.control_model.register_forward_pre_hook(record, with_kwargs=True)
     image = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(5))
 
     def control(positive, negative, *spans):
@@ -41,45 +43,47 @@ def control(started, controlnet):
             positive, negative = node.apply_controlnet(positive, negative, controlnet, image, 1.0, start, end)
         return positive, negative
 
-    yield control, seen
-    watch.remove()
+    yield control, shapes
+    hook.remove()
 
 
 @pytest.mark.parametrize(("context", "tokens"), [("clip", CLIP_TOKENS), ("fused", ALL_TOKENS)])
 @pytest.mark.parametrize("spans", [WHOLE_SPAN, [(0.0, 1.0), (0.0, 1.0)]], ids=["one net", "two nets"])
-def test_a_controlnet_reads_clips_tokens_or_all_as_chosen(context, tokens, spans, condition, control, sample):
-    apply, seen = control
+def test_a_controlnet_gets_clips_tokens_or_all_tokens_as_chosen(
+    context, tokens, spans, condition, control, sample
+):
+    apply, shapes = control
     pair = [condition(text, controlnet_context=context) for text in (SHORT, "")]
-    without, calls = sample(*pair)
-    assert (calls, seen) == ([ALL_TOKENS] * 2, [])
+    uncontrolled, calls = sample(*pair)
+    assert (calls, shapes) == ([ALL_TOKENS] * 2, [])
     controlled, calls = sample(*apply(*pair, *spans))
-    assert calls == [ALL_TOKENS] * 2, "one call of the UNet a step"
-    assert seen == [tokens] * 2 * len(spans)
-    assert not torch.equal(controlled, without)
+    assert calls == [ALL_TOKENS] * 2, "the UNet is not called once a step"
+    assert shapes == [tokens] * 2 * len(spans)
+    assert not torch.equal(controlled, uncontrolled)
 
 
-def test_a_controlnet_reads_what_it_would_without_the_llm(
+def test_a_controlnet_gets_the_same_context_as_without_llm4gen(
     clip, encode, condition, controlnet, control, sample
 ):
     apply, _ = control
-    read = []
-    watch = controlnet.control_model.register_forward_pre_hook(
-        lambda module, args, kwargs: read.append(kwargs["context"]), with_kwargs=True
+    contexts = []
+    hook = controlnet.control_model.register_forward_pre_hook(
+        lambda module, args, kwargs: contexts.append(kwargs["context"]), with_kwargs=True
     )
     sample(*apply(condition(SHORT), condition(""), (0.0, 1.0)), steps=1)
     core = encode(clip), encode(clip, "")
     sample(*apply(*core, (0.0, 1.0)), steps=1)
-    watch.remove()
-    ours, cores = read
+    hook.remove()
+    ours, cores = contexts
     assert torch.equal(ours, cores)
 
 
-def test_a_controlnet_acts_between_start_and_end(condition, control, sample):
-    apply, seen = control
+def test_a_controlnet_runs_only_between_its_start_and_end(condition, control, sample):
+    apply, shapes = control
     pair = condition(SHORT), condition("")
     early, calls = sample(*apply(*pair, (0.0, 0.4)), steps=4)
     assert calls == [ALL_TOKENS] * 4
-    assert 0 < len(seen) < 4 and set(seen) == {CLIP_TOKENS}
+    assert 0 < len(shapes) < 4 and set(shapes) == {CLIP_TOKENS}
     whole, _ = sample(*apply(*pair, (0.0, 1.0)), steps=4)
     assert not torch.equal(early, whole)
 
@@ -88,63 +92,62 @@ def test_a_controlnet_acts_between_start_and_end(condition, control, sample):
 
 
 def outcomes(names, sample, pair, option):
-    """By name: True where it ends well with one UNet call for the pair, every time; else what went wrong."""
-    found = {}
+    """name: True where sampling succeeds with one UNet call a step for both prompts; otherwise the error or the shapes
+    of the calls."""
+    results = {}
     for name in names:
         try:
             _, calls = sample(*pair, **{option: name})
-            found[name] = set(calls) == {ALL_TOKENS} or calls
-        except Exception as error:  # all failures are told together, by name
-            found[name] = repr(error)
-    return found
+            results[name] = set(calls) == {ALL_TOKENS} or calls
+        except Exception as error:  # one failing test reports all failures, by name
+            results[name] = repr(error)
+    return results
 
 
-def test_every_sampler_ends_well_with_one_unet_call_for_the_pair(started, condition, sample):
+def test_every_sampler_succeeds_with_one_unet_call_for_both_prompts(started, condition, sample):
     from comfy.samplers import KSampler  # noqa: PLC0415
 
     names = KSampler.SAMPLERS
-    found = outcomes(names, sample, (condition(SHORT), condition("")), "sampler")
-    assert len(names) > 40 and found == dict.fromkeys(names, True)
+    results = outcomes(names, sample, (condition(SHORT), condition("")), "sampler")
+    assert len(names) > 40 and results == dict.fromkeys(names, True)
 
 
-def test_every_scheduler_ends_well_with_one_unet_call_for_the_pair(started, condition, sample):
+def test_every_scheduler_succeeds_with_one_unet_call_for_both_prompts(started, condition, sample):
     from comfy.samplers import KSampler  # noqa: PLC0415
 
     names = KSampler.SCHEDULERS
-    found = outcomes(names, sample, (condition(SHORT), condition("")), "scheduler")
-    assert len(names) >= 9 and found == dict.fromkeys(names, True)
+    results = outcomes(names, sample, (condition(SHORT), condition("")), "scheduler")
+    assert len(names) >= 9 and results == dict.fromkeys(names, True)
 
 
-# Latents of other kinds, and prompts of unequal length
+# Other latents, and prompts of unequal length
 
 
 def noise(*shape):
     return torch.randn(shape, generator=torch.Generator().manual_seed(6))
 
 
-def test_half_denoised_it_keeps_something_of_the_picture(condition, sample):
-    picture = noise(1, 4, 8, 8)
-    redrawn, calls = sample(condition(SHORT), condition(""), picture, steps=4, denoise=0.5)
+def test_with_denoise_0_5_both_the_prompt_and_the_given_latent_change_the_result(condition, sample):
+    latent = noise(1, 4, 8, 8)
+    result, calls = sample(condition(SHORT), condition(""), latent, steps=4, denoise=0.5)
     assert calls == [ALL_TOKENS] * 4
-    assert not torch.equal(
-        redrawn, sample(condition("a dog"), condition(""), picture, steps=4, denoise=0.5)[0]
-    )
-    assert not torch.equal(redrawn, sample(condition(SHORT), condition(""), steps=4, denoise=0.5)[0])
+    assert not torch.equal(result, sample(condition("a dog"), condition(""), latent, steps=4, denoise=0.5)[0])
+    assert not torch.equal(result, sample(condition(SHORT), condition(""), steps=4, denoise=0.5)[0])
 
 
-def test_a_batch_of_four_is_sampled_together_and_each_differs(condition, sample):
-    pictures, calls = sample(condition(SHORT), condition(""), torch.zeros(4, 4, 8, 8))
+def test_a_batch_of_four_is_sampled_in_one_call_and_gives_four_different_latents(condition, sample):
+    latents, calls = sample(condition(SHORT), condition(""), torch.zeros(4, 4, 8, 8))
     assert calls == [(8, 333, CONTEXT_DIM)] * 2
-    assert len({tuple(picture.flatten().tolist()) for picture in pictures}) == 4
+    assert len({tuple(latent.flatten().tolist()) for latent in latents}) == 4
 
 
-def test_a_picture_of_768_by_512(condition, sample):
+def test_a_picture_of_768_by_512_pixels_can_be_sampled(condition, sample):
     _, calls = sample(condition(SHORT), condition(""), torch.zeros(1, 4, 64, 96), steps=1)
     assert calls == [ALL_TOKENS]
 
 
 @pytest.mark.parametrize("swapped", [False, True])
-def test_prompts_of_unequal_length_cost_a_second_call_a_step(swapped, condition, sample):
+def test_prompts_of_unequal_length_need_a_second_unet_call_a_step(swapped, condition, sample):
     pair = [condition(text, long_prompt=CHUNKS) for text in (LONG, "")]
     lengths = {conditioning[0][0].shape[1] for conditioning in pair}
     _, calls = sample(*(reversed(pair) if swapped else pair))
@@ -152,8 +155,8 @@ def test_prompts_of_unequal_length_cost_a_second_call_a_step(swapped, condition,
     assert set(calls) == {(1, length, CONTEXT_DIM) for length in lengths}
 
 
-def test_prompts_of_two_lengths_side_by_side(condition, sample):
-    """Both act: their predictions are averaged where they lie over one another."""
+def test_combined_prompts_of_unequal_length_both_change_the_latent(condition, sample):
+    """ComfyUI averages their predictions."""
     long, short, negative = (condition(text, long_prompt=CHUNKS) for text in (LONG, SHORT, ""))
     assert long[0][0].shape[1] > short[0][0].shape[1] == 333
     both, calls = sample(long + short, negative)

@@ -1,4 +1,4 @@
-"""The same prompt under the memory modes that ComfyUI can be started with, and lists of prompts, by its server."""
+"""A prompt gives the same latent in every memory mode that ComfyUI can be started with, and in a list of prompts."""
 
 import pytest
 import torch
@@ -12,11 +12,11 @@ from tiny import relative_error
 
 MODES = ["--disable-dynamic-vram", "--disable-smart-memory", "--cache-none"]
 GPU_MODES = ["--cpu", "--lowvram", "--novram", "--highvram", "--gpu-only", "--enable-dynamic-vram"]
-WORDS = ["a red cat on a mat", "a dog in the snow, a very long sentence about a dog in the snow"]
+TEXTS = ["a red cat on a mat", "a dog in the snow, a very long sentence about a dog in the snow"]
 
 
 def prompt(**inputs):
-    """Two steps on the words, to a latent file."""
+    """A prompt that samples two steps and saves the latent; `inputs` go to the positive LLM4GEN Conditioning."""
     loaders = {"clip": ["checkpoint", 1], "llm": ["llm", 0], "adapter": ["adapter", 0]}
     sampler = {
         "seed": 1,
@@ -49,36 +49,37 @@ def prompt(**inputs):
 
 
 def latents(server, graph):
+    """Runs a prompt and returns the latents that it saves."""
     files = Client(server.url).run(graph)["save"]["latents"]
     return [load_file(server.output / file["filename"])["latent_tensor"] for file in files]
 
 
 @pytest.fixture(scope="module")
-def usual(server):
-    """What the server makes of each of the words when started plainly."""
-    return [latents(server, prompt(text=words))[0] for words in WORDS]
+def expected(server):
+    """The latent of each text, from the server without a memory mode."""
+    return [latents(server, prompt(text=text))[0] for text in TEXTS]
 
 
 @pytest.mark.parametrize("mode", MODES + GPU_MODES)
-def test_a_memory_mode_changes_nothing(mode, usual, host, tmp_path):
+def test_a_memory_mode_changes_nothing(mode, expected, host, tmp_path):
     if mode in GPU_MODES and not host.has_accelerator:
-        pytest.skip(f"NO GPU HERE: {mode} is not checked")
+        pytest.skip(f"NO GPU HERE: {mode} is not tested")
     with Server(host, tmp_path, [make_standins(host)], arguments=[mode]) as server:
-        (found,) = latents(server, prompt(text=WORDS[0]))
+        (latent,) = latents(server, prompt(text=TEXTS[0]))
         assert mode in server.arguments and server.alive
-    if host.has_accelerator:  # what is computed elsewhere is rounded elsewhere
-        assert relative_error(found, usual[0]) <= 2e-2
+    if host.has_accelerator:  # another device rounds differently
+        assert relative_error(latent, expected[0]) <= 2e-2
     else:
-        assert torch.equal(found, usual[0])
+        assert torch.equal(latent, expected[0])
 
 
-def test_a_list_of_prompts_gives_one_picture_each(server, usual):
+def test_a_list_of_prompts_gives_the_latent_of_each(server, expected):
     """ComfyUI calls a node once for each entry of a list."""
     graph = prompt(text=["list", 0])
-    for index, words in enumerate(WORDS):
-        graph[f"words{index}"] = {"class_type": "PrimitiveString", "inputs": {"value": words}}
-    entries = {f"inputs.input{index}": [f"words{index}", 0] for index in range(len(WORDS))}
+    for index, text in enumerate(TEXTS):
+        graph[f"text{index}"] = {"class_type": "PrimitiveString", "inputs": {"value": text}}
+    entries = {f"inputs.input{index}": [f"text{index}", 0] for index in range(len(TEXTS))}
     graph["list"] = {"class_type": "CreateList", "inputs": entries}
-    found = latents(server, graph)
-    assert len(found) == len(usual) and all(map(torch.equal, found, usual))
-    assert not torch.equal(*found)
+    listed = latents(server, graph)
+    assert len(listed) == len(expected) and all(map(torch.equal, listed, expected))
+    assert not torch.equal(*listed)

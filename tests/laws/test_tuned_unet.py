@@ -1,4 +1,4 @@
-"""The published UNet is a diffusers file of SD1.5's dimensions: core Load Diffusion Model takes it as it is."""
+"""The published UNet is a diffusers file with SD1.5's dimensions: core's Load Diffusion Model loads it unchanged."""
 
 import gc
 
@@ -17,13 +17,11 @@ def unet(module_path):
 
     torch.manual_seed(0)
     with torch.device("meta"):
-        model = UNet2DConditionModel(
-            cross_attention_dim=768
-        )  # diffusers' defaults are SD1.5's sizes otherwise
+        model = UNet2DConditionModel(cross_attention_dim=768)  # all other defaults have SD1.5's sizes
     weights = {}
     for name, tensor in model.state_dict().items():
-        spread = torch.randn(tensor.shape) * (tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.02)
-        weights[name] = (spread + (tensor.ndim == 1 and "norm" in name and name.endswith("weight"))).half()
+        noise = torch.randn(tensor.shape) * (tensor[0].numel() ** -0.5 if tensor.ndim > 1 else 0.02)
+        weights[name] = (noise + (tensor.ndim == 1 and "norm" in name and name.endswith("weight"))).half()
     path = module_path / "diffusion_models" / "diffusion_pytorch_model.safetensors"
     path.parent.mkdir()
     save_file(weights, path)
@@ -49,7 +47,7 @@ def test_one_step_on_a_fused_context_equals_diffusers(unet, started):
 
     comfy.model_management.load_models_gpu([patcher])
     sigma = patcher.model.model_sampling.sigma(timestep.float())
-    scaled = noisy * (sigma.view(-1, 1, 1, 1) ** 2 + 1) ** 0.5  # the host divides by this
+    scaled = noisy * (sigma.view(-1, 1, 1, 1) ** 2 + 1) ** 0.5  # ComfyUI divides its input by this
     denoised = patcher.model.apply_model(scaled, sigma, c_crossattn=context)
     noise = (scaled - denoised) / sigma.view(-1, 1, 1, 1)  # eps-prediction: denoised = x - sigma * eps
     assert relative_error(noise, expected) <= 1e-3

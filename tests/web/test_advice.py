@@ -1,4 +1,4 @@
-"""What the real front end says of the files before anything is run: none there, unfit ones, two that do not fit."""
+"""Before a run, the real front end shows notes under our nodes: a model is missing, damaged or does not fit."""
 
 import re
 from itertools import combinations
@@ -23,43 +23,43 @@ from sandbox.standin_models import cross_adapter
 from sandbox.standins import ADAPTER, ENCODER
 from sandbox.workflow import TEXT_TO_IMAGE, example_workflows, read_workflow
 
-pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: the browser is not driven.")
+pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: tests in a browser need it.")
 
 LANGUAGES = ("en", "de", "es", "fr", "ja", "ko", "zh")
 CLASSIC_IN_ENGLISH = {"Comfy.VueNodes.Enabled": False, "Comfy.Locale": "en"}
 VUE_IN_CHINESE = {"Comfy.VueNodes.Enabled": True, "Comfy.Locale": "zh"}
 LOADERS = {"LLM4GEN_LoadLLMEncoder": "text_encoders", "LLM4GEN_LoadCrossAdapter": "llm4gen"}
-TEXTS = "async () => (await import('/extensions/llm4gen/texts.js')).TEXTS"
+MESSAGES = "async () => (await import('/extensions/llm4gen/texts.js')).TEXTS"
 LISTED = "([id, file]) => app.graph.getNodeById(id).widgets[0].options.values.includes(file)"
 HEIGHT = """(id) => {
   const node = app.graph.getNodeById(id);
   return [node.computeSize()[1], node.size[1], node.widgets.length];
 }"""
 
-# Loads a graph, waits until all is said under its nodes and none grows any more: what each node covers, as
+# Loads a graph and waits until all notes are shown and no node grows any more. Returns what each node covers, as
 # [its type and id, left, top, right, bottom] in the graph's units.
 COVERED = """async (workflow) => {
   await app.loadGraphData(workflow);
   const { canvas, ds } = app.canvas;
   const covered = () => app.graph.nodes.map((node) => {
     const drawn = document.querySelector(`[data-node-id="${node.id}"]`)?.getBoundingClientRect();
-    const { pos: [left, top], size: [width, height] } = node; // getBounding() may tell a former size
+    const { pos: [left, top], size: [width, height] } = node; // getBounding() may be out of date
     const title = LiteGraph.NODE_TITLE_HEIGHT;
     if (!drawn) return [`${node.type} ${node.id}`, left, top - title, left + width, top + height];
     const { x, y } = canvas.getBoundingClientRect();
     const corner = (right, down) => ds.convertCanvasToOffset([right - x, down - y]);
     return [`${node.type} ${node.id}`, ...corner(drawn.left, drawn.top), ...corner(drawn.right, drawn.bottom)];
   });
-  const speaks = (node) =>
+  const hasNote = (node) =>
     ["LLM4GEN_LoadLLMEncoder", "LLM4GEN_LoadCrossAdapter", "LLM4GEN_Conditioning"].includes(node.type) ||
     (node.type === "CLIPTextEncode" && node.getInputNode(0).type === "LLM4GEN_ApplyToCLIP");
-  const said = () => app.graph.nodes.filter(speaks).every((n) => n.widgets.some((w) => w.name === "llm4gen_note"));
+  const allNoted = () => app.graph.nodes.filter(hasNote).every((n) => n.widgets.some((w) => w.name === "llm4gen_note"));
   let before, now = "";
   do {
     before = now;
     await new Promise((resolve) => setTimeout(resolve, 150));
     now = JSON.stringify(covered());
-  } while (now !== before || !said());
+  } while (now !== before || !allNoted());
   return covered();
 }"""
 
@@ -72,16 +72,16 @@ def page(server, browser):
 
 @pytest.fixture(scope="module", params=[CLASSIC_IN_ENGLISH, VUE_IN_CHINESE], ids=["classic", "vue"])
 def empty(request, page, empty_server):
-    """The front end where no model is."""
-    settings = {"Comfy.TutorialCompleted": True, **request.param}  # that server knows of no one's settings
+    """The front end of a server without models, in English and in Chinese, with both kinds of nodes."""
+    settings = {"Comfy.TutorialCompleted": True, **request.param}  # this server has no saved settings
     with fresh_page(page, empty_server.url, **settings) as fresh:
-        fresh.words = fresh.evaluate(TEXTS)[request.param["Comfy.Locale"]]
+        fresh.messages = fresh.evaluate(MESSAGES)[request.param["Comfy.Locale"]]
         yield fresh
 
 
 @pytest.fixture
 def empty_page(empty):
-    """With the plainest example in it."""
+    """The front end of a server without models, with the plainest example open."""
     empty.evaluate("app.graph.clear()")
     drop(empty, TEXT_TO_IMAGE, read_workflow(TEXT_TO_IMAGE)["id"])
     return empty
@@ -89,7 +89,7 @@ def empty_page(empty):
 
 @pytest.fixture
 def nodes(page):
-    """The ids of the plainest example's nodes, by type, opened anew with the stand-ins chosen."""
+    """Opens the plainest example with the stand-ins chosen; the ids of its nodes, by type."""
     page.evaluate("app.graph.clear()")
     drop(page, TEXT_TO_IMAGE, read_workflow(TEXT_TO_IMAGE)["id"])
     nodes = {type: page.evaluate(FIND, type)[0] for type in (*LOADERS, "LLM4GEN_Conditioning")}
@@ -100,7 +100,7 @@ def nodes(page):
 
 @pytest.fixture
 def put_adapter(models, page, nodes):
-    """Puts a file among the adapters, presses R and chooses it; it is gone after the test."""
+    """A function that writes an adapter file, presses R and chooses the file, which is removed after the test."""
     folder = models / "llm4gen"
     folder.mkdir(exist_ok=True)
     written = []
@@ -120,45 +120,46 @@ def put_adapter(models, page, nodes):
 
 
 @pytest.mark.parametrize(("loader", "folder"), LOADERS.items())
-def test_an_empty_list_is_explained(empty_page, empty_client, loader, folder):
+def test_a_loader_without_files_says_which_file_it_needs(empty_page, empty_client, loader, folder):
     wanted = empty_client.get("/llm4gen/report")["advice"][folder]
     (node,) = empty_page.evaluate(FIND, loader)
-    line = empty_page.words["empty"].replace("{wanted}", wanted)
+    line = empty_page.messages["empty"].replace("{wanted}", wanted)
     says(empty_page, node, line)
     empty_page.get_by_text(line, exact=True).wait_for()
 
 
 @pytest.mark.parametrize("file", example_workflows(), ids=lambda file: file.stem)
-def test_no_node_covers_another_with_all_that_is_said_under_them(file, empty):
+def test_no_node_of_an_example_covers_another_with_all_notes_shown(file, empty):
     nodes = empty.evaluate(COVERED, read_workflow(file))
-    over = [
+    overlaps = [
         (one, other)
         for (one, *a), (other, *b) in combinations(nodes, 2)
         if a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
     ]
-    assert over == []
+    assert overlaps == []
 
 
-def test_prompts_are_counted_where_no_model_is(empty_page):
-    """As the published files would have it."""
+def test_prompts_are_counted_without_models(empty_page):
+    """The tokens are counted as with the published files."""
     node = empty_page.evaluate(FIND, "LLM4GEN_Conditioning")[0]
     empty_page.evaluate(SET, [node, "text", "cat " * 75 + "zebra"])
     empty_page.wait_for_function(f"(id) => ({NOTE})(id)?.length === 2", arg=node)
     count, line = empty_page.evaluate(NOTE, node)
     assert re.fullmatch(r"CLIP 76/75 · LLM \d+/256", count)
-    assert line == empty_page.words["cut"].replace("{half}", "CLIP").replace("{words}", "\u2068zebra\u2069")
+    sentence = empty_page.messages["cut"]
+    assert line == sentence.replace("{half}", "CLIP").replace("{words}", "\u2068zebra\u2069")
 
 
-def test_every_language_says_all_of_it(empty):
-    """Also those that this front end does not offer yet, such as German."""
-    blanks = {
-        language: {name: sorted(re.findall(r"{\w+}", text)) for name, text in sentences.items()}
-        for language, sentences in empty.evaluate(TEXTS).items()
+def test_every_language_has_all_messages_with_the_same_placeholders(empty):
+    """This includes languages that this front end does not offer yet, such as German."""
+    placeholders = {
+        language: {name: sorted(re.findall(r"{\w+}", text)) for name, text in messages.items()}
+        for language, messages in empty.evaluate(MESSAGES).items()
     }
-    assert blanks == dict.fromkeys(LANGUAGES, blanks["en"])
+    assert placeholders == dict.fromkeys(LANGUAGES, placeholders["en"])
 
 
-def test_a_file_that_cannot_be_used_is_named(page, nodes, put_adapter, client):
+def test_a_damaged_file_is_named_under_its_loader_until_another_is_chosen(page, nodes, put_adapter, client):
     loader = nodes["LLM4GEN_LoadCrossAdapter"]
     before = page.evaluate(HEIGHT, loader)
     put_adapter("damaged.safetensors", lambda path: path.write_bytes(b"no weights"))
@@ -172,14 +173,14 @@ def test_a_file_that_cannot_be_used_is_named(page, nodes, put_adapter, client):
     page.wait_for_function(f"([id, high]) => ({HEIGHT})(id)[1] > high", arg=[loader, before[1]])
     page.evaluate(SET, [loader, "adapter_name", ADAPTER])
     page.wait_for_function(f"(id) => ({NOTE})(id) === null", arg=loader)
-    # Else the workflow would be saved with the room for the note.
+    # Otherwise the workflow would be saved with the height of the note.
     assert page.evaluate(HEIGHT, loader) == before
 
 
-def test_two_that_do_not_fit_are_told_apart_before_they_are_run(page, nodes, put_adapter):
-    for_another = {name: tensor.half() for name, tensor in cross_adapter().items()}
-    for_another["CrossFusionModule.0.llm_proj.weight"] = torch.zeros(768, 64).half()
-    put_adapter("for_another.safetensors", lambda path: save_file(for_another, path))
+def test_an_encoder_and_an_adapter_that_do_not_fit_are_reported_before_the_run(page, nodes, put_adapter):
+    tensors = {name: tensor.half() for name, tensor in cross_adapter().items()}
+    tensors["CrossFusionModule.0.llm_proj.weight"] = torch.zeros(768, 64).half()
+    put_adapter("for_another.safetensors", lambda path: save_file(tensors, path))
     node = nodes["LLM4GEN_Conditioning"]
     page.wait_for_function(f"(id) => ({NOTE})(id)?.length === 2", arg=node)
     line, count = page.evaluate(NOTE, node)
@@ -190,12 +191,14 @@ def test_two_that_do_not_fit_are_told_apart_before_they_are_run(page, nodes, put
 
 
 @pytest.mark.parametrize("settings", [CLASSIC_IN_ENGLISH, VUE_IN_CHINESE], ids=["classic", "vue"])
-def test_a_server_without_the_routes_shows_nothing_and_hears_nothing(page, server, settings):
-    """It answers such a request with its own 404, as an older one does."""
+def test_with_a_server_without_our_routes_the_page_shows_no_notes_and_sends_one_request(
+    page, server, settings
+):
+    """Such a server answers 404."""
     with page.context.browser.new_page(viewport=page.viewport_size) as fresh:
         prefer(fresh, settings)
-        fresh.asked = []
-        fresh.on("request", lambda request: fresh.asked.append(request.url))
+        fresh.urls = []
+        fresh.on("request", lambda request: fresh.urls.append(request.url))
         fresh.route("**/llm4gen/report", lambda route: route.fulfill(status=404, body="404: Not Found"))
         ready(fresh, server.url)
         drop(fresh, TEXT_TO_IMAGE, read_workflow(TEXT_TO_IMAGE)["id"])
@@ -204,7 +207,7 @@ def test_a_server_without_the_routes_shows_nothing_and_hears_nothing(page, serve
         after = [fresh.evaluate(HEIGHT, node) for node in fresh.evaluate("app.graph.nodes.map((n) => n.id)")]
         assert before == after
         assert fresh.locator(".llm4gen-note").count() == 0
-        assert [url for url in fresh.asked if "/llm4gen/" in url and "/api/" in url] == [
+        assert [url for url in fresh.urls if "/llm4gen/" in url and "/api/" in url] == [
             f"{server.url}/api/llm4gen/report"
         ]
         assert_no_warnings(fresh)

@@ -1,4 +1,4 @@
-"""The example workflow in the real front end: dropped on the canvas, set up by hand, run, and looked at."""
+"""The text-to-image example works in the real front end: dropped on the canvas, set up by mouse and keyboard, run."""
 
 import re
 from contextlib import suppress
@@ -10,7 +10,7 @@ from paths import ROOT
 from sandbox import standins
 from sandbox.workflow import TEXT_TO_IMAGE, read_workflow, to_prompt
 
-playwright = pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: the browser is not driven.")
+playwright = pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: tests in a browser need it.")
 
 LOADERS = {
     "CheckpointLoaderSimple": ("ckpt_name", standins.CHECKPOINT),
@@ -19,7 +19,7 @@ LOADERS = {
 }
 SMALL = (("EmptyLatentImage", "width", 64), ("EmptyLatentImage", "height", 64), ("KSampler", "steps", 2))
 
-# The middle of a widget, in the page's pixels: where one clicks to change it.
+# The middle of a widget, in the page's pixels, where a click changes it.
 WIDGET = """([type, name]) => {
   const node = app.graph.nodes.find((n) => n.type === type);
   const widget = node.widgets.find((w) => w.name === name);
@@ -29,10 +29,10 @@ WIDGET = """([type, name]) => {
   return [canvas.x + x, canvas.y + y];
 }"""
 VALUE = "([type, name]) => app.graph.nodes.find((n) => n.type === type).widgets.find((w) => w.name === name).value"
-# Into every prompt, as by hand.
-WRITE = """(words) => {
+# Types a text into every prompt.
+WRITE = """(text) => {
   for (const area of document.querySelectorAll("textarea.comfy-multiline-input")) {
-    area.value = words;
+    area.value = text;
     area.dispatchEvent(new Event("input", { bubbles: true }));
   }
 }"""
@@ -40,8 +40,8 @@ PICTURE = """() => {
   const [image] = app.graph.nodes.find((n) => n.type === "SaveImage").imgs ?? [];
   return image?.complete && image.naturalWidth ? [image.naturalWidth, image.naturalHeight] : null;
 }"""
-# A graph of one node; the middle of its title, in the page's pixels.
-ONE = """(type) => {
+# Makes a graph of one node; returns the middle of its title, in the page's pixels.
+ONE_NODE = """(type) => {
   app.graph.clear();
   const node = LiteGraph.createNode(type);
   node.pos = [400, 200];
@@ -50,7 +50,7 @@ ONE = """(type) => {
   const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + node.size[0] / 2, node.pos[1] - 15]);
   return [canvas.x + x, canvas.y + y];
 }"""
-# The pictures of a help page, loaded: where each lies, and how wide it is and is shown.
+# Loads the pictures of a help page; returns of each the path, its own width and the width it is shown with.
 PICTURES = """async (page) => {
   const pictures = [...page.querySelectorAll("img")];
   await Promise.all(pictures.map((picture) => picture.decode()));
@@ -62,20 +62,20 @@ PICTURES = """async (page) => {
 def page(server, browser):
     with first_page(server.url, browser) as page:
         drop(page, TEXT_TO_IMAGE, read_workflow(TEXT_TO_IMAGE)["id"])
-        # Opening it ends with the files that are absent.
+        # A workflow has been opened when the front end reports its missing files.
         page.get_by_test_id("error-overlay-see-errors").wait_for()
         yield page
 
 
 @pytest.fixture
 def look(page, tmp_path):
-    """Leaves a screenshot in the test's own folder, for whoever wants to see."""
+    """Leaves a screenshot in the test's temporary folder, to look at after a failure."""
     yield
     page.screenshot(path=tmp_path / "page.png")
 
 
 @pytest.mark.usefixtures("look")
-def test_the_dropped_file_is_what_demo_submits(page, client):
+def test_the_dropped_workflow_becomes_the_same_prompt_as_in_to_prompt(page, client):
     assert page.evaluate(PROMPT) == to_prompt(read_workflow(TEXT_TO_IMAGE), client.object_info())
 
 
@@ -83,13 +83,13 @@ def test_the_dropped_file_is_what_demo_submits(page, client):
 def test_dynamic_prompts_are_chosen_before_the_server_sees_them(page):
     page.evaluate(WRITE, "a {red|crimson} cat on a {{mat|rug}|sofa}")
     entries = page.evaluate(PROMPT).values()
-    sent = [e["inputs"]["text"] for e in entries if e["class_type"] == "LLM4GEN_Conditioning"]
-    assert all(re.fullmatch("a (red|crimson) cat on a (mat|rug|sofa)", text) for text in sent), sent
-    assert len(sent) == 2
+    texts = [e["inputs"]["text"] for e in entries if e["class_type"] == "LLM4GEN_Conditioning"]
+    assert all(re.fullmatch("a (red|crimson) cat on a (mat|rug|sofa)", text) for text in texts), texts
+    assert len(texts) == 2
 
 
 @pytest.mark.usefixtures("look")
-def test_only_the_absent_files_are_marked(page):
+def test_only_the_loaders_of_missing_files_are_marked(page):
     """The stand-ins have other names than the published weights; nothing else may be wrong with the graph."""
     assert page.evaluate(FAULTY) == sorted(LOADERS)
     assert page.evaluate(UNREGISTERED) == []
@@ -97,7 +97,7 @@ def test_only_the_absent_files_are_marked(page):
 
 
 @pytest.mark.usefixtures("look")
-def test_run_ends_with_the_picture_on_the_canvas(page, client):
+def test_a_run_shows_the_picture_on_the_canvas(page, client):
     for node in LOADERS:
         choose(page, node)
     for node, name, number in SMALL:
@@ -116,7 +116,7 @@ def test_run_ends_with_the_picture_on_the_canvas(page, client):
 
 
 @pytest.mark.usefixtures("look")
-def test_a_missing_adapter_is_explained_where_people_look(page):
+def test_the_error_panel_says_where_to_put_a_missing_adapter(page):
     choose(page, "CheckpointLoaderSimple")
     choose(page, "LLM4GEN_LoadLLMEncoder")
     page.get_by_test_id("queue-button").click()
@@ -126,42 +126,42 @@ def test_a_missing_adapter_is_explained_where_people_look(page):
 
 
 @pytest.mark.usefixtures("look")
-def test_every_help_page_is_shown_with_its_pictures_and_its_graph(page, client):
+def test_every_help_page_is_shown_with_its_pictures_and_its_diagram(page, client):
     page.get_by_test_id("error-overlay-dismiss").click()
     ours = [n for n, node in client.object_info().items() if node["python_module"] == "custom_nodes.llm4gen"]
-    shown = set()
+    used = set()
     for node in ours:
         open_help(page, node)
         text = (ROOT / "web" / "docs" / f"{node}.md").read_text(encoding="utf-8")
-        sheet = page.locator(".node-help-content")
-        sheet.get_by_role("heading", name=text.splitlines()[0].removeprefix("# "), exact=True).wait_for()
-        assert sheet.locator("pre").inner_text().strip() == text.split("```")[1].strip()
-        pictures = sheet.evaluate(PICTURES)
-        named = re.findall(r"\]\((.*?)\)", text)
-        assert [place for place, _, _ in pictures] == [f"/extensions/llm4gen/docs/{name}" for name in named]
-        assert named[0] == f"pictures/{node}.jpg"
-        assert all(wide > 500 and 100 < seen <= wide for _, wide, seen in pictures), pictures
-        shown.update(named)
-    drawn = {f"pictures/{path.name}" for path in (ROOT / "web" / "docs" / "pictures").iterdir()}
-    assert drawn - shown == {"pictures/text_to_image.jpg"}  # README's
+        help_page = page.locator(".node-help-content")
+        help_page.get_by_role("heading", name=text.splitlines()[0].removeprefix("# "), exact=True).wait_for()
+        assert help_page.locator("pre").inner_text().strip() == text.split("```")[1].strip()
+        pictures = help_page.evaluate(PICTURES)
+        links = re.findall(r"\]\((.*?)\)", text)
+        assert [path for path, _, _ in pictures] == [f"/extensions/llm4gen/docs/{link}" for link in links]
+        assert links[0] == f"pictures/{node}.jpg"
+        assert all(width > 500 and 100 < shown <= width for _, width, shown in pictures), pictures
+        used.update(links)
+    files = {f"pictures/{path.name}" for path in (ROOT / "web" / "docs" / "pictures").iterdir()}
+    assert files - used == {"pictures/text_to_image.jpg"}  # README.md shows this one
 
 
 def open_help(page, node):
-    """Selects a node of the type, by the mouse, and asks for its help."""
-    middle, info = page.evaluate(ONE, node), page.get_by_test_id("info-button")
+    """Selects a new node of the given type with the mouse and opens its help page."""
+    middle, info = page.evaluate(ONE_NODE, node), page.get_by_test_id("info-button")
     for _ in range(20):
-        # A canvas that was just filled takes clicks only a moment later, and redraws the button while it settles.
+        # A new graph takes clicks only after a moment, and until then the button is redrawn.
         page.mouse.click(*middle)
         with suppress(playwright.TimeoutError):
             return info.click(timeout=2000)
-    raise AssertionError(f"{node} was clicked, but offers no help")
+    raise AssertionError(f"{node} was clicked, but no help button appeared")
 
 
 def choose(page, node):
-    """Sets a loader's drop-down to the stand-in, by the mouse."""
+    """Chooses the stand-in in a loader's drop-down with the mouse."""
     name, file = LOADERS[node]
     entry = page.locator(".litecontextmenu .litemenu-entry", has_text=file)
-    for _ in range(20):  # a canvas that was just filled takes clicks only a moment later
+    for _ in range(20):  # a new graph takes clicks only after a moment
         page.mouse.click(*page.evaluate(WIDGET, [node, name]))
         with suppress(playwright.TimeoutError):
             entry.wait_for(timeout=1000)

@@ -1,6 +1,6 @@
-"""Every example workflow as a user finds it: among the templates, dropped on the canvas, run, and its picture dropped.
+"""Every example workflow can be found among the templates, dropped on the canvas, run, and restored from its picture.
 
-The server has stand-ins under the very names that the workflows use, so that no drop-down is touched.
+The server has stand-ins under the names that the workflows use, so that no drop-down has to be changed.
 """
 
 import json
@@ -18,15 +18,15 @@ from sandbox.client import Client
 from sandbox.server import Server
 from sandbox.workflow import TEXT_TO_IMAGE, example_workflows, read_workflow, to_prompt
 
-pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: the browser is not driven.")
+pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: tests in a browser need it.")
 
 EXAMPLES = pytest.mark.parametrize("file", example_workflows(), ids=lambda file: file.stem)
 BASE = "checkpoints/v1-5-pruned-emaonly-fp16.safetensors"
 TUNED = "diffusion_models/llm4gen_sd15_unet.safetensors"
-SAVING = ("SaveImage", "LoraSave")
+SAVE_NODES = ("SaveImage", "LoraSave")
 PIXELS, STEPS, SIZE = ["width", "height", "x", "y", "left", "top", "right", "bottom"], 2, (128, 128)
-# All that is changed before Run: a quarter of every length in pixels, few steps, and a LoRA that keeps the whole
-# difference, since to decompose it takes minutes on a CPU.
+# The only changes before Run: a quarter of every length in pixels, few steps, and a LoRA that stores the full
+# difference, because its decomposition takes minutes on a CPU.
 SHRINK = """([pixels, steps]) => {
   for (const widget of app.graph.nodes.flatMap((node) => node.widgets ?? [])) {
     if (pixels.includes(widget.name)) widget.value /= 4;
@@ -40,7 +40,7 @@ PICTURE_SIZE = "async (image) => { await image.decode(); return [image.naturalWi
 @pytest.fixture(scope="module")
 def server(host, module_path):
     base, models = module_path / "base", module_path / "models"
-    in_process.start()  # ComfyUI's classes tell a ControlNet's shapes
+    in_process.start()  # to make a ControlNet with ComfyUI's classes
     extra_standins.write_published(in_process.standins(), models)
     quiet_front_end(base)
     with Server(host, base, [models]) as server:
@@ -60,43 +60,43 @@ def page(server, browser):
 
 @pytest.fixture
 def look(page, tmp_path):
-    """Leaves a screenshot in the test's own folder, for whoever wants to see."""
+    """Leaves a screenshot in the test's temporary folder, to look at after a failure."""
     yield
     page.screenshot(path=tmp_path / "page.png")
 
 
 @EXAMPLES
 @pytest.mark.usefixtures("look")
-def test_it_runs_as_it_is_dropped(file, page, client, server):
-    before = saved(server)
-    opened(page, file)
+def test_an_example_runs_after_it_is_dropped_on_the_canvas(file, page, client, server):
+    before = output_files(server)
+    open_workflow(page, file)
     assert page.evaluate(UNREGISTERED) == [] and page.evaluate(FAULTY) == []
     assert page.evaluate(PROMPT) == to_prompt(read_workflow(file), client.object_info())
     page.evaluate(SHRINK, [PIXELS, STEPS])
     assert run(page, client)["status"]["status_str"] == "success"
     assert page.evaluate(FAULTY) == []
     assert_no_warnings(page)
-    made = saved(server) - before
-    assert len(made) == sum(node["type"] in SAVING for node in read_workflow(file)["nodes"]) > 0
-    for each in made:
-        check = assert_shows_something if each.suffix == ".png" else assert_is_the_difference
-        check(each, server)
+    new_files = output_files(server) - before
+    assert len(new_files) == sum(node["type"] in SAVE_NODES for node in read_workflow(file)["nodes"]) > 0
+    for path in new_files:
+        check = check_picture if path.suffix == ".png" else check_lora
+        check(path, server)
 
 
-def test_a_picture_dropped_on_a_fresh_page_brings_back_its_graph(page, client, server):
-    before = saved(server)
-    graph = opened(page, TEXT_TO_IMAGE)
-    page.evaluate(SHRINK, [PIXELS, STEPS + 1])  # unlike the file, and unlike what ran before
+def test_a_picture_dropped_on_a_fresh_page_restores_its_graph(page, client, server):
+    before = output_files(server)
+    graph = open_workflow(page, TEXT_TO_IMAGE)
+    page.evaluate(SHRINK, [PIXELS, STEPS + 1])  # differs from the file and from earlier runs
     sent = page.evaluate(PROMPT)
     run(page, client)
-    (picture,) = saved(server) - before
+    (picture,) = output_files(server) - before
     with fresh_page(page, server.url) as fresh:
         drop(fresh, picture, graph)
         assert fresh.evaluate(PROMPT) == sent
         assert sent != to_prompt(read_workflow(TEXT_TO_IMAGE), client.object_info())
 
 
-def test_all_are_among_the_templates_each_with_its_thumbnail(page, client, server):
+def test_all_examples_are_among_the_templates_with_their_thumbnails(page, client, server):
     listed = client.get("/api/workflow_templates")["llm4gen"]
     assert sorted(listed) == sorted(file.stem for file in example_workflows())
     with fresh_page(page, server.url) as fresh:
@@ -104,40 +104,41 @@ def test_all_are_among_the_templates_each_with_its_thumbnail(page, client, serve
         fresh.get_by_role("dialog").get_by_text("llm4gen", exact=True).click()
         for file in example_workflows():
             card = fresh.get_by_test_id(f"template-workflow-{file.stem}")
-            card.scroll_into_view_if_needed()  # pictures are loaded as they come into sight
+            card.scroll_into_view_if_needed()  # pictures are loaded when they become visible
             with Image.open(file.with_suffix(".jpg")) as picture:
                 assert card.locator("img").evaluate(PICTURE_SIZE) == list(picture.size)
         assert_no_warnings(fresh)
 
 
-def opened(page, file):
-    """Drops a workflow file; its id."""
+def open_workflow(page, file):
+    """Drops a workflow file on the canvas; returns the workflow's id."""
     page.complaints.clear()
     graph = read_workflow(file)["id"]
     drop(page, file, graph)
     return graph
 
 
-def saved(server):
-    """The files that the server has made so far."""
+def output_files(server):
+    """All files in the server's output folder."""
     return {path for path in server.output.rglob("*") if path.is_file()}
 
 
-def assert_shows_something(picture, server):
+def check_picture(picture, server):
+    """Asserts that a saved picture has the right size, is not a single colour and contains its prompt."""
     with Image.open(picture) as image:
         assert image.size == SIZE
-        assert max(high - low for low, high in image.convert("RGB").getextrema()) > 32, "flat"
-        assert json.loads(image.text["prompt"]), "its graph is in it"
+        assert max(high - low for low, high in image.convert("RGB").getextrema()) > 32, "it is flat"
+        assert json.loads(image.text["prompt"]), "the picture does not contain its prompt"
 
 
-def assert_is_the_difference(file, server):
-    """A LoRA of the UNet alone: tuned less base, weight by weight, as fp16 holds it."""
+def check_lora(file, server):
+    """Asserts that a LoRA changes only the UNet, and each weight by tuned minus base, rounded to fp16."""
     lora = load_file(file)
     base = load_file(server.models[0] / BASE)
     tuned = load_file(server.models[0] / TUNED)
     assert len(lora) == len(tuned)
     for name, after in tuned.items():
         before = base[f"model.diffusion_model.{name}"]
-        place, _, kind = f"diffusion_model.{name}".rpartition(".")
-        kept = lora[f"{place}.{'diff' if kind == 'weight' else 'diff_b'}"]
-        torch.testing.assert_close(kept.float(), after.float() - before.float(), rtol=2e-3, atol=1e-6)
+        layer, _, kind = f"diffusion_model.{name}".rpartition(".")
+        difference = lora[f"{layer}.{'diff' if kind == 'weight' else 'diff_b'}"]
+        torch.testing.assert_close(difference.float(), after.float() - before.float(), rtol=2e-3, atol=1e-6)

@@ -1,4 +1,4 @@
-"""The translations: as complete as the server's own texts, true to the names in them, and what the browser shows."""
+"""The translations are complete, keep all names of files, models and options, and are shown by the front end."""
 
 import re
 
@@ -8,10 +8,10 @@ from front_end import first_page
 from paths import ROOT
 
 LANGUAGES = sorted(path.name for path in (ROOT / "locales").iterdir())
-# What no language changes: emphasis, and words with a digit, with two capitals, or with / _ : . in front of letters.
+# Terms that no language changes: emphasis, and words with a digit, two capitals, or one of / _ : . before a letter.
 WORD = re.compile(r"\(\w+:[\d.]+\)|[\w./:-]+")
 TERM = re.compile(r"\(|\d|[A-Z].*[A-Z]|[./_:]\w")
-# The front end takes these for its own syntax.
+# The front end treats these characters as its own syntax.
 SYNTAX = re.compile(r"[{}|@]")
 CREATED = """(type) => {
   const node = LiteGraph.createNode(type);
@@ -27,8 +27,8 @@ def ours(object_info):
 
 @pytest.fixture(scope="module")
 def english(ours):
-    """All texts of our nodes, by where they stand in a translation."""
-    return {(name, *place): text for name, node in ours.items() for place, text in texts(node)}
+    """key path in a translation: text, for all texts of our nodes."""
+    return {(name, *path): text for name, node in ours.items() for path, text in texts(node)}
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +38,18 @@ def i18n(client):
 
 @pytest.fixture(params=LANGUAGES)
 def translated(request, i18n):
-    """The node texts of a language as the server gives them to the front end, by where they stand."""
+    """key path: text, for a language's texts of nodes as the server sends them to the front end."""
     return dict(leaves(i18n[request.param]["nodeDefs"]))
 
 
 def declared(node):
-    """Name → options of a node's inputs."""
+    """name: options, for a node's inputs."""
     sections = node["input"].values()
     return {name: options for section in sections for name, (_, options) in section.items()}
 
 
 def texts(node):
+    """Pairs of key path and text that a translation of the node must have."""
     yield ("display_name",), node["display_name"]
     yield ("description",), node["description"]
     for name, options in declared(node).items():
@@ -57,36 +58,37 @@ def texts(node):
     outputs = zip(node["output"], node["output_name"], node["output_tooltips"], strict=True)
     for number, (kind, name, tooltip) in enumerate(outputs):
         yield ("outputs", str(number), "tooltip"), tooltip
-        if name != kind:  # the front end has words of its own for types
+        if name != kind:  # an output named after its type is translated by the front end
             yield ("outputs", str(number), "name"), name
 
 
-def leaves(tree, place=()):
-    for key, below in tree.items():
-        if isinstance(below, dict):
-            yield from leaves(below, (*place, key))
+def leaves(tree, path=()):
+    """Pairs of key path and value of a nested dict."""
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
         else:
-            yield (*place, key), below
+            yield (*path, key), value
 
 
-def prose(english):
-    """The texts that are more than an input's name."""
-    return {place: text for place, text in english.items() if place[-1] != "name"}
+def sentences(english):
+    """All texts except the names of inputs and outputs."""
+    return {path: text for path, text in english.items() if path[-1] != "name"}
 
 
 def test_every_text_is_translated_and_nothing_else(translated, english):
     assert translated.keys() == english.keys()
     assert all(text.strip() and not SYNTAX.search(text) for text in translated.values())
-    told = {place: text for place, text in prose(english).items() if place[-1] != "display_name"}
-    assert [place for place, text in told.items() if translated[place] == text] == []
+    without_titles = {path: text for path, text in sentences(english).items() if path[-1] != "display_name"}
+    assert [path for path, text in without_titles.items() if translated[path] == text] == []
 
 
-def test_names_of_files_models_and_types_stay(translated, english):
-    for place, text in prose(english).items():
-        points = re.sub(r"(?<=\d),(?=\d)", ".", translated[place])
+def test_names_of_files_models_and_types_are_not_translated(translated, english):
+    for path, text in sentences(english).items():
+        with_points = re.sub(r"(?<=\d),(?=\d)", ".", translated[path])
         for word in (word.rstrip(".:") for word in WORD.findall(text)):
-            term = word.removesuffix("s") if word.isalnum() else word  # ControlNets
-            assert term in points or not TERM.search(word), place
+            term = word.removesuffix("s") if word.isalnum() else word  # "ControlNets" is a plural
+            assert term in with_points or not TERM.search(word), path
 
 
 def test_options_that_a_tooltip_explains_keep_their_names(translated, ours):
@@ -100,18 +102,18 @@ def test_options_that_a_tooltip_explains_keep_their_names(translated, ours):
     assert explained
 
 
-def test_a_node_that_a_text_names_is_named_as_it_is_shown(translated, english, ours):
+def test_a_node_that_a_text_names_has_its_translated_title_there(translated, english, ours):
     named = 0
-    for place, text in prose(english).items():
+    for path, text in sentences(english).items():
         for node in ours:
-            if place[0] != node and ours[node]["display_name"] in text:
+            if path[0] != node and ours[node]["display_name"] in text:
                 named += 1
-                assert translated[node, "display_name"] in translated[place], place
+                assert translated[node, "display_name"] in translated[path], path
     assert named
 
 
 @pytest.mark.parametrize("locale", ["fr", "zh"])
-def test_the_front_end_shows_them(locale, client, server, browser, i18n, ours):
+def test_the_front_end_shows_the_translated_titles_and_inputs(locale, client, server, browser, i18n, ours):
     client.post("/settings/Comfy.Locale", locale)
     try:
         with first_page(server.url, browser) as page:

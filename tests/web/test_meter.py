@@ -1,4 +1,4 @@
-"""What stands under a prompt while it is typed: how much of it either half reads, in the real front end."""
+"""While a prompt is typed, the real front end shows how many tokens CLIP and the LLM use of it."""
 
 import json
 
@@ -9,7 +9,7 @@ from paths import COMFYUI, T5_TOKENIZER
 from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
 from sandbox.workflow import EXAMPLES, TEXT_TO_IMAGE, read_workflow
 
-pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: the browser is not driven.")
+pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: tests in a browser need it.")
 
 CLASSIC, VUE = {"Comfy.VueNodes.Enabled": False}, {"Comfy.VueNodes.Enabled": True}
 CONDITIONING, LLM_LOADER, ADAPTER_LOADER = (
@@ -39,9 +39,9 @@ PROMPTS = [
     "पहाड़ों के ऊपर सूर्योदय, तेल चित्र",
     "नीली भेड़ और भूरा फूलदान",
 ]
-WORDS = ["cat"] * 75 + ["zebra", "lion", "tiger"]  # a token each
+TOO_LONG = " ".join(["cat"] * 75 + ["zebra", "lion", "tiger"])  # CLIP makes one token of each word
 
-# A node for each prompt, fed by the loaders of the open graph.
+# Adds a node for each prompt, connected to the loaders of the open graph; returns the nodes' ids.
 ADD_PROMPTS = """([prompts, loaders]) => prompts.map((prompt) => {
   const node = LiteGraph.createNode("LLM4GEN_Conditioning");
   app.graph.add(node);
@@ -52,7 +52,7 @@ ADD_PROMPTS = """([prompts, loaders]) => prompts.map((prompt) => {
   node.widgets.find((widget) => widget.name === "text").value = prompt;
   return node.id;
 })"""
-# The graph as it is saved and as it is sent, with all notes there are and with none.
+# Returns how many nodes have a note, and the graph as it is saved and as it is sent: with all notes, and without them.
 WITH_AND_WITHOUT = """async () => {
   const both = async () => [app.graph.serialize(), (await app.graphToPrompt()).output];
   const noted = app.graph.nodes.filter((node) => node.widgets?.some((w) => w.name === "llm4gen_note"));
@@ -60,8 +60,9 @@ WITH_AND_WITHOUT = """async () => {
   for (const node of noted) node.widgets.splice(node.widgets.findIndex((w) => w.name === "llm4gen_note"), 1);
   return [noted.length, withNotes, await both()];
 }"""
-# Longer wires from the loaders to the positive prompt's node: ends with that node in sight, and tells its id.
-WAYS = {
+# Each makes the connection from the loaders to the positive prompt's node less direct, and returns that node's id in
+# the graph that is open then.
+INDIRECT = {
     "a reroute": """(id) => {
       const node = app.graph.getNodeById(id);
       const reroute = LiteGraph.createNode("Reroute");
@@ -87,24 +88,24 @@ WAYS = {
       return id;
     }""",
 }
-# One more node between LLM4GEN CLIP and a prompt.
+# Inserts a LoRA loader between LLM4GEN CLIP and a prompt.
 LORA_BETWEEN = """(id) => {
   const lora = LiteGraph.createNode("LoraLoader");
   app.graph.add(lora);
   app.graph.nodes.find((node) => node.type === "LLM4GEN_ApplyToCLIP").connect(0, lora, lora.findInputSlot("clip"));
   lora.connect(1, app.graph.getNodeById(id), 0);
 }"""
-# Another node's words for the LLM.
-FEED = """([id, type, words]) => {
+# Connects a new node, with the given text, to the input `llm_text`.
+CONNECT_LLM_TEXT = """([id, type, text]) => {
   const node = app.graph.getNodeById(id);
   const source = LiteGraph.createNode(type);
   app.graph.add(source);
-  source.widgets[0].value = words;
+  source.widgets[0].value = text;
   source.connect(0, node, node.findInputSlot("llm_text"));
 }"""
-GONE = f"(id) => ({NOTE})(id) === null"
-# Boxes on the screen: the note's text and the node that it belongs to.
-BOXES = """(id) => {
+NO_NOTE = f"(id) => ({NOTE})(id) === null"
+# The note's distances on the screen from the left, top, right and bottom of its node, and its height.
+DISTANCES = """(id) => {
   const node = app.graph.getNodeById(id);
   const text = node.widgets.find((widget) => widget.name === "llm4gen_note").element.firstChild.getBoundingClientRect();
   const canvas = app.canvas.canvas.getBoundingClientRect();
@@ -120,20 +121,20 @@ BOXES = """(id) => {
 @pytest.fixture(scope="module", params=[CLASSIC, VUE], ids=["classic", "vue"])
 def page(request, server, browser):
     with first_page(server.url, browser, **request.param) as page:
-        page.asked = []
-        page.on("request", lambda r: page.asked.append(r.post_data) if r.url.endswith("/tokens") else None)
+        page.sent = []  # the bodies of all requests for counts
+        page.on("request", lambda r: page.sent.append(r.post_data) if r.url.endswith("/tokens") else None)
         yield page
 
 
 @pytest.fixture
 def graph(page):
-    """The plainest example, opened anew, with the stand-ins chosen; the positive prompt's node."""
+    """Opens the plainest example with the stand-ins chosen; the id of the positive prompt's node."""
     return open_example(page, TEXT_TO_IMAGE, CONDITIONING)
 
 
 @pytest.fixture(scope="module")
 def count():
-    """Tokens by CLIP's and T5's tokenizers themselves, from the host's files."""
+    """A function that counts a text's tokens with transformers' tokenizers of CLIP and T5, from ComfyUI's files."""
     from transformers import AutoTokenizer, CLIPTokenizer  # noqa: PLC0415
 
     clip = CLIPTokenizer.from_pretrained(COMFYUI / "comfy" / "sd1_tokenizer")
@@ -142,7 +143,7 @@ def count():
 
 
 def open_example(page, file, prompt):
-    """Opens an example workflow with the stand-ins chosen; the first node of the type."""
+    """Opens an example workflow with the stand-ins chosen; the id of its first node of the type `prompt`."""
     page.evaluate("() => { app.canvas.setGraph(app.graph); app.graph.clear(); }")
     drop(page, file, read_workflow(file)["id"])
     for node, name, value in (
@@ -154,117 +155,118 @@ def open_example(page, file, prompt):
     return page.evaluate(FIND, prompt)[0]
 
 
-def question(text):
+def request_body(text):
+    """The request that asks the server for a prompt's counts."""
     return {"text": text, "llm_text": None, "encoder": ENCODER, "adapter": ADAPTER}
 
 
 def counts(clip, llm):
+    """The note's line of counts."""
     return f"CLIP {clip}/75 · LLM {llm}/256"
 
 
-def cut(half, words):
-    """Words stand by themselves in the line, whichever way they run."""
-    return f"{half} stops before: \N{FIRST STRONG ISOLATE}{words}\N{POP DIRECTIONAL ISOLATE}"
+def cut(half, text):
+    """The note's line about a cut prompt. Isolates keep `text` in one piece whichever direction its letters run in."""
+    return f"{half} stops before: \N{FIRST STRONG ISOLATE}{text}\N{POP DIRECTIONAL ISOLATE}"
 
 
 @pytest.mark.usefixtures("graph")
-def test_the_counts_are_the_tokenizers_own(page, count):
+def test_the_counts_equal_those_of_transformers_tokenizers(page, count):
     nodes = page.evaluate(ADD_PROMPTS, [PROMPTS, [[LLM_LOADER, "llm"], [ADAPTER_LOADER, "adapter"]]])
     for node, prompt in zip(nodes, PROMPTS, strict=True):
         says(page, node, counts(*count(prompt)))
 
 
-def test_typing_asks_a_few_times_and_ends_with_the_right_count(page, graph, count):
+def test_typing_sends_few_requests_and_ends_with_the_right_count(page, graph, count):
     text = "a blue sheep beside a brown vase, softly"
     area = page.locator("textarea").first
     area.fill("")
     says(page, graph, counts(*count("")))
-    page.asked.clear()
-    area.press_sequentially(
-        text, delay=50
-    )  # ms: nobody types faster, and a look each would be a request each
+    page.sent.clear()
+    # In ms: faster than anyone types; one request for each letter would be too many.
+    area.press_sequentially(text, delay=50)
     says(page, graph, counts(*count(text)))
-    assert json.loads(page.asked[-1]) == question(text)
-    assert len(page.asked) <= len(text) / 4
-    page.evaluate(SET, [graph, "strength", 0.5])  # which no count depends on
+    assert json.loads(page.sent[-1]) == request_body(text)
+    assert len(page.sent) <= len(text) / 4
+    page.evaluate(SET, [graph, "strength", 0.5])  # no count depends on it
     area.press("End")
     says(page, graph, counts(*count(text)))
-    assert len(page.asked) == len(set(page.asked))
+    assert len(page.sent) == len(set(page.sent))
 
 
-def test_half_a_syntax_and_a_long_text_are_no_errors(page, graph, count):
-    """The console shows every refusal of the server's in red."""
+def test_unfinished_syntax_and_a_very_long_text_cause_no_error_in_the_console(page, graph, count):
+    """The console shows every error of the server in red."""
     says(page, graph, counts(*count(page.evaluate(PROMPT)[str(graph)]["inputs"]["text"])))
     page.complaints.clear()
     page.evaluate(SET, [graph, "text", "a cat embedding:"])
-    page.wait_for_function(GONE, arg=graph)
+    page.wait_for_function(NO_NOTE, arg=graph)
     page.evaluate(SET, [graph, "text", "a cat embedding:x"])
     says(page, graph, counts(*count("a cat")))
     longest = "cat " * 5000
     page.evaluate(SET, [graph, "text", longest])
     page.wait_for_function(f"(id) => ({NOTE})(id)?.[0]?.startsWith('CLIP 5000/75')", arg=graph)
-    page.asked.clear()
+    page.sent.clear()
     page.evaluate(SET, [graph, "text", f"{longest}c"])
-    page.wait_for_function(GONE, arg=graph)
-    page.wait_for_timeout(600)  # ms: twice as long as a question must stand
-    assert page.asked == []
+    page.wait_for_function(NO_NOTE, arg=graph)
+    page.wait_for_timeout(600)  # in ms: twice as long as a text must stay unchanged before it is sent
+    assert page.sent == []
     page.evaluate(SET, [graph, "text", longest])
     page.wait_for_function(f"(id) => ({NOTE})(id)?.[0]?.startsWith('CLIP 5000/75')", arg=graph)
     assert page.complaints == []
 
 
-def test_a_cut_prompt_names_the_first_words_that_are_cut(page, graph, count):
-    text = " ".join(WORDS)
-    page.evaluate(SET, [graph, "text", text])
-    says(page, graph, counts(*count(text)), cut("CLIP", "zebra lion tiger"))
+def test_the_note_of_a_cut_prompt_names_the_first_words_that_are_cut(page, graph, count):
+    page.evaluate(SET, [graph, "text", TOO_LONG])
+    says(page, graph, counts(*count(TOO_LONG)), cut("CLIP", "zebra lion tiger"))
     page.evaluate(SET, [graph, "long_prompt", "chunks of 77"])
-    says(page, graph, f"CLIP 78/150 · LLM {count(text)[1]}/256")
-    long = text + " cat" * 300
+    says(page, graph, f"CLIP 78/150 · LLM {count(TOO_LONG)[1]}/256")
+    long = TOO_LONG + " cat" * 300
     page.evaluate(SET, [graph, "text", long])
     page.wait_for_function(f"(id) => ({NOTE})(id)?.[1]?.startsWith('LLM stops before: \u2068')", arg=graph)
-    head, tail = page.evaluate(NOTE, graph)
-    assert head == f"CLIP {count(long)[0]}/450 · LLM {count(long)[1]}/256"
-    assert tail == cut("LLM", "cat " * 9 + "cat…")
+    count_line, cut_line = page.evaluate(NOTE, graph)
+    assert count_line == f"CLIP {count(long)[0]}/450 · LLM {count(long)[1]}/256"
+    assert cut_line == cut("LLM", "cat " * 9 + "cat…")
 
 
-def test_a_note_lies_within_its_node(page, graph):
-    page.evaluate(SET, [graph, "text", " ".join(WORDS)])
+def test_a_note_is_shown_inside_its_node(page, graph):
+    page.evaluate(SET, [graph, "text", TOO_LONG])
     page.wait_for_function(f"(id) => ({NOTE})(id)?.length === 2", arg=graph)
     for line in page.evaluate(NOTE, graph):
         page.get_by_text(line, exact=True).first.wait_for()
-    page.wait_for_function(f"(id) => ({BOXES})(id).every((distance) => distance > 0)", arg=graph)
+    page.wait_for_function(f"(id) => ({DISTANCES})(id).every((distance) => distance > 0)", arg=graph)
 
 
-def test_saved_and_sent_graphs_know_nothing_of_it(page, graph):
-    page.evaluate(SET, [graph, "text", " ".join(WORDS)])
+def test_saved_and_sent_graphs_do_not_contain_the_notes(page, graph):
+    page.evaluate(SET, [graph, "text", TOO_LONG])
     page.wait_for_function(f"(id) => ({NOTE})(id)?.length === 2", arg=graph)
-    noted, with_notes, without = page.evaluate(WITH_AND_WITHOUT)
+    noted, with_notes, without_notes = page.evaluate(WITH_AND_WITHOUT)
     assert noted == 2
-    assert with_notes == without
+    assert with_notes == without_notes
     saved = {node["id"]: node for node in with_notes[0]["nodes"]}
     for node in read_workflow(TEXT_TO_IMAGE)["nodes"]:
         assert len(saved[node["id"]].get("widgets_values", [])) == len(node.get("widgets_values", []))
 
 
-@pytest.mark.parametrize("way", ["a reroute", "a subgraph's border", "a subgraph's own widget"])
-def test_the_files_are_found_through(way, page, graph, count):
-    """The files decide how the LLM counts: the question must name them, however the wires run."""
-    node = page.evaluate(WAYS[way], graph)
-    page.evaluate(SET, [node, "text", f"found through {way}"])
-    says(page, node, counts(*count(f"found through {way}")))
-    assert question(f"found through {way}") in map(json.loads, page.asked)
+@pytest.mark.parametrize("through", ["a reroute", "a subgraph's border", "a subgraph's own widget"])
+def test_the_files_are_found_through_indirect_connections(through, page, graph, count):
+    """The files decide how the LLM counts: the request must name them, however the nodes are connected."""
+    node = page.evaluate(INDIRECT[through], graph)
+    page.evaluate(SET, [node, "text", f"found through {through}"])
+    says(page, node, counts(*count(f"found through {through}")))
+    assert request_body(f"found through {through}") in map(json.loads, page.sent)
 
 
-def test_other_words_for_the_llm_are_counted_where_they_are_known(page, graph, count):
+def test_the_llms_own_text_is_counted_where_it_is_known(page, graph, count):
     page.evaluate(SET, [graph, "text", "tags, and tags"])
-    page.evaluate(FEED, [graph, "PrimitiveStringMultiline", "A whole sentence, for the LLM."])
+    page.evaluate(CONNECT_LLM_TEXT, [graph, "PrimitiveStringMultiline", "A whole sentence, for the LLM."])
     clip, llm = count("tags, and tags")[0], count("A whole sentence, for the LLM.")[1]
     says(page, graph, counts(clip, llm))
-    page.evaluate(FEED, [graph, "StringConcatenate", "Half a sentence"])  # and who knows what else
+    # The page cannot know the result of this node.
+    page.evaluate(CONNECT_LLM_TEXT, [graph, "StringConcatenate", "Half a sentence"])
     says(page, graph, f"CLIP {clip}/75")
 
 
-def test_clip_text_encode_has_one_behind_llm4gen_clip_alone(page, count):
+def test_clip_text_encode_has_a_note_only_behind_llm4gen_clip(page, count):
     node = open_example(page, EXAMPLES / "llm4gen_lora.json", "CLIPTextEncode")
     text = page.evaluate(PROMPT)[str(node)]["inputs"]["text"]
     says(page, node, counts(*count(text)))
@@ -272,12 +274,12 @@ def test_clip_text_encode_has_one_behind_llm4gen_clip_alone(page, count):
     page.evaluate(SET, [node, "text", "through a LoRA"])
     says(page, node, counts(*count("through a LoRA")))
     checkpoint = page.evaluate(FIND, "CheckpointLoaderSimple")[0]
-    plain = "([from, to]) => app.graph.getNodeById(from).connect(1, app.graph.getNodeById(to), 0)"
-    page.evaluate(plain, [checkpoint, node])
-    page.wait_for_function(GONE, arg=node)
+    connect_clip = "([from, to]) => app.graph.getNodeById(from).connect(1, app.graph.getNodeById(to), 0)"
+    page.evaluate(connect_clip, [checkpoint, node])
+    page.wait_for_function(NO_NOTE, arg=node)
 
 
-def test_the_panel_of_properties_has_a_row_for_each_input_and_none_for_the_note(page, graph):
+def test_the_properties_panel_has_rows_for_the_inputs_and_none_for_the_note(page, graph):
     page.wait_for_function(f"(id) => ({NOTE})(id)?.length", arg=graph)
     page.evaluate("(id) => app.canvas.selectNode(app.graph.getNodeById(id))", graph)
     page.get_by_label("Toggle properties panel").click()
