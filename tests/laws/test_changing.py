@@ -19,6 +19,7 @@ from sandbox.server import Server
 from sandbox.standins import CHECKPOINT
 
 ROUNDS = 50
+ARGUMENTS = ["--fp32-text-enc"]  # otherwise each prompt converts CLIP from fp16, which takes most of its time
 # encoder file: the adapters that fit it, and the dtypes to try.
 CHOICES = {
     "deep.safetensors": (["wide.safetensors", "other.safetensors"], ["auto", "bf16", "fp8"]),
@@ -85,13 +86,13 @@ def cancelled(client, graph, delay):
 def test_after_a_cancel_the_next_prompt_gives_the_same_output_as_on_a_fresh_server(host, folder, tmp_path):
     models, generator = [make_standins(host), folder], random.Random(0)
     outputs, cancels = [], 0
-    with Server(host, tmp_path / "changing", models) as server:
+    with Server(host, tmp_path / "changing", models, arguments=ARGUMENTS) as server:
         client, to_cancel, to_finish = Client(server.url), graphs("to_cancel"), graphs("to_finish")
         for _ in range(ROUNDS):
             cancels += cancelled(client, next(to_cancel), generator.uniform(0, 0.1))
             outputs.append(client.run(next(to_finish))["5"])
     assert cancels >= ROUNDS / 5, "too few prompts were cancelled in time for the test to mean anything"
-    with Server(host, tmp_path / "fresh", models) as server:
+    with Server(host, tmp_path / "fresh", models, arguments=ARGUMENTS) as server:
         client, to_finish = Client(server.url), graphs("to_finish")
         every_fifth = list(islice(to_finish, 0, ROUNDS, 5))
         assert [client.run(graph)["5"] for graph in every_fifth] == outputs[::5]

@@ -88,5 +88,5 @@ def perturbed_attention_guidance(model):
 
 
 @pytest.mark.parametrize("patch", [free_u, self_attention_guidance, perturbed_attention_guidance])
-def test_a_patch_of_the_unet_changes_the_latent(patch, model, assert_it_acts):
-    assert_it_acts(patched=patch(model), latent=torch.zeros(1, 4, 16, 16))
+def test_a_patch_of_the_unet_changes_the_latent(patch, larger_unet, assert_it_acts):
+    assert_it_acts(patched=patch(larger_unet), latent=torch.zeros(1, 4, 16, 16))
