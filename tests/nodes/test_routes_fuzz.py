@@ -206,7 +206,7 @@ def test_two_thousand_malformed_requests_do_no_harm(server, client, secrets):
 @pytest.mark.parametrize(
     "climb", ["..", "%2e%2e", "..%2f..", "..\\", "%5c..", "%252e%252e", "docs/../..", "/"]
 )
-@pytest.mark.parametrize("file", ["nodes/routes.py", "pyproject.toml", "etc/passwd"])
+@pytest.mark.parametrize("file", ["nodes/pages/routes.py", "pyproject.toml", "etc/passwd"])
 def test_static_files_are_served_from_the_web_folder_only(climb, file, server, secrets):
     path = f"/extensions/llm4gen/{climb}/{file}"
     status, response = Sender(server.port).send(
