@@ -70,19 +70,19 @@ def colours_at(picture, drawn, panels, rows, columns):
     return (picture[0].numpy()[y, x] * 255).round().reshape(panels, rows, columns, 3)
 
 
-def place_of(picture, text, colour, size=13):
+def find_text(picture, text, colour, size=13):
     """The position of a text in a picture, as (left, middle); None if the text is not there."""
     from llm4gen.nodes.drawing.attention_map import PAPER  # noqa: PLC0415
     from llm4gen.nodes.drawing.text import width, write  # noqa: PLC0415
 
     stencil = Image.new("RGB", (width(text, size), 16), PAPER)
     write(stencil, (0, 8), text, size, colour)
-    stencil, whole = np.asarray(stencil), np.asarray(picture)
+    stencil, pixels = np.asarray(stencil), np.asarray(picture)
     high, wide, _ = stencil.shape
-    for top in range(len(whole) - high):
+    for top in range(len(pixels) - high):
         at = -1
-        while (at := whole[top + 8].tobytes().find(stencil[8].tobytes(), at + 1)) >= 0:
-            part = whole[top : top + high, at // 3 : at // 3 + wide]
+        while (at := pixels[top + 8].tobytes().find(stencil[8].tobytes(), at + 1)) >= 0:
+            part = pixels[top : top + high, at // 3 : at // 3 + wide]
             if at % 3 == 0 and np.array_equal(part, stencil):
                 return at // 3, top + 8
     return None
@@ -256,10 +256,10 @@ def test_title_caption_and_notes_are_written_in_the_picture(heads, phrase, atten
     picture = drawn.draw()
     lines = [drawn.caption, *drawn.notes]
     assert f"{phrase} heads." in drawn.caption and len(lines) == 3
-    heights = [place_of(picture, line, FAINT)[1] for line in lines]
+    heights = [find_text(picture, line, FAINT)[1] for line in lines]
     assert heights == sorted(heights)
-    assert place_of(empty.draw(), "(empty prompt)", INK, HEADING_SIZE)
-    assert place_of(attention_map_of("two\n  words", heads).draw(), "“two words”", INK, HEADING_SIZE)
+    assert find_text(empty.draw(), "(empty prompt)", INK, HEADING_SIZE)
+    assert find_text(attention_map_of("two\n  words", heads).draw(), "“two words”", INK, HEADING_SIZE)
 
 
 def test_the_legend_runs_from_the_lowest_to_the_highest_weight_of_the_text(attention_map_of):
@@ -273,8 +273,8 @@ def test_the_legend_runs_from_the_lowest_to_the_highest_weight_of_the_text(atten
     within = np.minimum(drawn.weights, text_weights.max())
     for weights, suffix in ((beyond, " and more"), (within, "")):
         picture = replace(drawn, weights=weights).draw()
-        left, y = place_of(picture, low, INK)
-        right, level = place_of(picture, f"{high}{suffix} of a row's attention", INK)
+        left, y = find_text(picture, low, INK)
+        right, level = find_text(picture, f"{high}{suffix} of a row's attention", INK)
         ramp = [picture.getpixel((right - 6 - LEGEND[0] + x, y)) for x in (0, LEGEND[0] - 1)]
         assert left < right and y == level
         np.testing.assert_allclose(ramp, RAMP[[0, -1]], atol=3)
@@ -292,7 +292,7 @@ def test_labels_of_special_tokens_are_paler(attention_map_of):
     drawn = attention_map_of(PROMPTS[0])
     rows = [Label("sheep", is_special=True), Label("vase"), *drawn.rows[2:]]
     picture = replace(drawn, rows=rows).draw()
-    assert place_of(picture, "sheep", FAINT)[1] < place_of(picture, "vase", INK)[1]
+    assert find_text(picture, "sheep", FAINT)[1] < find_text(picture, "vase", INK)[1]
     columns = [Label("", is_special=label.is_special) for label in drawn.columns]
     darkest = []
     for is_special in (True, False):
@@ -309,5 +309,5 @@ def test_panels_run_from_left_to_right_and_downwards_each_below_its_name(attenti
     picture, corners = drawn.draw(), [drawn.corner(panel) for panel in range(8)]
     assert corners == sorted(corners, key=lambda corner: corner[::-1])
     for name, (left, top) in zip(drawn.names, corners, strict=True):
-        x, y = place_of(picture, name, INK)
+        x, y = find_text(picture, name, INK)
         assert x == left - drawn.row_labels_width and top - drawn.column_labels_height < y < top

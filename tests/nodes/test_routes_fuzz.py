@@ -42,10 +42,10 @@ class Sender:
         self.port = port
         self.connection = None
 
-    def send(self, data, whole):
+    def send(self, data, complete):
         """Sends a request's bytes and returns the status and body of the response.
 
-        whole: whether the request is complete. (None, b"") means that the server closed the connection, which the
+        complete: whether the request is. (None, b"") means that the server closed the connection, which the
         tests allow only for incomplete requests.
         """
         is_reused = self.connection is not None
@@ -53,21 +53,21 @@ class Sender:
             self.connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         try:
             self.connection.sendall(data)
-            if not whole:
+            if not complete:
                 self.connection.shutdown(socket.SHUT_WR)
             response = http.client.HTTPResponse(
                 self.connection, method=data.partition(b" ")[0].decode("latin-1")
             )
             response.begin()
             found = response.status, response.read()
-            if response.will_close or not whole:
+            if response.will_close or not complete:
                 self.close()
             return found
         except TimeoutError:
             raise
         except (OSError, http.client.HTTPException):  # the server closed the connection
             self.close()
-            return self.send(data, whole) if is_reused and whole else (None, b"")
+            return self.send(data, complete) if is_reused and complete else (None, b"")
 
     def close(self):
         if self.connection:
@@ -129,7 +129,7 @@ def request(rng):
     )
     path += rng.choice([*[""] * 12, "/", "?x=" + "y" * 3000, "/../tokens", "%00", "/%2e%2e/report"])
     content, content_type = body(rng), rng.choice(CONTENT_TYPES) if rng.random() < 0.3 else CONTENT_TYPES[0]
-    headers, whole = {"Host": "127.0.0.1", "Content-Type": content_type}, True
+    headers, complete = {"Host": "127.0.0.1", "Content-Type": content_type}, True
     variant = rng.randrange(16)
     if variant == 0:
         headers["Content-Encoding"] = rng.choice(["gzip", "deflate", "br", "zstd", "x"])
@@ -137,23 +137,23 @@ def request(rng):
         headers["Transfer-Encoding"], chunks = "chunked", [content[:100], content[100:]]
         sizes = [b"%x" % len(chunk) for chunk in chunks]
         if variant == 2:
-            sizes[0], whole = rng.choice([b"zz", b"-1", b"", b"f" * 30, b"7fffffff"]), False
+            sizes[0], complete = rng.choice([b"zz", b"-1", b"", b"f" * 30, b"7fffffff"]), False
         content = b"".join(
             size + b"\r\n" + chunk + b"\r\n" for size, chunk in zip(sizes, chunks, strict=True) if chunk
         )
         content += b"0\r\n\r\n"
     elif variant == 3:  # cut short
-        headers["Content-Length"], whole = str(len(content) + rng.randrange(1, 1000)), False
+        headers["Content-Length"], complete = str(len(content) + rng.randrange(1, 1000)), False
     elif variant == 4:  # not a number, or an impossible one
-        headers["Content-Length"], whole = rng.choice(["-1", "x", "1e3", "9" * 30, "0x10", " "]), False
+        headers["Content-Length"], complete = rng.choice(["-1", "x", "1e3", "9" * 30, "0x10", " "]), False
     elif variant == 5:  # the rest of the body is then read as a second, malformed request
-        headers["Content-Length"], whole = str(len(content) // 2), False
+        headers["Content-Length"], complete = str(len(content) // 2), False
     else:
         headers["Content-Length"] = str(len(content))
     if variant == 6:
         headers["Expect"] = "100-continue"
     head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-    return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + content, whole
+    return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + content, complete
 
 
 def memory_of(server):
@@ -175,10 +175,10 @@ def secrets(server, models, host):
 def test_two_thousand_malformed_requests_do_no_harm(server, client, secrets):
     rng, sender, before, statuses = random.Random(SEED), Sender(server.port), None, {}
     for number in range(REQUESTS):
-        data, whole = request(rng)
-        status, response = sender.send(data, whole)
+        data, complete = request(rng)
+        status, response = sender.send(data, complete)
         message = f"request {number}: {data[:300]!r} got {status} {response[:300]!r}"
-        assert status in ALLOWED or (status is None and not whole), message
+        assert status in ALLOWED or (status is None and not complete), message
         assert not [secret for secret in secrets if secret in response], message
         statuses[status] = statuses.get(status, 0) + 1
         if number == REQUESTS // 4 and STATUS.exists():
