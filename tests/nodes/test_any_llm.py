@@ -1,4 +1,4 @@
-"""An LLM of another family under the host's memory management, fed as its adapter's recipe says."""
+"""An LLM of another family runs under ComfyUI's memory management, as the adapter's recipe says."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ RECIPE = {
 
 @pytest.fixture(scope="module")
 def oracle(started, tmp_path_factory):
-    """A small random Qwen among the host's models, with a tokenizer of its own and two adapters for it."""
+    """A small random Qwen among ComfyUI's models, with its own tokenizer and two adapters for it."""
     models = tmp_path_factory.mktemp("any")
     folder = models / "text_encoders" / "qwen"
     shutil.copytree(T5_TOKENIZER, folder)
@@ -64,8 +64,8 @@ def adapter_of(started, padding):
     return in_process.run(node, adapter_name=f"qwen-{padding}.safetensors")
 
 
-def hidden_states(oracle, text, padding):
-    """transformers' own, of the recipe's prompt."""
+def transformers_states(oracle, text, padding):
+    """transformers' hidden states of the recipe's prompt."""
     ids = oracle.tokenizer(f"<user> {text} <assistant>")["input_ids"]
     assert len(ids) < RECIPE["tokens"]
     padded = torch.tensor([ids + [0] * (RECIPE["tokens"] - len(ids))])
@@ -76,71 +76,73 @@ def hidden_states(oracle, text, padding):
 
 @pytest.mark.parametrize("padding", ["keep", "drop"])
 @torch.inference_mode()
-def test_its_conditioning_is_the_adapter_on_transformers_states(
+def test_the_conditioning_is_the_adapters_output_on_transformers_states(
     padding, started, oracle, load, clip, encode, condition
 ):
     adapter = adapter_of(started, padding)
     ((states, _),) = condition(SHORT, llm=load(), adapter=adapter)
     clip_states = encode(clip)[0][0]
     assert torch.equal(states[:, :77], clip_states)
-    truth = adapter.adapter(clip_states, hidden_states(oracle, SHORT, padding))
-    assert states.shape[1] - 77 == truth.shape[1] <= 48
-    assert relative_error(states[:, 77:], truth) <= 1e-5
+    expected = adapter.adapter(clip_states, transformers_states(oracle, SHORT, padding))
+    assert states.shape[1] - 77 == expected.shape[1] <= 48
+    assert relative_error(states[:, 77:], expected) <= 1e-5
 
 
 @torch.inference_mode()
-def test_its_attention_is_drawn_with_its_own_words(started, oracle, load, clip, encode):
+def test_the_attention_map_labels_rows_by_the_llms_own_tokenizer(started, oracle, load, clip, encode):
     from llm4gen.nodes.attention import attention_map  # noqa: PLC0415
 
     adapter = adapter_of(started, "keep")
     fused = in_process.run(started.ours["LLM4GEN_ApplyToCLIP"], clip=clip, llm=load(), adapter=adapter)
     drawn = attention_map(fused, SHORT, "each")
-    truth = adapter.adapter.attention_weights(encode(clip)[0][0], hidden_states(oracle, SHORT, "keep"))
+    expected = adapter.adapter.attention_weights(
+        encode(clip)[0][0], transformers_states(oracle, SHORT, "keep")
+    )
     rows, columns = len(drawn.rows), len(drawn.columns)
-    assert relative_error(torch.from_numpy(drawn.weights), truth[0, :, :rows, :columns]) <= 1e-5
-    read = "".join(word.text for word in drawn.rows if word.text != "(space)")
-    assert f"user>{SHORT.replace(' ', '')}assistant>" in read
-    marks = [word.is_special for word in drawn.rows]
-    assert marks[0] and marks[-1] and not all(marks)
+    assert relative_error(torch.from_numpy(drawn.weights), expected[0, :, :rows, :columns]) <= 1e-5
+    text = "".join(label.text for label in drawn.rows if label.text != "(space)")
+    assert f"user>{SHORT.replace(' ', '')}assistant>" in text
+    special = [label.is_special for label in drawn.rows]
+    assert special[0] and special[-1] and not all(special)
     assert len(drawn.names) == 4
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("auto", 1e-2), ("bf16", 2e-2), ("fp16", 2e-2), ("fp8", 0.2)])
+@pytest.mark.parametrize(("dtype", "bound"), [("auto", 1e-2), ("bf16", 2e-2), ("fp16", 2e-2), ("fp8", 0.2)])
 @torch.inference_mode()
-def test_every_dtype_stays_close(dtype, most, started, oracle, load):
+def test_states_of_every_dtype_stay_close_to_transformers(dtype, bound, started, oracle, load):
     recipe, llm = adapter_of(started, "drop").recipe, load(dtype)
     states = llm.encode(llm.llm.tokenize(SHORT, recipe).ids, recipe).states
-    assert relative_error(states, hidden_states(oracle, SHORT, "drop")[0]) <= most
+    assert relative_error(states, transformers_states(oracle, SHORT, "drop")[0]) <= bound
 
 
 @torch.inference_mode()
-def test_streamed_weights_give_the_same_states_and_the_host_takes_them_back(
+def test_streamed_weights_give_the_same_states_and_comfyui_can_unload_them(
     started, oracle, load, monkeypatch
 ):
     import comfy.model_management as management  # noqa: PLC0415
 
     recipe, llm = adapter_of(started, "keep").recipe, load()
     ids = llm.llm.tokenize(SHORT, recipe).ids
-    whole = llm.encode(ids, recipe).states
+    states = llm.encode(ids, recipe).states
     assert llm.patcher in management.loaded_models()
     management.free_memory(1e30, llm.patcher.load_device)
     assert llm.patcher not in management.loaded_models() and llm.patcher.loaded_size() == 0
 
-    hosted = llm.load(llm.llm.depth(recipe))
-    monkeypatch.setattr(hosted, "ready", lambda: hosted.patcher.load_device)
-    hosted.patcher.patch_model(hosted.patcher.load_device, lowvram_model_memory=1)
-    assert hosted.patcher.model.model_lowvram
-    assert torch.equal(llm.encode(ids, recipe).states, whole)
+    managed = llm.load(llm.llm.depth(recipe))
+    monkeypatch.setattr(managed, "ready", lambda: managed.patcher.load_device)
+    managed.patcher.patch_model(managed.patcher.load_device, lowvram_model_memory=1)
+    assert managed.patcher.model.model_lowvram
+    assert torch.equal(llm.encode(ids, recipe).states, states)
 
 
-def test_every_matrix_is_in_a_layer_of_the_hosts(load):
+def test_every_matrix_is_in_one_of_comfyuis_layers(load):
     for module in load().load(4).model.modules():
         if any(weight.ndim > 1 for weight in module._parameters.values() if weight is not None):
             assert hasattr(module, "comfy_cast_weights"), module
 
 
-def test_layers_that_take_their_weights_late_are_filled(started, load, monkeypatch):
-    """With Dynamic VRAM the host's layers are built without weights; only assignment gives them any."""
+def test_layers_that_are_built_without_weights_are_filled(started, load, monkeypatch):
+    """With Dynamic VRAM, ComfyUI builds layers without weights, which they get only by assignment."""
     import comfy.memory_management  # noqa: PLC0415
 
     recipe = adapter_of(started, "keep").recipe

@@ -1,4 +1,4 @@
-"""Bad files and bad wiring, sent to the real server: a typed error that helps, and the next prompt runs."""
+"""Bad files and wrong connections give a helpful error of their own type, and the server runs the next workflow."""
 
 import json
 
@@ -16,7 +16,7 @@ from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
 
 @pytest.fixture(scope="module")
 def models(module_path):
-    """A models directory for bad files: a server of its own lists it, so that they spoil no other test."""
+    """A models directory for bad files. Only this module's server lists it, so they cannot disturb other tests."""
     return module_path
 
 
@@ -28,33 +28,33 @@ def client(host, models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def t5():
-    """A small encoder under RankGen's names, with T5's vocabulary."""
+    """Tensors of a small encoder under RankGen's names, with T5's vocabulary."""
     return tiny.rankgen_tensors(tiny.t5_encoder())
 
 
 @pytest.fixture
 def fails(client):
-    """Runs a prompt that must fail; the error. Afterwards the server still works."""
+    """Runs a workflow that must fail, checks that the server still works, and returns the error."""
     rounds = iter(range(1, 1000))
 
     def fails(prompt):
         with pytest.raises(ExecutionError) as caught:
             client.run(prompt)
-        sound = {
+        good_prompt = {
             "1": {
                 "class_type": "EmptyLatentImage",
                 "inputs": {"width": 64, "height": 64, "batch_size": next(rounds)},
             },
             "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
         }
-        assert client.run(sound)["2"]
+        assert client.run(good_prompt)["2"]
         return caught.value
 
     return fails
 
 
-def shown(node, **inputs):
-    """A prompt that runs one node."""
+def prompt_of(node, **inputs):
+    """A workflow in the API's format that runs one node."""
     return {
         "1": {"class_type": node, "inputs": inputs},
         "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}},
@@ -62,11 +62,11 @@ def shown(node, **inputs):
 
 
 def load_adapter(name):
-    return shown("LLM4GEN_LoadCrossAdapter", adapter_name=name)
+    return prompt_of("LLM4GEN_LoadCrossAdapter", adapter_name=name)
 
 
 def load_encoder(name):
-    return shown("LLM4GEN_LoadLLMEncoder", encoder_name=name, dtype="auto", device="default")
+    return prompt_of("LLM4GEN_LoadLLMEncoder", encoder_name=name, dtype="auto", device="default")
 
 
 def conditioning(adapter=ADAPTER, encoder=ENCODER, clip=None):
@@ -87,9 +87,9 @@ def conditioning(adapter=ADAPTER, encoder=ENCODER, clip=None):
     }
 
 
-def assert_says(error, kind, *words):
+def assert_says(error, kind, *phrases):
     assert error.exception_type.split(".")[-1] == kind, error
-    assert [word for word in words if word not in error.exception_message] == [], error
+    assert [phrase for phrase in phrases if phrase not in error.exception_message] == [], error
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def encoders(models):
 
 
 @pytest.mark.floor
-def test_a_file_that_is_no_adapter(fails, adapters, t5):
+def test_a_file_that_is_not_an_adapter_is_refused(fails, adapters, t5):
     save_file(t5, adapters / "t5.safetensors")
     assert_says(
         fails(load_adapter("t5.safetensors")),
@@ -115,7 +115,7 @@ def test_a_file_that_is_no_adapter(fails, adapters, t5):
     )  # fmt: skip
 
 
-def test_a_file_that_is_no_encoder(fails, encoders):
+def test_a_file_that_is_not_an_encoder_is_refused(fails, encoders):
     save_file(tiny.adapter_tensors(), encoders / "adapter.safetensors")
     assert_says(
         fails(load_encoder("adapter.safetensors")),
@@ -124,43 +124,48 @@ def test_a_file_that_is_no_encoder(fails, encoders):
 
 
 @pytest.mark.floor
-def test_an_adapter_for_another_llm_width(fails, adapters):
+def test_an_adapter_for_another_llm_width_is_refused(fails, adapters):
     save_file(tiny.adapter_tensors(clip=768, llm=1024), adapters / "narrow.safetensors")
     error = fails(conditioning(adapter="narrow.safetensors"))
     assert_says(error, "WidthMismatch", "2048", "1024", "Load the LLM that the adapter was trained with")
 
 
-def test_an_encoder_of_another_width(fails, encoders, t5):
+def test_an_encoder_of_another_width_is_refused(fails, encoders, t5):
     save_file(t5, encoders / "small.safetensors")
     assert_says(fails(conditioning(encoder="small.safetensors")), "WidthMismatch", "32", "2048")
 
 
-def test_an_adapter_for_another_clip_width(fails, adapters):
+def test_an_adapter_for_another_clip_width_is_refused(fails, adapters):
     save_file(tiny.adapter_tensors(clip=64, llm=2048), adapters / "clip64.safetensors")
     assert_says(fails(conditioning(adapter="clip64.safetensors")), "WidthMismatch", "768", "64")
 
 
 @pytest.mark.parametrize(
-    ("tensors", "kind", "part", "width"),
+    ("tensors", "clip_type", "encoder", "width"),
     [
         ({"text_model.encoder.layers.30.mlp.fc1.weight": (5120, 1280)}, "stable_diffusion", "g + l", 1280),
         ({"encoder.block.0.layer.0.SelfAttention.k.weight": (768, 768)}, "stable_audio", "t5base", 768),
     ],
     ids=["SDXL", "T5"],
 )
-def test_a_clip_that_is_not_sd15s(tensors, kind, part, width, fails, encoders):
-    """Recognised by one tensor, the rest of it being whatever the memory held: only its width matters here."""
-    save_file({name: torch.zeros(shape) for name, shape in tensors.items()}, encoders / f"{part}.safetensors")
-    loader = {"class_type": "CLIPLoader", "inputs": {"clip_name": f"{part}.safetensors", "type": kind}}
+def test_a_clip_of_another_model_than_sd15_is_refused(tensors, clip_type, encoder, width, fails, encoders):
+    """ComfyUI recognises the CLIP by one tensor. The other weights stay uninitialised: only the width matters."""
+    save_file(
+        {name: torch.zeros(shape) for name, shape in tensors.items()}, encoders / f"{encoder}.safetensors"
+    )
+    loader = {
+        "class_type": "CLIPLoader",
+        "inputs": {"clip_name": f"{encoder}.safetensors", "type": clip_type},
+    }
     error = fails(conditioning(clip=loader))
     assert_says(
-        error, "WidthMismatch", f"({part})", str(width), "768", "Connect the CLIP of an SD1.5 checkpoint"
+        error, "WidthMismatch", f"({encoder})", str(width), "768", "Connect the CLIP of an SD1.5 checkpoint"
     )
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
 @pytest.mark.parametrize("size", [0, 5000], ids=["zero-byte", "truncated"])
-def test_a_truncated_or_empty_file(suffix, size, fails, adapters):
+def test_a_truncated_or_empty_file_is_refused(suffix, size, fails, adapters):
     path = adapters / f"short{size}{suffix}"
     (save_file if suffix == ".safetensors" else torch.save)(tiny.adapter_tensors(), path)
     path.write_bytes(path.read_bytes()[:size])
@@ -169,14 +174,14 @@ def test_a_truncated_or_empty_file(suffix, size, fails, adapters):
 
 @pytest.mark.floor
 @pytest.mark.parametrize("load", [load_adapter, load_encoder])
-def test_a_pickle_with_code_in_it(load, fails, adapters, encoders, tmp_path):
-    mark = tmp_path / "mark"
+def test_code_in_a_pickle_is_not_executed(load, fails, adapters, encoders, tmp_path):
+    proof = tmp_path / "proof"
     for folder in (adapters, encoders):
-        torch.save({"llm_proj.weight": tiny.Payload(mark)}, folder / "evil.pth")
+        torch.save({"llm_proj.weight": tiny.Payload(proof)}, folder / "evil.pth")
     assert_says(fails(load("evil.pth")), "UnreadableFile", "evil.pth", "Nothing was executed")
-    assert not mark.exists()
+    assert not proof.exists()
     torch.load(adapters / "evil.pth", weights_only=False)["llm_proj.weight"].close()
-    assert mark.exists(), "the payload works where it is let"
+    assert proof.exists(), "the payload does nothing, so this test proves nothing"
 
 
 DAMAGES = {
@@ -184,7 +189,7 @@ DAMAGES = {
     "surplus": lambda tensors, name: tensors.update(stray=torch.zeros(1)),
     "nan": lambda tensors, name: tensors[name].view(-1)[:1].fill_(torch.nan),
 }
-SAID = {
+MESSAGES = {
     "missing": "lacks 1 tensor",
     "surplus": "1 tensor (stray)",
     "nan": "NaN or infinite values in 1 tensor",
@@ -193,27 +198,27 @@ SAID = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("load", [load_adapter, load_encoder])
-def test_missing_surplus_and_nan_weights(load, damage, fails, adapters, encoders, t5):
-    of_adapter = load is load_adapter
-    tensors = tiny.adapter_tensors() if of_adapter else {name: tensor.clone() for name, tensor in t5.items()}
-    name = "CrossFusionModule.0.FFN.0.bias" if of_adapter else "t5_encoder.encoder.final_layer_norm.weight"
+def test_missing_surplus_and_nan_weights_are_refused(load, damage, fails, adapters, encoders, t5):
+    is_adapter = load is load_adapter
+    tensors = tiny.adapter_tensors() if is_adapter else {name: tensor.clone() for name, tensor in t5.items()}
+    name = "CrossFusionModule.0.FFN.0.bias" if is_adapter else "t5_encoder.encoder.final_layer_norm.weight"
     DAMAGES[damage](tensors, name)
-    save_file(tensors, (adapters if of_adapter else encoders) / f"{damage}.safetensors")
+    save_file(tensors, (adapters if is_adapter else encoders) / f"{damage}.safetensors")
     prompt = load(f"{damage}.safetensors")
-    if damage == "nan" and not of_adapter:  # values are read when there is something to encode
+    if damage == "nan" and not is_adapter:  # an encoder's values are read with the first text
         save_file(tiny.adapter_tensors(clip=768, llm=32), adapters / "fitting.safetensors")
         prompt = conditioning("fitting.safetensors", f"{damage}.safetensors")
-    assert_says(fails(prompt), "IncompleteCheckpoint", f"{damage}.safetensors", SAID[damage])
+    assert_says(fails(prompt), "IncompleteCheckpoint", f"{damage}.safetensors", MESSAGES[damage])
 
 
-def test_a_truncated_encoder(fails, encoders, t5):
+def test_a_truncated_encoder_is_refused(fails, encoders, t5):
     path = encoders / "short.bin"
     torch.save(t5, path)
     path.write_bytes(path.read_bytes()[:-5000])
     assert_says(fails(load_encoder(path.name)), "UnreadableFile", path.name, "ownload it again")
 
 
-def test_a_folder_with_a_damaged_tokenizer(fails, encoders, t5):
+def test_a_damaged_tokenizer_in_an_encoders_folder_is_refused(fails, encoders, t5):
     folder = encoders / "damaged-tokenizer"
     folder.mkdir(exist_ok=True)
     save_file(t5, folder / "model.safetensors")
@@ -223,10 +228,10 @@ def test_a_folder_with_a_damaged_tokenizer(fails, encoders, t5):
     assert_says(error, "MissingTokenizer", "cannot be read", "ComfyUI's own T5 tokenizer")
 
 
-def test_a_checkpoint_without_clip(fails, models):
-    """Core hands on None for it."""
-    whole = load_file(in_process.standins() / "checkpoints" / CHECKPOINT)
-    unet = {name: tensor for name, tensor in whole.items() if name.startswith("model.diffusion_model.")}
+def test_a_checkpoint_without_clip_is_refused(fails, models):
+    """ComfyUI's loader gives None as its CLIP."""
+    checkpoint = load_file(in_process.standins() / "checkpoints" / CHECKPOINT)
+    unet = {name: tensor for name, tensor in checkpoint.items() if name.startswith("model.diffusion_model.")}
     (models / "checkpoints").mkdir(exist_ok=True)
     save_file(unet, models / "checkpoints" / "unet.safetensors")
     loader = {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "unet.safetensors"}}
@@ -239,7 +244,7 @@ def test_a_new_file_is_offered_without_a_restart(client, adapters):
     assert "new.safetensors" in info["input"]["required"]["adapter_name"][1]["options"]
 
 
-def test_a_folder_without_a_tokenizer_that_fits(fails, encoders):
+def test_an_encoder_with_another_vocabulary_needs_its_own_tokenizer(fails, encoders):
     folder = encoders / "other-vocabulary"
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps({"model_type": "t5"}), encoding="utf-8")
@@ -254,7 +259,7 @@ def test_a_folder_without_a_tokenizer_that_fits(fails, encoders):
     "name", ["../secret.pth", "..\\secret.pth", "sub/../../secret.pth", "{absolute}", "", "\0"]
 )
 @pytest.mark.parametrize("load", [load_adapter, load_encoder])
-def test_a_path_that_climbs_out_of_the_models_folder(load, name, fails, models, adapters):
+def test_a_path_that_leaves_the_models_folder_is_refused(load, name, fails, models, adapters):
     secret = models / "secret.pth"
     torch.save(tiny.adapter_tensors(), secret)
     error = fails(load(name.format(absolute=secret)))
@@ -263,21 +268,21 @@ def test_a_path_that_climbs_out_of_the_models_folder(load, name, fails, models, 
 
 
 @pytest.mark.parametrize(
-    ("key", "advice"), [("llm4gen", "projector.pth"), ("text_encoders", "rankgen-t5-xl-all")]
+    ("folder", "advice"), [("llm4gen", "projector.pth"), ("text_encoders", "rankgen-t5-xl-all")]
 )
-def test_an_empty_folder_says_what_to_put_where(key, advice, empty_server, empty_client):
+def test_an_empty_folder_says_which_file_to_put_where(folder, advice, empty_server, empty_client):
     info = empty_client.object_info()
-    node = "LLM4GEN_LoadCrossAdapter" if key == "llm4gen" else "LLM4GEN_LoadLLMEncoder"
-    name, load = ("adapter_name", load_adapter) if key == "llm4gen" else ("encoder_name", load_encoder)
+    node = "LLM4GEN_LoadCrossAdapter" if folder == "llm4gen" else "LLM4GEN_LoadLLMEncoder"
+    name, load = ("adapter_name", load_adapter) if folder == "llm4gen" else ("encoder_name", load_encoder)
     (entry,) = info[node]["input"]["required"][name][1]["options"]
-    assert advice in entry and f"models/{key}" in entry
-    for chosen in (entry, "a-name-from-a-shared-workflow.pth"):
+    assert advice in entry and f"models/{folder}" in entry
+    for file in (entry, "a-name-from-a-shared-workflow.pth"):
         with pytest.raises(ExecutionError) as caught:
-            empty_client.run(load(chosen))
-        assert_says(caught.value, "MissingFile", advice, f"models/{key}")
+            empty_client.run(load(file))
+        assert_says(caught.value, "MissingFile", advice, f"models/{folder}")
 
 
 @pytest.mark.floor
-def test_sound_files_still_run(client):
-    """What every case above is measured against: the same prompt with nothing wrong in it."""
+def test_good_files_run(client):
+    """The tests above change one thing in this workflow; without the change it runs."""
     assert client.run(conditioning())["5"]

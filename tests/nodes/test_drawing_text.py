@@ -1,11 +1,11 @@
-"""Words of any script in a picture: whole, within their room, and told apart where no font has them."""
+"""Text of any script in a picture: it stays within its width, and letters without a font stay distinguishable."""
 
 import pytest
 
 pytestmark = pytest.mark.usefixtures("started")
 
 
-def test_letters_that_no_font_has_are_told_apart(monkeypatch):
+def test_letters_that_no_font_has_are_written_as_escapes(monkeypatch):
     from llm4gen.nodes.drawing import text as drawing  # noqa: PLC0415
 
     monkeypatch.setattr(drawing, "SYSTEM_FONTS", ())
@@ -14,14 +14,14 @@ def test_letters_that_no_font_has_are_told_apart(monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["кот", "café", "青い羊", "x 🐑 y"])
-def test_the_font_is_one_that_lacks_the_fewest_letters(text):
+def test_the_chosen_font_lacks_the_fewest_letters(text):
     from llm4gen.nodes.drawing.text import fitting_font, fonts, lacks  # noqa: PLC0415
 
-    escaped = sum(lacks(fitting_font(text, 13)[0], letter) for letter in text)
-    assert escaped == min(sum(lacks(font, letter) for letter in text) for font in fonts(13))
+    missing = sum(lacks(fitting_font(text, 13)[0], letter) for letter in text)
+    assert missing == min(sum(lacks(font, letter) for letter in text) for font in fonts(13))
 
 
-def test_a_long_title_ends_where_the_picture_does():
+def test_a_long_title_is_shortened_to_as_many_letters_as_fit():
     from llm4gen.nodes.drawing.text import shortened, width  # noqa: PLC0415
 
     text = "a blue sheep and a brown vase"
@@ -34,7 +34,7 @@ def test_a_long_title_ends_where_the_picture_does():
     assert shortened(text, 18, width(text, 18)) == text
 
 
-def test_a_title_of_thousands_of_letters_is_measured_a_few_times(monkeypatch):
+def test_even_a_title_of_thousands_of_letters_is_measured_only_a_few_times(monkeypatch):
     from llm4gen.nodes.drawing import text as drawing  # noqa: PLC0415
 
     measured = []

@@ -1,4 +1,4 @@
-"""Emphasis weighs the LLM's half as it weighs CLIP's: every letter has one weight, by ComfyUI's own parser."""
+"""Emphasis (prompt weighting) gives each letter the same weight in both halves, as ComfyUI's own parser decides."""
 
 import pytest
 import torch
@@ -47,74 +47,72 @@ CASES = [
 ]
 
 
-def letters(pieces):
-    """(text, weight) of tokens → (letter, weight), whatever the tokens are."""
-    return [(letter, weight) for text, weight in pieces for letter in text.lower() if not letter.isspace()]
+def letters(tokens):
+    """(text, weight) of each token → (letter, weight) of each letter, however the text is divided into tokens."""
+    return [(letter, weight) for text, weight in tokens for letter in text.lower() if not letter.isspace()]
 
 
-def of_clip(fused, tokens):
+def clip_letters(fused, tokens):
     names = fused.tokenizer.clip_l.inv_vocab
-    pieces = [(names[token], weight) for chunk in tokens["l"] for token, weight in chunk]
-    return letters(
-        (name.removesuffix("</w>"), weight) for name, weight in pieces if not name.startswith("<|")
-    )
+    named = [(names[token], weight) for chunk in tokens["l"] for token, weight in chunk]
+    return letters((name.removesuffix("</w>"), weight) for name, weight in named if not name.startswith("<|"))
 
 
-def of_llm(fused, tokens):
+def llm_letters(fused, tokens):
     name = fused.fusion.llm.llm.tokenizer.convert_ids_to_tokens
-    pieces = [(name(token).replace("\u2581", " "), weight) for token, weight in tokens["llm4gen"][0]]
-    (template, *read, end) = pieces
+    named = [(name(token).replace("\u2581", " "), weight) for token, weight in tokens["llm4gen"][0]]
+    (template, *text, end) = named
     assert (template, end) == ((" pre", 1.0), ("</s>", 1.0))
-    return letters(read)
+    return letters(text)
 
 
 @pytest.mark.parametrize("text", CASES)
 def test_every_letter_has_the_same_weight_in_both_halves(text, fused):
     tokens = fused.tokenize(text)
-    assert of_llm(fused, tokens) == of_clip(fused, tokens)
+    assert llm_letters(fused, tokens) == clip_letters(fused, tokens)
 
 
 @pytest.mark.parametrize("text", CASES)
-def test_the_tokens_are_those_of_the_plain_sentence(text, fused):
+def test_emphasis_does_not_change_the_llms_tokens(text, fused):
     from llm4gen.nodes.prompt import weighted_text  # noqa: PLC0415
 
     plain = weighted_text(text).text.replace("(", r"\(").replace(")", r"\)")
-    ids, unweighted = ([token for token, _ in fused.tokenize(t)["llm4gen"][0]] for t in (text, plain))
-    assert ids == unweighted
+    ids, plain_ids = ([token for token, _ in fused.tokenize(t)["llm4gen"][0]] for t in (text, plain))
+    assert ids == plain_ids
 
 
-def test_a_token_across_a_weights_border_takes_that_of_its_first_letter(fused):
-    """The tokens are the plain sentence's, and a word's may lie otherwise than the weights."""
+def test_a_token_with_letters_of_two_weights_gets_that_of_its_first_letter(fused):
+    """The plain text is divided into tokens, so a token may begin under one weight and end under another."""
     (_, word, *_) = fused.tokenize("un(believ:1.4)able")["llm4gen"][0]
-    first, *others = of_llm(fused, fused.tokenize("un(believ:1.4)able"))
+    first, *others = llm_letters(fused, fused.tokenize("un(believ:1.4)able"))
     assert first == ("u", 1.0) and {letter for letter, _ in others} <= set("unbelievable")
     assert word == fused.tokenize("unbelievable")["llm4gen"][0][1]
 
 
 @torch.inference_mode()
-def test_weights_of_1_change_no_bit(fused):
+def test_weights_of_1_change_nothing(fused):
     plain = fused.encode("a red cat on a (mat)".replace("(", "").replace(")", ""))
     for text in ("a (red:1.0) cat on a mat", "a (red:1) (cat:1.0) on (a mat:1)"):
         assert torch.equal(fused.encode(text), plain)
 
 
 @torch.inference_mode()
-def test_states_are_scaled_in_their_difference_to_the_empty_prompts(fused):
+def test_a_weight_scales_the_states_difference_from_the_empty_prompts(fused):
     def states(text):
         features = fused.features(fused.tokenize(text)["llm4gen"][0])
         return features.rows.expand(features.states)
 
-    plain, empty, weighed = states("a red cat"), states(""), states("a (red:1.7) cat")
+    plain, empty, weighted = states("a red cat"), states(""), states("a (red:1.7) cat")
     names = fused.fusion.llm.llm.tokenizer.convert_ids_to_tokens
     at = [names(token) for token, _ in fused.tokenize("a red cat")["llm4gen"][0]].index("\u2581red")
-    torch.testing.assert_close(weighed[at], empty[at] + 1.7 * (plain[at] - empty[at]))
-    rest = [position for position in range(256) if position != at]
-    assert torch.equal(weighed[rest], plain[rest])
+    torch.testing.assert_close(weighted[at], empty[at] + 1.7 * (plain[at] - empty[at]))
+    others = [position for position in range(256) if position != at]
+    assert torch.equal(weighted[others], plain[others])
 
 
 @torch.inference_mode()
-def test_disabled_weights_are_words_in_both_halves(fused):
+def test_with_weights_disabled_both_halves_read_the_syntax_as_text(fused):
     tokens = fused.tokenize("a (red:1.3) cat", disable_weights=True)
-    assert of_llm(fused, tokens) == of_clip(fused, tokens)
-    assert {weight for _, weight in of_llm(fused, tokens)} == {1.0}
-    assert "(" in [letter for letter, _ in of_llm(fused, tokens)]
+    assert llm_letters(fused, tokens) == clip_letters(fused, tokens)
+    assert {weight for _, weight in llm_letters(fused, tokens)} == {1.0}
+    assert "(" in [letter for letter, _ in llm_letters(fused, tokens)]

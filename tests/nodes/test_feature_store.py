@@ -1,4 +1,4 @@
-"""What the LLM has read is not read again, and what is remembered stays within its bounds."""
+"""The feature store: each text is encoded once, also across loaders and restarts, within bounds of memory."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from sandbox.server import Server
 from sandbox.standins import CHECKPOINT, ENCODER
 
 
-def test_the_llm_is_not_run_again_for_what_it_has_read(llm, condition, monkeypatch):
+def test_the_llm_does_not_run_again_for_the_same_text(llm, condition, monkeypatch):
     runs = []
     encode = type(llm.llm).encode
     monkeypatch.setattr(type(llm.llm), "encode", lambda *a, **k: runs.append(1) or encode(*a, **k))
@@ -28,57 +28,59 @@ def test_the_llm_is_not_run_again_for_what_it_has_read(llm, condition, monkeypat
     assert len(runs) == 2
 
 
-def test_another_loader_of_the_same_file_reads_nothing_anew_and_loads_nothing(started, llm, adapter):
-    """As when a graph's loader runs again: with every text known, the weights stay on disk."""
+def test_another_loader_of_the_same_file_encodes_nothing_again_and_loads_no_weights(started, llm, adapter):
+    """A workflow's loader may run again: while every text is in the store, the weights stay on disk."""
     ids = llm.llm.tokenize("a fox in the snow", adapter.recipe).ids
-    known = llm.features(ids, adapter.recipe)
+    stored = llm.features(ids, adapter.recipe)
     node = started.ours["LLM4GEN_LoadLLMEncoder"]
     again = in_process.run(node, encoder_name=ENCODER, dtype="fp32")
-    assert again.features(ids, adapter.recipe) is known
+    assert again.features(ids, adapter.recipe) is stored
     assert again.loaded is None and again.patcher is None
     other = in_process.run(node, encoder_name=ENCODER, dtype="bf16")
-    assert not torch.equal(other.features(ids, adapter.recipe).states, known.states)
+    assert not torch.equal(other.features(ids, adapter.recipe).states, stored.states)
 
 
 @pytest.fixture
-def forget(started, monkeypatch):
-    """As a server that was just started."""
+def restart(started, monkeypatch):
+    """Empties the store in memory, as a restart of the server does, and loads the LLM anew."""
     from llm4gen.models.features.store import FeatureStore  # noqa: PLC0415
     from llm4gen.nodes import managed  # noqa: PLC0415
 
-    def forget():
+    def restart():
         store = FeatureStore(managed.FEATURES.folder, managed.FEATURES.move)
         monkeypatch.setattr(managed, "FEATURES", store)
         node = started.ours["LLM4GEN_LoadLLMEncoder"]
         return in_process.run(node, encoder_name=ENCODER, dtype="fp32")
 
-    return forget
+    return restart
 
 
-def test_kept_on_disk_it_is_not_even_loaded_after_a_restart(started, adapter, forget, tmp_path, monkeypatch):
+def test_with_features_on_disk_the_llm_is_not_loaded_after_a_restart(
+    started, adapter, restart, tmp_path, monkeypatch
+):
     folders = started.folders.folder_names_and_paths
     monkeypatch.setitem(folders, "llm4gen_cache", ([str(tmp_path)], set()))
-    llm = forget()
+    llm = restart()
     ids = llm.llm.tokenize("a hare in the field", adapter.recipe).ids
-    read = llm.features(ids, adapter.recipe)
+    encoded = llm.features(ids, adapter.recipe)
     assert llm.loaded and len(list(tmp_path.iterdir())) == 1
 
-    llm = forget()
-    kept = llm.features(ids, adapter.recipe)
+    llm = restart()
+    stored = llm.features(ids, adapter.recipe)
     assert llm.loaded is None
-    assert torch.equal(kept.rows.expand(kept.states), read.rows.expand(read.states))
+    assert torch.equal(stored.rows.expand(stored.states), encoded.rows.expand(encoded.states))
 
     folders.pop("llm4gen_cache")
-    llm = forget()
+    llm = restart()
     llm.features(ids, adapter.recipe)
-    assert llm.loaded, "off unless the user asks for it"
+    assert llm.loaded, "features are stored on disk although the user has not asked for it"
 
 
 COLOURS, THINGS = ("red", "blue", "green", "black", "white"), ("cat", "dog", "tree", "house", "table")
 
 
-def words(number):
-    """Prompts that all differ, of twenty lengths in turn: torch keeps something for each length that it meets."""
+def text_of(number):
+    """Texts that all differ, of twenty lengths in turn, because torch keeps some memory for each length it meets."""
     pairs = [
         f"{COLOURS[number // 5**step % 5]} {THINGS[(number + step) % 5]}" for step in range(3 + number % 20)
     ]
@@ -86,9 +88,9 @@ def words(number):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from Linux's /proc")
-def test_two_hundred_prompts_leave_the_server_as_large_as_twenty(host, tmp_path, monkeypatch):
-    """Without the host's own memory of outputs, which holds as many as there is room for, and with an allocator
-    that gives back at once what is freed, so that what is in use is what is measured."""
+def test_two_hundred_prompts_take_no_more_memory_than_twenty(host, tmp_path, monkeypatch):
+    """The server uses ComfyUI's classic cache of outputs, because the default one grows while there is room, and an
+    allocator that returns freed memory at once, so that the test measures memory in use."""
     for name in ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"):
         monkeypatch.setenv(name, "65536")
     for folder in ("text_encoders", "llm4gen"):
@@ -99,7 +101,7 @@ def test_two_hundred_prompts_leave_the_server_as_large_as_twenty(host, tmp_path,
     save_file(tiny.adapter_tensors(clip=768, llm=32), tmp_path / "models" / "llm4gen" / "t5.safetensors")
 
     def prompt(number):
-        inputs = {"clip": ["1", 1], "llm": ["2", 0], "adapter": ["3", 0], "text": words(number)}
+        inputs = {"clip": ["1", 1], "llm": ["2", 0], "adapter": ["3", 0], "text": text_of(number)}
         return {
             "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
             "2": {"class_type": "LLM4GEN_LoadLLMEncoder", "inputs": {"encoder_name": "t5.safetensors"}},
@@ -108,14 +110,14 @@ def test_two_hundred_prompts_leave_the_server_as_large_as_twenty(host, tmp_path,
             "5": {"class_type": "PreviewAny", "inputs": {"source": ["4", 0]}},
         }
 
-    held = []
-    places, arguments = [make_standins(host), tmp_path / "models"], ["--cache-classic"]
-    with Server(host, tmp_path / "server", places, arguments=arguments) as server:
+    sizes = []
+    folders, arguments = [make_standins(host), tmp_path / "models"], ["--cache-classic"]
+    with Server(host, tmp_path / "server", folders, arguments=arguments) as server:
         client = Client(server.url)
         for number in range(200):
             client.run(prompt(number))
             status = Path(f"/proc/{server.pid}/status").read_text(encoding="utf-8")
-            held.append(int(re.search(r"RssAnon:\s+(\d+)", status)[1]))
-    assert len({words(number) for number in range(200)}) == 200
-    # It breathes: the least of some is what stays.
-    assert min(held[-5:]) <= 1.02 * min(held[15:20])
+            sizes.append(int(re.search(r"RssAnon:\s+(\d+)", status)[1]))
+    assert len({text_of(number) for number in range(200)}) == 200
+    # Memory rises and falls, so the lowest of five measurements counts.
+    assert min(sizes[-5:]) <= 1.02 * min(sizes[15:20])

@@ -1,4 +1,4 @@
-"""Where weights are listed and found, on the host's own folder list."""
+"""Model files are listed and found in the folders that ComfyUI has for them."""
 
 import os
 
@@ -14,9 +14,9 @@ def put(tmp_path, name):
     return path
 
 
-def test_the_default_place_is_the_hosts_models_folder():
-    host = in_process.start()
-    assert os.path.join(host.folders.models_dir, "llm4gen") in host.folders.get_folder_paths("llm4gen")
+def test_the_default_folder_lies_in_comfyuis_models_folder():
+    folders = in_process.start().folders
+    assert os.path.join(folders.models_dir, "llm4gen") in folders.get_folder_paths("llm4gen")
 
 
 def test_files_subfolders_and_model_folders_are_listed_once(place, tmp_path):
@@ -36,12 +36,12 @@ def test_a_workflow_from_windows_finds_its_files(place, tmp_path):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="a file name cannot hold a backslash on Windows")
-def test_a_backslash_in_a_files_name_is_its_own(place, tmp_path):
+def test_a_backslash_may_be_part_of_a_files_name(place, tmp_path):
     path = put(tmp_path, "one/llm4gen/a\\b.pth")
     assert place.resolve("llm4gen", *place.choices("llm4gen")) == path
 
 
-def test_the_first_place_wins(place, tmp_path):
+def test_of_equal_names_the_file_in_the_first_folder_is_used(place, tmp_path):
     first, _ = put(tmp_path, "one/llm4gen/p.pth"), put(tmp_path, "two/llm4gen/p.pth")
     assert place.resolve("llm4gen", "p.pth") == first
     for name in ("one/text_encoders/t5/model.safetensors", "two/text_encoders/t5/pytorch_model.bin"):
@@ -50,7 +50,7 @@ def test_the_first_place_wins(place, tmp_path):
     assert place.resolve("text_encoders", "t5") == tmp_path / "one/text_encoders/t5"
 
 
-def test_a_new_file_appears(place, tmp_path):
+def test_a_new_file_is_listed_in_place_of_the_advice(place, tmp_path):
     (advice,) = place.choices("llm4gen")
     assert "projector.pth" in advice and "models/llm4gen" in advice
     put(tmp_path, "one/llm4gen/p.pth")
@@ -60,7 +60,7 @@ def test_a_new_file_appears(place, tmp_path):
 @pytest.mark.parametrize(
     "name", ["", ".", "..", "../secret.pth", "sub/../../secret.pth", "/etc/passwd", "a\0b", "C:\\x", 5]
 )
-def test_a_name_cannot_leave_the_folders(name, place, tmp_path):
+def test_a_name_that_leaves_the_folders_is_refused(name, place, tmp_path):
     from llm4gen.models.errors import MissingFile  # noqa: PLC0415
 
     put(tmp_path, "one/secret.pth")
@@ -71,7 +71,7 @@ def test_a_name_cannot_leave_the_folders(name, place, tmp_path):
         place.resolve("llm4gen", str(tmp_path / "one/secret.pth"))
 
 
-def test_a_swapped_file_has_another_fingerprint(place, tmp_path):
+def test_a_changed_file_has_another_fingerprint(place, tmp_path):
     path = put(tmp_path, "one/llm4gen/p.pth")
     before = place.fingerprint("llm4gen", "p.pth")
     assert place.fingerprint("llm4gen", "p.pth") == before
@@ -80,17 +80,17 @@ def test_a_swapped_file_has_another_fingerprint(place, tmp_path):
     assert place.fingerprint("llm4gen", "gone.pth") == "gone.pth"
 
 
-def test_a_name_that_comes_over_a_wire_keeps_the_node_cached(place):
-    """ComfyUI asks for its fingerprint before it is known, and takes any error as: always run again."""
+def test_a_loader_with_a_connected_name_stays_cached(place):
+    """ComfyUI asks for the fingerprint before the name is known; after an error it would run the node every time."""
     for node, name in (
         ("LLM4GEN_LoadLLMEncoder", "encoder_name"),
         ("LLM4GEN_LoadCrossAdapter", "adapter_name"),
     ):
-        ours = in_process.start().ours[node]
-        assert ours.fingerprint_inputs(**{name: None}) == ours.fingerprint_inputs(**{name: None})
+        loader = in_process.start().ours[node]
+        assert loader.fingerprint_inputs(**{name: None}) == loader.fingerprint_inputs(**{name: None})
 
 
-def test_a_swapped_shard_is_noticed_too(place, tmp_path):
+def test_a_changed_shard_gives_the_folder_another_fingerprint(place, tmp_path):
     put(tmp_path, "one/text_encoders/t5/config.json")
     shard = put(tmp_path, "one/text_encoders/t5/model-1.safetensors")
     before = place.fingerprint("text_encoders", "t5")
@@ -98,12 +98,12 @@ def test_a_swapped_shard_is_noticed_too(place, tmp_path):
     assert place.fingerprint("text_encoders", "t5") != before
 
 
-def test_only_a_folder_of_its_own_may_hold_an_encoders_tokenizer(place, tmp_path):
+def test_an_encoders_tokenizer_is_looked_for_only_in_its_own_folder(place, tmp_path):
     shared = put(tmp_path, "one/text_encoders/a.safetensors")
     assert place.tokenizer_folder(shared) is None
     own = put(tmp_path, "one/text_encoders/t5/a.safetensors")
     assert place.tokenizer_folder(own) == own.parent == place.tokenizer_folder(own.parent)
 
 
-def test_the_hosts_t5_tokenizer_is_there(place):
+def test_comfyuis_t5_tokenizer_exists(place):
     assert (place.host_t5_tokenizer() / "tokenizer.json").is_file()

@@ -1,4 +1,4 @@
-"""`.gguf` LLMs in the host: listed for our node alone, read under its memory management, fused."""
+"""LLMs in `.gguf` files in ComfyUI: only our loader lists them, and they run under ComfyUI's memory management."""
 
 import shutil
 
@@ -19,13 +19,13 @@ SIZES = {"d_model": 64, "d_kv": 16, "d_ff": 128}
 
 @pytest.fixture(scope="module")
 def models(started, tmp_path_factory):
-    """A tiny T5, quantised, the numbers in it as safetensors, and an adapter for it."""
+    """A tiny quantised T5, its dequantised weights as safetensors, and an adapter for it."""
     models = tmp_path_factory.mktemp("gguf")
     own = models / "text_encoders" / "own"
     own.mkdir(parents=True)
     write_t5(models / "text_encoders" / "t5-Q8_0.gguf", tiny.t5_encoder(**SIZES), Kind.Q8_0)
-    numbers = tiny.rankgen_tensors(expanded(tiny.t5_encoder(**SIZES), Kind.Q8_0))
-    save_file(numbers, models / "text_encoders" / "t5-numbers.safetensors")
+    dequantised = tiny.rankgen_tensors(expanded(tiny.t5_encoder(**SIZES), Kind.Q8_0))
+    save_file(dequantised, models / "text_encoders" / "t5-dequantised.safetensors")
     (models / "llm4gen").mkdir()
     save_file(tiny.adapter_tensors(clip=768, llm=64), models / "llm4gen" / "gguf-adapter.safetensors")
     in_process.use_models(started.folders, models)
@@ -53,15 +53,15 @@ def options(node, name):
     return next(entry for entry in node.define_schema().inputs if entry.id == name).options
 
 
-def test_it_is_listed_for_our_encoder_and_for_nothing_else(started, models):
+def test_a_gguf_file_is_listed_by_our_encoder_loader_only(started, models):
     shutil.copy(models / "text_encoders" / "t5-Q8_0.gguf", models / "llm4gen" / "t5-Q8_0.gguf")
     assert "t5-Q8_0.gguf" in options(started.ours["LLM4GEN_LoadLLMEncoder"], "encoder_name")
     assert "t5-Q8_0.gguf" not in options(started.ours["LLM4GEN_LoadCrossAdapter"], "adapter_name")
     core = started.core.CLIPLoader.INPUT_TYPES()["required"]["clip_name"][0]
-    assert "t5-numbers.safetensors" in core and "t5-Q8_0.gguf" not in core
+    assert "t5-dequantised.safetensors" in core and "t5-Q8_0.gguf" not in core
 
 
-def test_files_of_one_folder_are_models_of_their_own(started, models):
+def test_each_gguf_file_of_a_folder_is_listed_by_itself(started, models):
     own = models / "text_encoders" / "own"
     for name in ("a-Q4_0.gguf", "a-Q8_0.GGUF", "config.json"):
         (own / name).write_bytes(b"x")
@@ -69,49 +69,49 @@ def test_files_of_one_folder_are_models_of_their_own(started, models):
     assert {"own/a-Q4_0.gguf", "own/a-Q8_0.GGUF"} <= set(listed) and "own" not in listed
 
 
-def test_its_conditioning_is_that_of_the_numbers_in_it(load, gguf_adapter, condition):
-    (((found, _),), ((truth, _),)) = (
+def test_the_conditioning_equals_that_of_the_dequantised_weights(load, gguf_adapter, condition):
+    (((found, _),), ((expected, _),)) = (
         condition(SHORT, llm=load(name), adapter=gguf_adapter)
-        for name in ("t5-Q8_0.gguf", "t5-numbers.safetensors")
+        for name in ("t5-Q8_0.gguf", "t5-dequantised.safetensors")
     )
-    assert torch.equal(found[:, :77], truth[:, :77]) and found.shape == (1, 333, 768)
-    assert relative_error(found[:, 77:], truth[:, 77:]) <= 1e-5
+    assert torch.equal(found[:, :77], expected[:, :77]) and found.shape == (1, 333, 768)
+    assert relative_error(found[:, 77:], expected[:, 77:]) <= 1e-5
 
 
 @pytest.mark.parametrize("dtype", ["auto", "bf16", "fp16", "fp8"])
-def test_every_dtype_leaves_the_weights_as_they_are_and_stays_close(dtype, load, gguf_adapter):
+def test_every_dtype_leaves_the_weights_quantised_and_the_states_close(dtype, load, gguf_adapter):
     llm = load(dtype=dtype)
     assert relative_error(states(llm, gguf_adapter), states(load(), gguf_adapter)) <= 2e-2
     assert llm.load(3).model.blocks[0].attention.query.matrix.encoding is Kind.Q8_0
 
 
-def test_streamed_or_late_layers_give_the_same_states_and_the_host_takes_them_back(
+def test_streamed_or_late_layers_give_the_same_states_and_comfyui_can_unload_them(
     load, gguf_adapter, monkeypatch
 ):
     import comfy.memory_management  # noqa: PLC0415
     import comfy.model_management as management  # noqa: PLC0415
 
     llm = load()
-    whole = states(llm, gguf_adapter)
+    expected = states(llm, gguf_adapter)
     assert llm.patcher in management.loaded_models()
     management.free_memory(1e30, llm.patcher.load_device)
     assert llm.patcher not in management.loaded_models() and llm.patcher.loaded_size() == 0
 
-    hosted = llm.load(3)
+    managed = llm.load(3)
     with monkeypatch.context() as patch:
-        patch.setattr(hosted, "ready", lambda: hosted.patcher.load_device)
-        hosted.patcher.patch_model(hosted.patcher.load_device, lowvram_model_memory=1)
-        assert hosted.patcher.model.model_lowvram
-        assert torch.equal(states(llm, gguf_adapter), whole)
+        patch.setattr(managed, "ready", lambda: managed.patcher.load_device)
+        managed.patcher.patch_model(managed.patcher.load_device, lowvram_model_memory=1)
+        assert managed.patcher.model.model_lowvram
+        assert torch.equal(states(llm, gguf_adapter), expected)
 
     late = load()
     with monkeypatch.context() as patch:
         patch.setattr(comfy.memory_management, "aimdo_enabled", True)
         late.load(3)
-    assert torch.equal(states(late, gguf_adapter), whole)
+    assert torch.equal(states(late, gguf_adapter), expected)
 
 
-def test_its_tokenizer_is_the_hosts_or_that_of_its_own_folder(started, models, load):
+def test_the_tokenizer_is_comfyuis_or_the_one_in_the_files_own_folder(started, models, load):
     assert len(load().llm.tokenizer) == 32100
     own = models / "text_encoders" / "tokenized"
     shutil.copytree(T5_TOKENIZER, own)

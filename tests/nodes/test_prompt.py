@@ -1,4 +1,4 @@
-"""What the LLM reads of a prompt in ComfyUI's syntax."""
+"""The LLM reads a prompt without ComfyUI's syntax."""
 
 import pytest
 
@@ -14,7 +14,7 @@ def weighted_text():
 
 
 @pytest.mark.parametrize(
-    ("text", "words"),
+    ("prompt", "text"),
     [
         ("", ""),
         ("a red cat", "a red cat"),
@@ -25,7 +25,7 @@ def weighted_text():
         (r"a cat \(sitting\)", "a cat (sitting)"),
         (r"(a cat \(sitting\):1.2)", "a cat (sitting)"),
         ("ratio 16:9, 10:30", "ratio 16:9, 10:30"),
-        ("(ratio 16:9)", "ratio 16"),  # as CLIP: what follows the last colon is a weight if it is a number
+        ("(ratio 16:9)", "ratio 16"),  # as for CLIP: a number after the last colon is a weight
         ("a (red cat", "a (red cat"),
         ("a red) cat", "a red) cat"),
         ("[brown] {vase}", "[brown] {vase}"),
@@ -41,7 +41,7 @@ def weighted_text():
         ("青い(羊:1.4) 🐑", "青い羊 🐑"),
     ],
 )
-def test_words_without_syntax(text, words, weighted_text):
-    read = weighted_text(text)
-    assert read.text == words
-    assert len(read.weights) == len(words)
+def test_emphasis_and_embeddings_are_removed_from_the_text(prompt, text, weighted_text):
+    found = weighted_text(prompt)
+    assert found.text == text
+    assert len(found.weights) == len(text)

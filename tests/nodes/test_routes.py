@@ -1,4 +1,4 @@
-"""What the pack's pages ask the server: how long a prompt is in either half, and what is there."""
+"""The server's routes for the pack's pages: a token counter for both halves, and a report of the model files."""
 
 import asyncio
 import http.client
@@ -23,7 +23,7 @@ from gguf_files import make, own_tokenizer, write_decoder, write_t5
 from sandbox.standins import ADAPTER, ENCODER
 
 JSON = {"Content-Type": "application/json"}
-ASKED = {"text": "a cat", "llm_text": None, "encoder": None, "adapter": None}
+REQUEST = {"text": "a cat", "llm_text": None, "encoder": None, "adapter": None}
 PLAIN = [
     "",
     "a red cat",
@@ -59,15 +59,11 @@ def inventory(started):
     return inventory
 
 
-def squeezed(text):
-    return re.sub(r"\s", "", text).casefold()
-
-
-# Counting, beside the nodes' own tokenizing
+# Counting, compared with what the nodes' tokenizers count
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
-def test_clips_tokens_are_the_nodes(text, meter, clip, fused):
+def test_the_count_for_clip_equals_the_nodes(text, meter, clip, fused):
     chunks = clip.tokenize(text, True)["l"]
     counted = meter.count(text, None, ENCODER, ADAPTER)["clip"]
     assert (counted["tokens"], counted["limit"]) == (
@@ -79,57 +75,57 @@ def test_clips_tokens_are_the_nodes(text, meter, clip, fused):
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
-def test_the_llms_tokens_are_the_nodes(text, meter, fused, llm, adapter):
+def test_the_count_for_the_llm_equals_the_nodes(text, meter, fused, llm, adapter):
     counted = meter.count(text, None, ENCODER, ADAPTER)["llm"]
     (pairs,) = fused.tokenize(text)["llm4gen"]
-    words = meter.weighted_text(text).text
-    whole = llm.llm.tokenize(words, replace(adapter.recipe, tokens=8192))
-    assert (counted["tokens"], counted["limit"]) == (len(whole.ids), 256)
+    plain = meter.weighted_text(text).text
+    uncut = llm.llm.tokenize(plain, replace(adapter.recipe, tokens=8192))
+    assert (counted["tokens"], counted["limit"]) == (len(uncut.ids), 256)
     assert min(counted["tokens"], 256) == len(pairs)
-    assert bool(counted["cut"]) == (llm.llm.tokenize(words, adapter.recipe).dropped > 0)
+    assert bool(counted["cut"]) == (llm.llm.tokenize(plain, adapter.recipe).dropped > 0)
 
 
 @pytest.mark.parametrize("text", PLAIN, ids=range(len(PLAIN)))
-def test_what_is_cut_is_the_end_and_what_is_left_fits(text, meter):
-    words = meter.weighted_text(text).text.rstrip()
+def test_the_end_is_cut_and_the_rest_fits(text, meter):
+    plain = meter.weighted_text(text).text.rstrip()
     for half, counted in meter.count(text, None, None, None).items():
         cut = counted["cut"]
-        assert words.endswith(cut)
-        left = meter.count(words[: len(words) - len(cut)], None, None, None)[half]
-        assert left["cut"] == "" and left["tokens"] <= counted["tokens"]
-        if len(set(words.split())) == 1 and cut and half == "clip":  # a word is a token
-            assert left["tokens"] == 75 or len(words) == 3000
+        assert plain.endswith(cut)
+        rest = meter.count(plain[: len(plain) - len(cut)], None, None, None)[half]
+        assert rest["cut"] == "" and rest["tokens"] <= counted["tokens"]
+        if len(set(plain.split())) == 1 and cut and half == "clip":  # each word is one token
+            assert rest["tokens"] == 75 or len(plain) == 3000
 
 
-def test_a_letter_of_several_tokens_is_never_cut_in_two(meter):
+def test_a_cut_never_divides_the_tokens_of_one_letter(meter):
     for number in range(3):
         text = "a" * number + " " + "青い羊と茶色の花瓶" * 30
         cut = meter.count(text, None, None, None)["clip"]["cut"]
         assert cut and text.endswith(cut)
 
 
-def test_vectors_that_are_cut_are_told_though_they_are_no_words(meter):
+def test_a_textual_inversion_that_is_cut_is_reported_by_a_label(meter):
     counted = meter.count("word " * 74 + "embedding:routes-mark", None, None, None)["clip"]
     assert (counted["tokens"], counted["cut"]) == (79, "(embedding)")
 
 
-def test_the_llm_may_be_given_other_words(meter):
+def test_the_llm_may_get_another_text(meter):
     one, other = (meter.count(text, None, None, None) for text in ("a cat", "word " * 300))
     assert meter.count("a cat", "word " * 300, None, None) == {"clip": one["clip"], "llm": other["llm"]}
 
 
 def word_tokenizer(folder, words):
-    """A tokenizer with a piece for each word, and 64 in all."""
-    pieces = {word: number for number, word in enumerate([*words, *map(str, range(64 - len(words)))])}
-    tokenizer = Tokenizer(models.WordLevel(pieces, unk_token="0"))
+    """Writes a tokenizer of 64 tokens, one of them for each of the words."""
+    vocabulary = {word: number for number, word in enumerate([*words, *map(str, range(64 - len(words)))])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.save(str(folder / "tokenizer.json"))
-    kind = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(kind), encoding="utf-8")
+    config = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
 
 
 def own_encoder(tmp_path, name, *words):
-    """An encoder with a tokenizer of its own: its folder."""
+    """Writes an encoder with its own tokenizer, and returns their folder."""
     folder = tmp_path / "one" / "text_encoders" / name
     folder.mkdir()
     save_file(tiny.rankgen_tensors(tiny.t5_encoder(vocab_size=64)), folder / "t5.safetensors")
@@ -137,7 +133,7 @@ def own_encoder(tmp_path, name, *words):
     return folder
 
 
-def test_an_encoders_own_tokenizer_counts_for_an_adapters_own_recipe(place, tmp_path, started, meter):
+def test_the_encoders_tokenizer_and_the_adapters_recipe_decide_on_the_count(place, tmp_path, started, meter):
     own_encoder(tmp_path, "own", "a", "photorealistic", "cat", "<user>", "<assistant>")
     recipe = {"llm4gen": json.dumps({"template": "<user> {text} <assistant>", "tokens": 8, "heads": 4})}
     save_file(tiny.adapter_tensors(clip=768), tmp_path / "two" / "llm4gen" / "own.safetensors", recipe)
@@ -150,24 +146,24 @@ def test_an_encoders_own_tokenizer_counts_for_an_adapters_own_recipe(place, tmp_
     assert longer == {"tokens": 11, "limit": 8, "cut": "photorealistic cat"}
 
 
-def test_a_tokenizer_is_opened_once_until_its_files_change(place, tmp_path, meter, monkeypatch):
-    own = own_encoder(tmp_path, "own", "cat")
+def test_a_tokenizer_is_opened_again_only_when_its_files_change(place, tmp_path, meter, monkeypatch):
+    folder = own_encoder(tmp_path, "own", "cat")
     opened, open_one = [], meter.TOKENIZERS.read
     monkeypatch.setattr(meter.TOKENIZERS, "read", lambda path: opened.append(path) or open_one(path))
     for _ in range(3):
         assert meter.count("cat dog", None, "own/t5.safetensors", None)["llm"]["tokens"] == 3
-    assert opened == [own / "t5.safetensors"]
-    word_tokenizer(own, ["longer", "words", "here"])
+    assert opened == [folder / "t5.safetensors"]
+    word_tokenizer(folder, ["longer", "words", "here"])
     meter.count("cat dog", None, "own/t5.safetensors", None)
-    assert opened == [own / "t5.safetensors"] * 2
+    assert opened == [folder / "t5.safetensors"] * 2
 
 
-def test_few_tokenizers_are_kept(place, tmp_path, meter):
+def test_the_number_of_cached_tokenizers_is_limited(place, tmp_path, meter):
     for number in range(meter.TOKENIZERS.limit + 2):
-        own = own_encoder(tmp_path, f"own-{number}", "cat")
-        meter.count("a cat", None, f"{own.name}/t5.safetensors", None)
+        folder = own_encoder(tmp_path, f"own-{number}", "cat")
+        meter.count("a cat", None, f"{folder.name}/t5.safetensors", None)
         assert (
-            own / "t5.safetensors" in meter.TOKENIZERS.entries
+            folder / "t5.safetensors" in meter.TOKENIZERS.entries
             and len(meter.TOKENIZERS.entries) <= meter.TOKENIZERS.limit
         )
 
@@ -176,30 +172,32 @@ def test_few_tokenizers_are_kept(place, tmp_path, meter):
     "name",
     [None, "gone.safetensors", "", "..", "../../secret", "/etc/passwd", "C:\\x", "\\\\host\\share", "a\0b"],
 )
-def test_a_name_that_is_not_listed_counts_as_published(name, place, tmp_path, meter):
+def test_for_a_name_that_is_not_listed_the_published_file_is_assumed(name, place, tmp_path, meter):
     (tmp_path / "secret").write_bytes(b"x")
     assert meter.count("a cat", None, name, name) == meter.count("a cat", None, None, None)
 
 
-def test_what_cannot_be_read_counts_as_published_and_is_told_without_a_path(place, tmp_path, meter):
+def test_for_an_unreadable_file_the_published_one_is_assumed_with_a_note_without_a_path(
+    place, tmp_path, meter
+):
     folder = tmp_path / "one" / "text_encoders" / "of its own"
     folder.mkdir()
     save_file(tiny.rankgen_tensors(tiny.t5_encoder()), folder / "t5.safetensors")
     (folder / "tokenizer.json").write_text("{", encoding="utf-8")
     (tmp_path / "one" / "llm4gen" / "cut.pth").write_bytes(b"PK")
-    plain = meter.count("a cat", None, None, None)
+    published = meter.count("a cat", None, None, None)
     counted = meter.count("a cat", None, "of its own/t5.safetensors", "cut.pth")
     note = counted.pop("note")
-    assert counted == plain
+    assert counted == published
     assert "of its own cannot be read" in note and "cut.pth is refused" in note
     assert not re.search(r"pytest|tmp|one[/\\]", note)
 
 
-HALF = ["embedding:", "a cat embedding: ", "(" * 2000 + "a" + ")" * 2000]  # of a syntax
+INCOMPLETE = ["embedding:", "a cat embedding: ", "(" * 2000 + "a" + ")" * 2000]  # texts that ComfyUI fails at
 
 
-@pytest.mark.parametrize("text", HALF, ids=["embedding", "words", "parentheses"])
-def test_what_the_host_fails_at_is_told(text, meter, clip):
+@pytest.mark.parametrize("text", INCOMPLETE, ids=["embedding", "text-and-embedding", "parentheses"])
+def test_a_text_that_comfyui_fails_at_is_an_error_that_says_so(text, meter, clip):
     from llm4gen.models.errors import UnreadableText  # noqa: PLC0415
 
     with pytest.raises((IndexError, RecursionError)):
@@ -208,51 +206,53 @@ def test_what_the_host_fails_at_is_told(text, meter, clip):
         meter.count(text, None, None, None)
 
 
-# What is there
+# The report of model files
 
 
 @pytest.fixture
 def mixture(place, tmp_path):
-    """Of all kinds."""
-    ours, theirs = tmp_path / "one" / "text_encoders", tmp_path / "one" / "llm4gen"
-    save_file(tiny.rankgen_tensors(tiny.t5_encoder()), ours / "t5.safetensors")
-    save_file(tiny.rankgen_tensors(tiny.t5_encoder(vocab_size=4000)), ours / "other-words.safetensors")
-    save_file({"text_model.embeddings.weight": torch.zeros(4, 4)}, ours / "clip_l.safetensors")
-    (ours / "cut.bin").write_bytes(b"PK")
-    (ours / "cut.gguf").write_bytes(b"GGUF")
-    write_t5(ours / "small.gguf", tiny.t5_encoder(d_model=64, d_kv=16, d_ff=128))
-    save_file(tiny.adapter_tensors(clip=768, llm=32), theirs / "fits.safetensors")
-    torch.save(tiny.adapter_tensors(clip=768, llm=2048), theirs / "wide.pth")
+    """Model folders with encoders and adapters of every kind, good and bad."""
+    encoders, adapters = tmp_path / "one" / "text_encoders", tmp_path / "one" / "llm4gen"
+    save_file(tiny.rankgen_tensors(tiny.t5_encoder()), encoders / "t5.safetensors")
+    save_file(
+        tiny.rankgen_tensors(tiny.t5_encoder(vocab_size=4000)), encoders / "other-vocabulary.safetensors"
+    )
+    save_file({"text_model.embeddings.weight": torch.zeros(4, 4)}, encoders / "clip_l.safetensors")
+    (encoders / "cut.bin").write_bytes(b"PK")
+    (encoders / "cut.gguf").write_bytes(b"GGUF")
+    write_t5(encoders / "small.gguf", tiny.t5_encoder(d_model=64, d_kv=16, d_ff=128))
+    save_file(tiny.adapter_tensors(clip=768, llm=32), adapters / "fits.safetensors")
+    torch.save(tiny.adapter_tensors(clip=768, llm=2048), adapters / "wide.pth")
     deep = {"llm4gen": json.dumps({"layer": 4})}
-    save_file(tiny.adapter_tensors(clip=768, llm=32), theirs / "deep.safetensors", deep)
-    save_file(tiny.adapter_tensors(clip=768), theirs / "odd.safetensors", {"llm4gen": "{"})
+    save_file(tiny.adapter_tensors(clip=768, llm=32), adapters / "deep.safetensors", deep)
+    save_file(tiny.adapter_tensors(clip=768), adapters / "odd.safetensors", {"llm4gen": "{"})
     return place
 
 
-def test_the_report_says_what_is_there_and_what_fits(mixture, tmp_path, inventory):
-    told = inventory.inventory()
-    json.dumps(told)
-    encoders = {entry["name"]: entry for entry in told["encoders"]}
-    sizes = {name: (one["kind"], one["width"], one["layers"], one["dtype"]) for name, one in encoders.items()}
-    nothing = ("other", None, None, None)
-    assert sizes == {
+def test_the_report_lists_the_files_and_which_fit_together(mixture, tmp_path, inventory):
+    report = inventory.inventory()
+    json.dumps(report)
+    encoders = {entry["name"]: entry for entry in report["encoders"]}
+    found = {name: (one["kind"], one["width"], one["layers"], one["dtype"]) for name, one in encoders.items()}
+    other = ("other", None, None, None)
+    assert found == {
         "t5.safetensors": ("t5", 32, 3, "fp32"),
-        "other-words.safetensors": ("t5", 32, 3, "fp32"),
+        "other-vocabulary.safetensors": ("t5", 32, 3, "fp32"),
         "small.gguf": ("t5", 64, 3, "F32"),
-        "clip_l.safetensors": nothing,
-        "cut.bin": nothing,
-        "cut.gguf": nothing,
+        "clip_l.safetensors": other,
+        "cut.bin": other,
+        "cut.gguf": other,
     }
-    wrong = {name for name, one in encoders.items() if one["error"]}
-    assert wrong == {"other-words.safetensors", "cut.bin", "cut.gguf"}
+    bad = {name for name, one in encoders.items() if one["error"]}
+    assert bad == {"other-vocabulary.safetensors", "cut.bin", "cut.gguf"}
     assert [name for name, one in encoders.items() if one["reason"]] == ["clip_l.safetensors"]
     assert encoders["clip_l.safetensors"]["reason"].startswith(
         "clip_l.safetensors does not hold a T5 encoder"
     )
-    assert "32100 tokens, but the encoder has 4000" in encoders["other-words.safetensors"]["error"]
+    assert "32100 tokens, but the encoder has 4000" in encoders["other-vocabulary.safetensors"]["error"]
     assert encoders["t5.safetensors"]["tokenizer"] == "ComfyUI's"
 
-    adapters = {entry["name"]: entry for entry in told["adapters"]}
+    adapters = {entry["name"]: entry for entry in report["adapters"]}
     assert {name: (one["clip_width"], one["llm_width"]) for name, one in adapters.items()} == {
         "fits.safetensors": (768, 32),
         "wide.pth": (768, 2048),
@@ -265,29 +265,29 @@ def test_the_report_says_what_is_there_and_what_fits(mixture, tmp_path, inventor
     )
     assert adapters["wide.pth"]["recipe"]["template"] == "pre {text}"
 
-    fitting = {(pair["encoder"], pair["adapter"]) for pair in told["pairs"] if pair["fits"]}
+    fitting = {(pair["encoder"], pair["adapter"]) for pair in report["pairs"] if pair["fits"]}
     assert fitting == {
         ("t5.safetensors", "fits.safetensors"),
-        ("other-words.safetensors", "fits.safetensors"),
+        ("other-vocabulary.safetensors", "fits.safetensors"),
     }
-    assert len(told["pairs"]) == 3 * 3, "of what is known alone"
-    assert told["advice"] == {key: mixture.ADVICE[key] for key in ("text_encoders", "llm4gen")}
-    assert re.fullmatch(r"\d+\.\d+\.\d+", told["version"])
+    assert len(report["pairs"]) == 3 * 3, "only files of known width are paired"
+    assert report["advice"] == {key: mixture.ADVICE[key] for key in ("text_encoders", "llm4gen")}
+    assert re.fullmatch(r"\d+\.\d+\.\d+", report["version"])
 
 
-def test_the_report_names_no_folder_of_the_machine(mixture, tmp_path, inventory):
+def test_the_report_holds_no_folder_names_of_the_machine(mixture, tmp_path, inventory):
     from llm4gen.nodes.tokenizers import open_tokenizer  # noqa: PLC0415
 
-    own = own_encoder(tmp_path, "of its own")
-    (own / "tokenizer.json").write_text("{", encoding="utf-8")
-    assert str(own) in open_tokenizer(own / "t5.safetensors").error
-    told = json.dumps(inventory.inventory())
-    assert "The tokenizer in of its own cannot be read" in told
-    assert not re.search(r"pytest|/tmp|one[/\\]", told)
+    folder = own_encoder(tmp_path, "of its own")
+    (folder / "tokenizer.json").write_text("{", encoding="utf-8")
+    assert str(folder) in open_tokenizer(folder / "t5.safetensors").error
+    report = json.dumps(inventory.inventory())
+    assert "The tokenizer in of its own cannot be read" in report
+    assert not re.search(r"pytest|/tmp|one[/\\]", report)
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("message", "shown"),
     [
         ("The tokenizer in {0}/one/text_encoders/a b/c is", "The tokenizer in a b/c is"),
         ("OSError: '/home/somebody/x/config.json' is", "OSError: 'config.json' is"),
@@ -296,21 +296,21 @@ def test_the_report_names_no_folder_of_the_machine(mixture, tmp_path, inventory)
         ("put it in ComfyUI/models/llm4gen, and/or 1 / 2", "put it in ComfyUI/models/llm4gen, and/or 1 / 2"),
     ],
 )
-def test_a_message_for_other_eyes_keeps_names_alone(said, told, place, tmp_path):
-    assert place.without_folders(said.format(tmp_path)) == told
+def test_a_message_for_a_page_keeps_file_names_without_their_folders(message, shown, place, tmp_path):
+    assert place.without_folders(message.format(tmp_path)) == shown
 
 
-def test_a_file_is_looked_at_once_until_it_changes(mixture, tmp_path, inventory, monkeypatch):
-    seen = []
-    for memory in (inventory.ENCODERS, inventory.ADAPTERS):
-        read = memory.read
-        monkeypatch.setattr(memory, "read", lambda path, read=read: seen.append(path.name) or read(path))
+def test_a_file_is_examined_again_only_when_it_changes(mixture, tmp_path, inventory, monkeypatch):
+    examined = []
+    for cache in (inventory.ENCODERS, inventory.ADAPTERS):
+        read = cache.read
+        monkeypatch.setattr(cache, "read", lambda path, read=read: examined.append(path.name) or read(path))
     first = inventory.inventory()
-    assert len(seen) == 10 and inventory.inventory() == first
-    assert len(seen) == 10
+    assert len(examined) == 10 and inventory.inventory() == first
+    assert len(examined) == 10
     save_file(tiny.adapter_tensors(clip=768, llm=64), tmp_path / "one" / "llm4gen" / "fits.safetensors")
     inventory.inventory()
-    assert seen[10:] == ["fits.safetensors"]
+    assert examined[10:] == ["fits.safetensors"]
 
 
 def test_a_large_file_without_a_header_is_not_read(place, tmp_path, inventory, monkeypatch):
@@ -334,10 +334,10 @@ def send(server):
     def send(method, path, body=None, headers=JSON):
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
         connection.request(method, path, body, headers)
-        answer = connection.getresponse()
-        read = answer.read()
+        response = connection.getresponse()
+        content = response.read()
         connection.close()
-        return answer.status, json.loads(read) if read else None
+        return response.status, json.loads(content) if content else None
 
     return send
 
@@ -345,19 +345,21 @@ def send(server):
 @pytest.mark.floor
 @pytest.mark.parametrize("prefix", ["", "/api"])
 def test_the_server_counts_and_reports(prefix, send):
-    status, counted = send("POST", f"{prefix}/llm4gen/tokens", json.dumps(ASKED | {"text": "cat " * 100}))
+    status, counted = send("POST", f"{prefix}/llm4gen/tokens", json.dumps(REQUEST | {"text": "cat " * 100}))
     assert status == 200 and counted.keys() == {"clip", "llm"}
     assert (counted["clip"]["tokens"], counted["clip"]["cut"]) == (100, ("cat " * 25).strip())
     assert counted["llm"]["limit"] == 256 and counted["llm"]["cut"] == ""
-    status, told = send("GET", f"{prefix}/llm4gen/report")
-    assert status == 200 and told.keys() == {"encoders", "adapters", "pairs", "advice", "version"}
-    (fitting,) = [pair for pair in told["pairs"] if pair["encoder"] == ENCODER and pair["adapter"] == ADAPTER]
+    status, report = send("GET", f"{prefix}/llm4gen/report")
+    assert status == 200 and report.keys() == {"encoders", "adapters", "pairs", "advice", "version"}
+    (fitting,) = [
+        pair for pair in report["pairs"] if pair["encoder"] == ENCODER and pair["adapter"] == ADAPTER
+    ]
     assert fitting["fits"] is True
 
 
 @pytest.fixture
 def own_gguf(models):
-    """Among the server's encoders, one with a tokenizer inside, which has a piece for `cat` and none for `dog`."""
+    """An encoder of the server with a tokenizer inside, which has a token for `cat` and none for `dog`."""
     path = models / "text_encoders" / "routes-own.gguf"
     path.parent.mkdir(exist_ok=True)
     header = own_tokenizer("cat")
@@ -369,19 +371,19 @@ def own_gguf(models):
 
 @pytest.mark.parametrize(("text", "total"), [("cat dog", 3 + 2 + 4), ("cat dog " * 60, 3 + 60 * 6 + 1)])
 def test_the_server_counts_with_a_gguf_files_own_tokenizer(text, total, own_gguf, send):
-    inside = AutoTokenizer.from_pretrained(own_gguf.parent, gguf_file=own_gguf.name, local_files_only=True)
-    ids = inside(f"pre {text}")["input_ids"]
-    assert len(ids) == total, "three letters, then a space before each word, and the last"
-    asked = json.dumps(ASKED | {"text": text, "encoder": own_gguf.name, "adapter": ADAPTER})
-    status, counted = send("POST", "/llm4gen/tokens", asked)
+    tokenizer = AutoTokenizer.from_pretrained(own_gguf.parent, gguf_file=own_gguf.name, local_files_only=True)
+    ids = tokenizer(f"pre {text}")["input_ids"]
+    assert len(ids) == total, "the template's three letters, each word with its space, and the end token"
+    request = json.dumps(REQUEST | {"text": text, "encoder": own_gguf.name, "adapter": ADAPTER})
+    status, counted = send("POST", "/llm4gen/tokens", request)
     assert status == 200 and "note" not in counted
-    cut = inside.decode(ids[256:]).strip()
+    cut = tokenizer.decode(ids[256:]).strip()
     assert counted["llm"] == {"tokens": len(ids), "limit": 256, "cut": cut}
 
 
-def test_without_a_model_it_counts_too(empty_server):
+def test_the_server_counts_without_any_model(empty_server):
     connection = http.client.HTTPConnection("127.0.0.1", empty_server.port, timeout=60)
-    connection.request("POST", "/llm4gen/tokens", json.dumps(ASKED), JSON)
+    connection.request("POST", "/llm4gen/tokens", json.dumps(REQUEST), JSON)
     assert json.load(connection.getresponse())["clip"]["tokens"] == 2
     assert empty_server.get("/llm4gen/report")["encoders"] == []
 
@@ -389,12 +391,12 @@ def test_without_a_model_it_counts_too(empty_server):
 BAD = {
     400: [
         "", "{", "[]", "1", "null", '"a"', "\0", b"\xff\xfe", "[" * 60000, "9" * 5000, "{}",
-        *(json.dumps(ASKED | wrong) for wrong in (
+        *(json.dumps(REQUEST | wrong) for wrong in (
             {"text": None}, {"text": 1}, {"text": ["a"]}, {"text": "\ud800"}, {"llm_text": 1}, {"llm_text": "\udfff a"},
             {"encoder": 1}, {"encoder": ["x"]}, {"adapter": {}}, {"adapter": True}, {"more": 1},
         )),
     ],
-    413: [json.dumps(ASKED | {"text": "a" * 20001}), json.dumps(ASKED | {"llm_text": "a" * 20001}), " " * 65537],
+    413: [json.dumps(REQUEST | {"text": "a" * 20001}), json.dumps(REQUEST | {"llm_text": "a" * 20001}), " " * 65537],
 }  # fmt: skip
 
 
@@ -403,22 +405,22 @@ BAD = {
     [(status, body) for status, bodies in BAD.items() for body in bodies],
     ids=lambda it: repr(it)[:40],
 )
-def test_a_body_that_is_not_as_agreed_is_refused(status, body, send):
+def test_a_bad_request_body_is_refused(status, body, send):
     found, answer = send("POST", "/llm4gen/tokens", body)
     assert found == status and list(answer) == ["error"] and answer["error"]
 
 
 @pytest.mark.parametrize("name", ["text", "llm_text"])
-@pytest.mark.parametrize("text", HALF, ids=["embedding", "words", "parentheses"])
-def test_half_a_syntax_is_no_fault_of_the_request(text, name, send):
-    """Who types is not at the end yet, and a browser shows every refusal in red."""
-    status, answer = send("POST", "/llm4gen/tokens", json.dumps(ASKED | {name: text}))
-    counted = name == "llm_text" and "(" not in text  # embeddings are CLIP's alone
+@pytest.mark.parametrize("text", INCOMPLETE, ids=["embedding", "text-and-embedding", "parentheses"])
+def test_incomplete_syntax_in_a_text_is_not_a_bad_request(text, name, send):
+    """The user may still be typing, and the browser's console shows every refusal in red."""
+    status, answer = send("POST", "/llm4gen/tokens", json.dumps(REQUEST | {name: text}))
+    counted = name == "llm_text" and "(" not in text  # the LLM's half ignores embeddings
     assert status == 200 and set(answer) == ({"clip", "llm"} if counted else {"note"})
 
 
-def test_what_is_just_within_the_limits_is_not(send):
-    body = json.dumps(ASKED | {"text": "a" * 20000, "llm_text": "é" * 5000})
+def test_a_body_just_within_the_limits_is_accepted(send):
+    body = json.dumps(REQUEST | {"text": "a" * 20000, "llm_text": "é" * 5000})
     assert send("POST", "/llm4gen/tokens", body + " " * (65536 - len(body)))[0] == 200
 
 
@@ -430,10 +432,10 @@ def test_what_is_just_within_the_limits_is_not(send):
         JSON | {"Content-Encoding": "gzip"},
     ],
 )
-def test_a_body_that_is_no_json_by_its_headers_is_refused(headers, send):
-    status, answer = send("POST", "/llm4gen/tokens", json.dumps(ASKED), headers)
+def test_a_body_whose_headers_do_not_say_json_is_refused(headers, send):
+    status, answer = send("POST", "/llm4gen/tokens", json.dumps(REQUEST), headers)
     if headers.get("Content-Encoding"):
-        assert status in (400, 415)  # what is not compressed is refused before it is ours
+        assert status in (400, 415)  # the web server may refuse the body itself, as it is not gzip
     else:
         assert status == 415 and list(answer) == ["error"]
 
@@ -441,38 +443,40 @@ def test_a_body_that_is_no_json_by_its_headers_is_refused(headers, send):
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "TRACE"])
 @pytest.mark.parametrize("path", ["/llm4gen/tokens", "/api/llm4gen/report"])
 def test_other_methods_are_refused(method, path, send):
-    status, answer = send(method, path, None if method in ("GET", "HEAD") else json.dumps(ASKED))
+    status, answer = send(method, path, None if method in ("GET", "HEAD") else json.dumps(REQUEST))
     if path.endswith("report") and method in ("GET", "HEAD"):
         assert status == 200
     else:
         assert status == 405 and (method == "HEAD" or list(answer) == ["error"])
 
 
-def test_the_server_goes_on_while_something_is_counted(started, meter, monkeypatch):
-    """Counting that takes for ever holds up neither the report nor anything else."""
+def test_the_server_answers_other_requests_while_it_counts(started, meter, monkeypatch):
+    """Counting that takes long blocks neither the report nor any other request."""
     from llm4gen.nodes.pages import routes  # noqa: PLC0415
 
     begun, go_on = threading.Event(), threading.Event()
 
-    def count(**asked):
+    def count(**request):
         begun.set()
         assert go_on.wait(20)
-        return {"asked": asked}
+        return {"request": request}
 
     monkeypatch.setattr(meter, "count", count)
-    host = SimpleNamespace(routes=web.RouteTableDef())
+    instance = SimpleNamespace(routes=web.RouteTableDef())
     for server in (None, SimpleNamespace(), SimpleNamespace(PromptServer=SimpleNamespace())):
         monkeypatch.setitem(sys.modules, "server", server)
         routes.register()
-        assert not list(host.routes), "nobody starts one"
-    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=host)))
+        assert not list(instance.routes), "routes are registered although no server is running"
+    monkeypatch.setitem(
+        sys.modules, "server", SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
+    )
     routes.register()
 
-    async def ask():
+    async def requests():
         app = web.Application()
-        app.add_routes(host.routes)
+        app.add_routes(instance.routes)
         async with TestClient(TestServer(app)) as client:
-            waiting = asyncio.create_task(client.post("/llm4gen/tokens", json=ASKED))
+            waiting = asyncio.create_task(client.post("/llm4gen/tokens", json=REQUEST))
             assert await asyncio.to_thread(begun.wait, 20)
             try:
                 assert (await client.get("/llm4gen/report")).status == 200
@@ -480,6 +484,6 @@ def test_the_server_goes_on_while_something_is_counted(started, meter, monkeypat
                 assert not waiting.done()
             finally:
                 go_on.set()
-            assert (await (await waiting).json()) == {"asked": ASKED}
+            assert (await (await waiting).json()) == {"request": REQUEST}
 
-    asyncio.run(ask())
+    asyncio.run(requests())

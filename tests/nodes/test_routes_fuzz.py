@@ -1,4 +1,4 @@
-"""Two thousand malformed requests to the real server: none breaks it, hangs, makes it larger, or learns where it is."""
+"""Two thousand malformed requests neither break nor hang the real server, nor make it larger or reveal its paths."""
 
 import http.client
 import json
@@ -14,7 +14,7 @@ from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
 
 SEED, REQUESTS = 20261125, 2000
 ALLOWED = {200, 400, 403, 404, 405, 411, 413, 414, 415, 431}
-GROWTH = 6 << 10  # kB; much less than is sent
+GROWTH = 6 << 10  # kB, much less than the requests hold together
 STATUS = Path("/proc/self/status")
 
 NAMES = [
@@ -27,7 +27,7 @@ WORDS = [
     "\0", "\n", "青い羊", "🐑", "e\u0301", "\u200b", "\ufffd", "\ufeff", "{text}", "{system}", "</s>", "<pad>",
     "<|endoftext|>", "1e999", "%s%n", "' OR 1=1", "<script>", "${jndi:x}", "x" * 300,
 ]  # fmt: skip
-KINDS = [
+CONTENT_TYPES = [
     "application/json", "application/json; charset=utf-16", "application/json;", "APPLICATION/JSON", "text/plain",
     "json", "application/x-www-form-urlencoded", "multipart/form-data", "", "a/b/c", "\xff", "text/json",
 ]  # fmt: skip
@@ -36,35 +36,38 @@ PATHS = ["/llm4gen/tokens"] * 8 + ["/api/llm4gen/tokens", "/llm4gen/report", "/a
 
 
 class Sender:
-    """Makes requests, and keeps a connection for as long as the server does."""
+    """Sends requests, on one connection for as long as the server keeps it open."""
 
     def __init__(self, port):
         self.port = port
         self.connection = None
 
-    def send(self, data, whole):
-        """The status and body that a request's bytes get. (None, b""): the server hung up, which only those that are
-        not whole may meet."""
-        kept = self.connection is not None
-        if not kept:
+    def send(self, data, complete):
+        """Sends a request's bytes and returns the status and body of the response.
+
+        complete: whether the request is. (None, b"") means that the server closed the connection, which the
+        tests allow only for incomplete requests.
+        """
+        is_reused = self.connection is not None
+        if not is_reused:
             self.connection = socket.create_connection(("127.0.0.1", self.port), timeout=30)
         try:
             self.connection.sendall(data)
-            if not whole:
+            if not complete:
                 self.connection.shutdown(socket.SHUT_WR)
-            answer = http.client.HTTPResponse(
+            response = http.client.HTTPResponse(
                 self.connection, method=data.partition(b" ")[0].decode("latin-1")
             )
-            answer.begin()
-            found = answer.status, answer.read()
-            if answer.will_close or not whole:
+            response.begin()
+            found = response.status, response.read()
+            if response.will_close or not complete:
                 self.close()
             return found
         except TimeoutError:
             raise
-        except (OSError, http.client.HTTPException):  # it hung up
+        except (OSError, http.client.HTTPException):  # the server closed the connection
             self.close()
-            return self.send(data, whole) if kept and whole else (None, b"")
+            return self.send(data, complete) if is_reused and complete else (None, b"")
 
     def close(self):
         if self.connection:
@@ -72,97 +75,95 @@ class Sender:
         self.connection = None
 
 
-def value(draw, depth=0):
-    """Any JSON."""
-    return draw.choice(
+def value(rng, depth=0):
+    """Any JSON value."""
+    return rng.choice(
         [
-            lambda: draw.choice(
-                [None, True, False, 0, -1, 1e308, 10**400, float("nan"), "", "\ud800", "a\0"]
-            ),
-            lambda: draw.choice(NAMES),
-            lambda: text(draw),
-            lambda: [value(draw, depth + 1) for _ in range(draw.randrange(3))] if depth < 4 else [],
-            lambda: {draw.choice(WORDS): value(draw, depth + 1)} if depth < 4 else {},
+            lambda: rng.choice([None, True, False, 0, -1, 1e308, 10**400, float("nan"), "", "\ud800", "a\0"]),
+            lambda: rng.choice(NAMES),
+            lambda: text(rng),
+            lambda: [value(rng, depth + 1) for _ in range(rng.randrange(3))] if depth < 4 else [],
+            lambda: {rng.choice(WORDS): value(rng, depth + 1)} if depth < 4 else {},
         ]
     )()
 
 
-def text(draw):
-    return draw.choice([" ", ", ", ""]).join(draw.choices(WORDS, k=draw.choice([0, 1, 5, 50, 300])))
+def text(rng):
+    return rng.choice([" ", ", ", ""]).join(rng.choices(WORDS, k=rng.choice([0, 1, 5, 50, 300])))
 
 
-def body(draw):
-    """Bytes that may be JSON, and may be what is asked for."""
-    asked = {
-        "text": text(draw),
+def body(rng):
+    """A request's body: a good one, JSON of another form, or any bytes."""
+    fields = {
+        "text": text(rng),
         "llm_text": None,
-        "encoder": draw.choice(NAMES),
-        "adapter": draw.choice(NAMES),
+        "encoder": rng.choice(NAMES),
+        "adapter": rng.choice(NAMES),
     }
-    for _ in range(draw.randrange(3)):
-        asked[draw.choice([*asked, "more", ""])] = value(draw)
-    plain = json.dumps(asked, ensure_ascii=draw.random() < 0.7).encode("utf-8", "surrogatepass")
+    for _ in range(rng.randrange(3)):
+        fields[rng.choice([*fields, "more", ""])] = value(rng)
+    plain = json.dumps(fields, ensure_ascii=rng.random() < 0.7).encode("utf-8", "surrogatepass")
     broken = bytearray(plain)
-    for _ in range(draw.randrange(1, 4)):
-        broken[draw.randrange(len(broken))] = draw.randrange(256)
-    return draw.choice(
+    for _ in range(rng.randrange(1, 4)):
+        broken[rng.randrange(len(broken))] = rng.randrange(256)
+    return rng.choice(
         [
             plain,
             plain,
             bytes(broken),
-            plain[: draw.randrange(len(plain))],
-            json.dumps(value(draw)).encode("utf-8"),
-            draw.randbytes(draw.randrange(200)),
-            draw.choice([b"[", b'{"text":', b'{"a":[']) * draw.choice([10, 10000]),
-            b'{"text":' + b"9" * draw.choice([100, 60000]) + b"}",
-            json.dumps(asked | {"text": "a" * draw.choice([19999, 20001, 65000])}).encode(),
-            plain + b" " * draw.choice([1, 70000, 200000]),
+            plain[: rng.randrange(len(plain))],
+            json.dumps(value(rng)).encode("utf-8"),
+            rng.randbytes(rng.randrange(200)),
+            rng.choice([b"[", b'{"text":', b'{"a":[']) * rng.choice([10, 10000]),
+            b'{"text":' + b"9" * rng.choice([100, 60000]) + b"}",
+            json.dumps(fields | {"text": "a" * rng.choice([19999, 20001, 65000])}).encode(),
+            plain + b" " * rng.choice([1, 70000, 200000]),
         ]
     )
 
 
-def request(draw):
-    """A request's bytes, and whether it is whole: such a one must be answered."""
+def request(rng):
+    """A request's bytes, and whether the request is complete: then the server must answer it."""
     method, path = (
-        ("POST", draw.choice(PATHS)) if draw.random() < 0.8 else (draw.choice(METHODS), draw.choice(PATHS))
+        ("POST", rng.choice(PATHS)) if rng.random() < 0.8 else (rng.choice(METHODS), rng.choice(PATHS))
     )
-    path += draw.choice([*[""] * 12, "/", "?x=" + "y" * 3000, "/../tokens", "%00", "/%2e%2e/report"])
-    content, kind = body(draw), draw.choice(KINDS) if draw.random() < 0.3 else KINDS[0]
-    headers, whole = {"Host": "127.0.0.1", "Content-Type": kind}, True
-    way = draw.randrange(16)
-    if way == 0:
-        headers["Content-Encoding"] = draw.choice(["gzip", "deflate", "br", "zstd", "x"])
-    if way in (1, 2):  # in pieces
-        headers["Transfer-Encoding"], pieces = "chunked", [content[:100], content[100:]]
-        sizes = [b"%x" % len(piece) for piece in pieces]
-        if way == 2:
-            sizes[0], whole = draw.choice([b"zz", b"-1", b"", b"f" * 30, b"7fffffff"]), False
+    path += rng.choice([*[""] * 12, "/", "?x=" + "y" * 3000, "/../tokens", "%00", "/%2e%2e/report"])
+    content, content_type = body(rng), rng.choice(CONTENT_TYPES) if rng.random() < 0.3 else CONTENT_TYPES[0]
+    headers, complete = {"Host": "127.0.0.1", "Content-Type": content_type}, True
+    variant = rng.randrange(16)
+    if variant == 0:
+        headers["Content-Encoding"] = rng.choice(["gzip", "deflate", "br", "zstd", "x"])
+    if variant in (1, 2):  # sent in chunks
+        headers["Transfer-Encoding"], chunks = "chunked", [content[:100], content[100:]]
+        sizes = [b"%x" % len(chunk) for chunk in chunks]
+        if variant == 2:
+            sizes[0], complete = rng.choice([b"zz", b"-1", b"", b"f" * 30, b"7fffffff"]), False
         content = b"".join(
-            size + b"\r\n" + piece + b"\r\n" for size, piece in zip(sizes, pieces, strict=True) if piece
+            size + b"\r\n" + chunk + b"\r\n" for size, chunk in zip(sizes, chunks, strict=True) if chunk
         )
         content += b"0\r\n\r\n"
-    elif way == 3:  # cut short
-        headers["Content-Length"], whole = str(len(content) + draw.randrange(1, 1000)), False
-    elif way == 4:  # no number, or none that can be
-        headers["Content-Length"], whole = draw.choice(["-1", "x", "1e3", "9" * 30, "0x10", " "]), False
-    elif way == 5:  # more follows than was said, which is no request
-        headers["Content-Length"], whole = str(len(content) // 2), False
+    elif variant == 3:  # cut short
+        headers["Content-Length"], complete = str(len(content) + rng.randrange(1, 1000)), False
+    elif variant == 4:  # not a number, or an impossible one
+        headers["Content-Length"], complete = rng.choice(["-1", "x", "1e3", "9" * 30, "0x10", " "]), False
+    elif variant == 5:  # the rest of the body is then read as a second, malformed request
+        headers["Content-Length"], complete = str(len(content) // 2), False
     else:
         headers["Content-Length"] = str(len(content))
-    if way == 6:
+    if variant == 6:
         headers["Expect"] = "100-continue"
-    head = "".join(f"{name}: {said}\r\n" for name, said in headers.items())
-    return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + content, whole
+    head = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + content, complete
 
 
-def memory(server):
-    """kB that the server has for itself."""
+def memory_of(server):
+    """The server's own memory (RssAnon), in kB."""
     return int(re.search(r"RssAnon:\s+(\d+)", Path(f"/proc/{server.pid}/status").read_text())[1])
 
 
 @pytest.fixture(scope="module")
 def secrets(server, models, host):
-    """What of the machine no answer may hold."""
+    """Texts that no response may hold: the machine's folders, and parts of a traceback."""
     folders = [server.base, models, host.comfyui, ROOT, Path.home(), host.python.parent]
     folders += [folder.resolve() for folder in folders]
     return [str(folder).encode() for folder in folders if len(folder.parts) > 1] + [
@@ -171,24 +172,24 @@ def secrets(server, models, host):
     ]
 
 
-def test_two_thousand_malformed_requests(server, client, secrets):
-    draw, sender, before, statuses = random.Random(SEED), Sender(server.port), None, {}
+def test_two_thousand_malformed_requests_do_no_harm(server, client, secrets):
+    rng, sender, before, statuses = random.Random(SEED), Sender(server.port), None, {}
     for number in range(REQUESTS):
-        data, whole = request(draw)
-        status, answer = sender.send(data, whole)
-        told = f"request {number}: {data[:300]!r} got {status} {answer[:300]!r}"
-        assert status in ALLOWED or (status is None and not whole), told
-        assert not [secret for secret in secrets if secret in answer], told
+        data, complete = request(rng)
+        status, response = sender.send(data, complete)
+        message = f"request {number}: {data[:300]!r} got {status} {response[:300]!r}"
+        assert status in ALLOWED or (status is None and not complete), message
+        assert not [secret for secret in secrets if secret in response], message
         statuses[status] = statuses.get(status, 0) + 1
         if number == REQUESTS // 4 and STATUS.exists():
-            before = memory(server)
+            before = memory_of(server)
     sender.close()
     assert min(statuses.get(status, 0) for status in (200, 400, 405, 413, 415)) >= 20, statuses
-    assert before is None or memory(server) - before < GROWTH
-    assert not re.search(r"llm4gen[/\\]nodes", server.log_text()), "an error of ours was logged"
+    assert before is None or memory_of(server) - before < GROWTH
+    assert not re.search(r"llm4gen[/\\]nodes", server.log_text()), "the log holds an error in the pack's code"
 
-    asked = {"text": "a cat", "llm_text": None, "encoder": ENCODER, "adapter": ADAPTER}
-    counted = client.post("/llm4gen/tokens", asked)
+    fields = {"text": "a cat", "llm_text": None, "encoder": ENCODER, "adapter": ADAPTER}
+    counted = client.post("/llm4gen/tokens", fields)
     assert (counted["clip"]["tokens"], counted["llm"]["tokens"]) == (2, 5) and "note" not in counted
     assert client.get("/llm4gen/report")["pairs"]
     inputs = {"clip": ["1", 1], "llm": ["2", 0], "adapter": ["3", 0], "text": f"a cat after {SEED}"}
@@ -205,17 +206,17 @@ def test_two_thousand_malformed_requests(server, client, secrets):
 @pytest.mark.parametrize(
     "climb", ["..", "%2e%2e", "..%2f..", "..\\", "%5c..", "%252e%252e", "docs/../..", "/"]
 )
-@pytest.mark.parametrize("file", ["nodes/routes.py", "pyproject.toml", "etc/passwd"])
-def test_static_files_come_from_web_alone(climb, file, server, secrets):
+@pytest.mark.parametrize("file", ["nodes/pages/routes.py", "pyproject.toml", "etc/passwd"])
+def test_static_files_are_served_from_the_web_folder_only(climb, file, server, secrets):
     path = f"/extensions/llm4gen/{climb}/{file}"
-    status, answer = Sender(server.port).send(
+    status, response = Sender(server.port).send(
         f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode(), True
     )
-    assert status in (400, 403, 404) and b"import" not in answer and b"requires-comfyui" not in answer
-    assert not [secret for secret in secrets if secret in answer]
+    assert status in (400, 403, 404) and b"import" not in response and b"requires-comfyui" not in response
+    assert not [secret for secret in secrets if secret in response]
 
 
-def test_what_lies_in_web_is_served(server):
+def test_files_of_the_web_folder_are_served(server):
     (page, *_) = sorted((ROOT / "web" / "docs").glob("*.md"))
-    ask = f"GET /extensions/llm4gen/docs/{page.name} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
-    assert Sender(server.port).send(ask, True) == (200, page.read_bytes())
+    page_request = f"GET /extensions/llm4gen/docs/{page.name} HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    assert Sender(server.port).send(page_request, True) == (200, page.read_bytes())

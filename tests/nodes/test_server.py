@@ -1,4 +1,4 @@
-"""What a running server makes of the pack: the nodes that it offers, and a picture."""
+"""A running server offers the pack's nodes, and makes a picture with them."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from sandbox.workflow import TEXT_TO_IMAGE, read_workflow, to_prompt
 
 MODELS = {"clip": "CLIP", "llm": "LLM4GEN_LLM", "adapter": "LLM4GEN_ADAPTER"}
 SETTINGS = {"strength": "FLOAT", "long_prompt": "COMBO", "controlnet_context": "COMBO"}
-# Saved workflows rely on these. By node: the inputs that it must have, those that it may have, and its outputs.
+# Saved workflows rely on these. For each node: its required inputs, its optional inputs, its outputs.
 NODES = {
     "LLM4GEN_LoadLLMEncoder": ({"encoder_name": "COMBO"}, {"dtype": "COMBO", "device": "COMBO"}, ["LLM4GEN_LLM"]),
     "LLM4GEN_LoadCrossAdapter": ({"adapter_name": "COMBO"}, {}, ["LLM4GEN_ADAPTER"]),
@@ -23,8 +23,8 @@ NODES = {
 
 @pytest.mark.floor
 def test_the_server_offers_exactly_these_nodes(client):
-    def types(node, need):
-        return {name: kind for name, (kind, *_) in node["input"].get(need, {}).items()}
+    def types(node, group):
+        return {name: kind for name, (kind, *_) in node["input"].get(group, {}).items()}
 
     found = {
         name: (types(node, "required"), types(node, "optional"), node["output"])
@@ -35,7 +35,7 @@ def test_the_server_offers_exactly_these_nodes(client):
 
 
 @pytest.mark.floor
-def test_the_example_makes_a_picture_in_small_and_in_few_steps(client, server):
+def test_the_example_makes_a_small_picture_in_two_steps(client, server):
     info = client.object_info()
     workflow, _ = with_present_models(read_workflow(TEXT_TO_IMAGE), info)
     prompt = to_prompt(workflow, info)
