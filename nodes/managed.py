@@ -31,9 +31,8 @@ class ManagedLLM:
         self.llm = llm
         self.dtype = dtype
         self.device = device
-        self.loaded: tuple[int, host.ManagedModel[Encoder]] | None = (
-            None  # with the depth that it is loaded to
-        )
+        # The number of layers that are loaded, and the model.
+        self.loaded: tuple[int, host.ManagedModel[Encoder]] | None = None
 
     @property
     def patcher(self) -> Any:
