@@ -17,9 +17,8 @@ from .values import largest_magnitude
 
 SCALE_NAMES = re.compile(r"(.*)\.(scale_weight|weight_scale)")
 WRITTEN_SCALE_NAME = "scale_weight"
-SCALED_FP8 = (
-    "scaled_fp8"  # an entry that marks such a file; with two values it asks for full-precision products
-)
+# An entry that marks such a file. With two values it asks for full-precision products.
+SCALED_FP8 = "scaled_fp8"
 # Entries for programs that also quantise the inputs of a product. They are ignored here.
 IGNORED = re.compile(rf"(.*\.)?({SCALED_FP8}|comfy_quant|scale_input|input_scale)")
 # Half of e4m3's maximum of 448: a stored 448 would be taken for a value that did not fit.

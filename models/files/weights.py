@@ -215,9 +215,7 @@ def read_as(weights: Weights, dtypes: dict[str, torch.dtype]) -> Iterator[tuple[
     that is there: another mapping would only count the pages around them twice.
     """
     names, tensors = list(dtypes), weights.tensors
-    bytes_read = (
-        REMAP_BYTES  # so that the first batch does not use the caller's mapping either, which stays open
-    )
+    bytes_read = REMAP_BYTES  # so that the first batch does not use the caller's mapping, which stays open
     remap = weights.mapped and sum(tensors[name].nbytes for name in names) > REMAP_BYTES
     while names:
         if remap and bytes_read >= REMAP_BYTES:

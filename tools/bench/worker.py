@@ -124,9 +124,8 @@ class Ours:
     def load(self) -> None:
         self.llm = self.nodes.LoadLLMEncoder.execute(self.name, self.dtype).result[0]
         self.recipe = recipe("keep" if self.llm.llm.file.is_t5 else "drop")
-        self.llm.load(
-            self.llm.llm.depth(self.recipe)
-        )  # without this, the first prompt would load the weights
+        # Without this, the first prompt would load the weights.
+        self.llm.load(self.llm.llm.depth(self.recipe))
 
     def expect(self, known: Sequence[bool]) -> None:
         """Makes sure that the next texts are cached as `known` says, one entry for each. If none is, it empties the
