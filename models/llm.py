@@ -19,7 +19,7 @@ from .checkpoints.t5 import recognise_t5
 from .encoders.decoder import Decoder, DecoderConfig
 from .encoders.linear import dequantising_fp8
 from .encoders.t5 import T5Config, T5Encoder
-from .errors import UnreadableFile, WrongRecipe
+from .errors import UnreadableFile, UnreadableText, WrongRecipe
 from .features.features import Features
 from .files.formats import is_gguf
 from .files.weights import open_weights, weight_files
@@ -132,8 +132,16 @@ class LLM:
         self.tokenizer = tokenizer
 
     def tokenize(self, text: str, recipe: Recipe, weights: Sequence[float] = ()) -> Tokens:
-        """See `tokenize_for_llm`."""
-        return tokenize_for_llm(self.tokenizer, text, recipe, weights)
+        """See `tokenize_for_llm`. Raises: UnreadableText for a token that the LLM has no embedding for."""
+        tokens = tokenize_for_llm(self.tokenizer, text, recipe, weights)
+        unknown = next((token for token in tokens.ids if token >= self.file.config.vocabulary), None)
+        if unknown is not None:
+            raise UnreadableText(
+                f"The text holds {self.tokenizer.convert_ids_to_tokens(unknown)}, which is token {unknown} of "
+                f"{self.file.path.name}'s tokenizer, but the LLM has embeddings for {self.file.config.vocabulary} "
+                "tokens only. It is not meant for text: remove it from the prompt."
+            )
+        return tokens
 
     def depth(self, recipe: Recipe) -> int:
         """How many layers lead to the recipe's hidden state. Raises: WrongRecipe if the encoder has too few."""

@@ -13,13 +13,17 @@ from .errors import MissingTokenizer
 from .files.formats import TOKENIZER_FILE, has_tokenizer, is_gguf
 from .recipe import Recipe
 
+# A published tokenizer may have a few tokens without an embedding, added for other uses (Gemma 3 1B: one, for
+# pictures), and an embedding rows without a token (Phi-2: 50295 tokens, 51200 rows; DeepSeek 7B: 100015 and 102400).
+MOST_WITHOUT_EMBEDDING = 16
+MOST_ROWS_PER_TOKEN = 1.03
+
 
 def load_tokenizer(place: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     """Reads a tokenizer from a folder or a `.gguf` file, without network and without code from there.
 
-    vocabulary: rows of the encoder's token embedding. Many models round it up (T5: 32100 tokens, 32128 rows).
-    Raises: MissingTokenizer if the place holds none or a damaged one, or one with more tokens than the encoder has
-    embeddings, or with so few that it must belong to another model.
+    vocabulary: rows of the encoder's token embedding.
+    Raises: MissingTokenizer if the place holds none or a damaged one, or one that belongs to another model.
     """
     inside = {"gguf_file": place.name} if is_gguf(place) else {}
     if not inside and not has_tokenizer(place):
@@ -39,13 +43,24 @@ def load_tokenizer(place: Path, vocabulary: int) -> PreTrainedTokenizerBase:
         raise MissingTokenizer(
             f"The tokenizer in {place} cannot be read ({type(error).__name__}: {error}). {advice}"
         ) from error
-    if not len(tokenizer) <= vocabulary <= 1.01 * len(tokenizer):
+    added = sum(token >= vocabulary for token in tokenizer.added_tokens_decoder)
+    if not belong_together(len(tokenizer), vocabulary, added):
         raise MissingTokenizer(
             f"The tokenizer in {place} has {len(tokenizer)} tokens, but the encoder has {vocabulary} embeddings: they "
             "do not belong together. Put the encoder in a folder of its own with its config.json and its own "
             "tokenizer files."
         )
     return tokenizer
+
+
+def belong_together(tokens: int, rows: int, added: int = 0) -> bool:
+    """Whether a tokenizer and an embedding can be of one model, by their sizes.
+
+    tokens: all tokens of the tokenizer.
+    rows:   of the token embedding.
+    added:  how many tokens without an embedding were added to the tokenizer's own vocabulary.
+    """
+    return tokens - rows <= added <= MOST_WITHOUT_EMBEDDING and rows <= MOST_ROWS_PER_TOKEN * tokens
 
 
 @dataclass(frozen=True)

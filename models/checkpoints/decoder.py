@@ -16,6 +16,7 @@ from ..errors import UnknownCheckpoint, UnreadableFile
 from ..files.gguf import GgufFile, Quantised, gguf_library
 from ..files.weights import Weights
 from .fill import Recognised, check_names, find_prefix, list_tensors
+from .rotary import OLD_TRANSFORMERS, understand
 
 T5_TYPES = ("t5", "mt5", "umt5")
 # The language model's head is not run, and tables of positions are computed.
@@ -69,6 +70,9 @@ def read_config(folder: Path) -> DecoderConfig:
             "run; for a newer family, update transformers."
         ) from error
     config = config.get_text_config()
+    parameters = getattr(config, "rope_parameters", None)
+    if OLD_TRANSFORMERS and parameters:
+        understand(config, parameters, folder.name)
     if config.is_encoder_decoder or type(config) not in MODEL_MAPPING:
         raise UnknownCheckpoint(
             f"{folder.name} holds a {config.model_type}, which is not a model that reads text from left to right. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ..checkpoints.decoder import ROPE_FACTORS
 from ..checkpoints.gguf import recognise_gguf
+from ..checkpoints.rotary import old_spelling
 from ..checkpoints.t5 import published_names
 from ..encoders.decoder import DecoderConfig
 from ..encoders.t5 import T5Config
@@ -75,6 +77,14 @@ def plan_gguf(path: Path, dtype: str) -> Conversion:
 
 
 def write_companions(path: Path, config: DecoderConfig, folder: Path) -> None:
-    """Writes the config.json and the tokenizer that a `.gguf` file has inside. Raises: MissingTokenizer."""
+    """Writes the config.json and the tokenizer that a `.gguf` file has inside. Raises: MissingTokenizer.
+
+    The config.json says the rotary positions twice, as transformers 5 and as older versions read them.
+    """
     load_tokenizer(path, config.vocabulary).save_pretrained(str(folder))
     config.hf_config.save_pretrained(str(folder))
+    file = folder / "config.json"
+    entries = json.loads(file.read_text(encoding="utf-8"))
+    if entries.get("rope_parameters"):
+        entries |= old_spelling(entries["rope_parameters"])
+        file.write_text(json.dumps(entries, indent=2) + "\n", encoding="utf-8")

@@ -1,5 +1,6 @@
 """Decoder-only LLMs: the hidden states of every family and layer equal transformers'."""
 
+import copy
 import json
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from llm4gen.models.checkpoints.rotary import old_spelling, understand
 from llm4gen.models.encoders.rows import all_rows, real_rows
 from llm4gen.models.errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile
 from llm4gen.models.llm import open_llm
@@ -75,6 +77,72 @@ def test_hidden_states_of_every_layer_equal_transformers(family, tmp_path):
         for padding, rows in (("keep", all_rows(len(IDS), LENGTH)), ("drop", real_rows(len(IDS)))):
             assert torch.equal(file.config.rows(len(IDS), LENGTH, padding).positions, rows.positions)
             assert relative_error(encoder(IDS, rows), expected[: len(rows.positions)]) <= 1e-5
+
+
+LLAMA_3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+# Family, its rotary positions as configs of older transformers say them, and as transformers 5 writes them.
+POSITIONS = {
+    "another base": ("Qwen2", {"rope_theta": 500.0}, {"rope_type": "default", "rope_theta": 500.0}),
+    "scaled": (
+        "Llama",
+        {"rope_theta": 500.0, "rope_scaling": LLAMA_3},
+        {"rope_theta": 500.0, **LLAMA_3},
+    ),
+    "two bases": (
+        "Gemma3Text",
+        {"rope_theta": 700.0, "rope_local_base_freq": 50.0},
+        {
+            "full_attention": {"rope_type": "default", "rope_theta": 700.0},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+        },
+    ),
+    "a part of each head": (
+        "Phi",
+        {"rope_theta": 500.0, "partial_rotary_factor": 0.5},
+        {"rope_type": "default", "rope_theta": 500.0, "partial_rotary_factor": 0.5},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", POSITIONS)
+def test_every_transformers_reads_the_rotary_positions_that_transformers_5_wrote(name, tmp_path):
+    family, old, new = copy.deepcopy(
+        POSITIONS[name]
+    )  # transformers changes the dictionaries that it is given
+    changes = {"num_hidden_layers": 7} if family == "Gemma3Text" else {}
+    given = copy.deepcopy(old)
+    expected = hidden_states(make(family, tmp_path, max_position_embeddings=64, **given, **changes))[-1]
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config = {key: value for key, value in config.items() if key not in old} | {"rope_parameters": new}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    states = load_encoder(tmp_path)(IDS, all_rows(len(IDS), LENGTH))
+    assert relative_error(states, expected) <= 1e-5
+    assert old_spelling(new) == old
+    without = {key: value for key, value in config.items() if key != "rope_parameters"}
+    (tmp_path / "config.json").write_text(json.dumps(without), encoding="utf-8")
+    states = load_encoder(tmp_path)(IDS, all_rows(len(IDS), LENGTH))
+    assert relative_error(states, expected) > 1e-4, "these positions make no difference"
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {
+            "full_attention": {"rope_theta": 1.0},
+            "sliding_attention": {"rope_theta": 1.0, "rope_type": "yarn"},
+        },
+        {"full_attention": {"rope_theta": 1.0}, "chunked_attention": {"rope_theta": 1.0}},
+    ],
+)
+def test_positions_that_an_older_transformers_cannot_compute_are_refused(parameters):
+    with pytest.raises(UnknownCheckpoint, match=r"folder/config.json was written by transformers 5.*Update"):
+        understand(transformers.LlamaConfig(), parameters, "folder")
 
 
 def count_parameters(module):

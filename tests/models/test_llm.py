@@ -7,10 +7,10 @@ from safetensors.torch import save_file
 
 import tiny
 from llm4gen.models.checkpoints import decoder, t5
-from llm4gen.models.errors import MissingTokenizer, WrongRecipe
+from llm4gen.models.errors import MissingTokenizer, UnreadableText, WrongRecipe
 from llm4gen.models.llm import LLM, open_llm
 from llm4gen.models.recipe import Recipe
-from llm4gen.models.tokens import load_tokenizer
+from llm4gen.models.tokens import belong_together, load_tokenizer
 from paths import T5_TOKENIZER
 
 
@@ -92,6 +92,57 @@ def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path):
     for vocabulary in (32000, 64000):
         with pytest.raises(MissingTokenizer, match=f"32100 tokens, but the encoder has {vocabulary}"):
             load_tokenizer(T5_TOKENIZER, vocabulary)
+
+
+# Published models: tokens of the tokenizer, and rows of the embedding.
+SIZES = {
+    "T5 v1.1": (32100, 32128),
+    "Llama 2": (32000, 32000),
+    "Llama 3": (128256, 128256),
+    "Mistral 7B v0.3": (32768, 32768),
+    "Qwen2.5 0.5B": (151665, 151936),
+    "Qwen2.5 7B": (151665, 152064),
+    "Qwen3": (151669, 151936),
+    "Gemma 2": (256000, 256000),
+    "Gemma 3 1B": (262145, 262144),
+    "Phi-2": (50295, 51200),
+    "Phi-3 mini": (32011, 32064),
+    "SmolLM2": (49152, 49152),
+    "GPT-2": (50257, 50257),
+    "Pythia 12B": (50277, 50688),
+    "OPT": (50265, 50272),
+    "BLOOM": (250680, 250880),
+    "DeepSeek 7B": (100015, 102400),
+    "StableLM 2": (100289, 100352),
+}
+
+
+@pytest.mark.parametrize("model", SIZES)
+def test_a_published_tokenizer_belongs_to_its_embedding(model):
+    tokens, rows = SIZES[model]
+    assert belong_together(tokens, rows, max(0, tokens - rows))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("T5 v1.1", "Llama 2"), ("GPT-2", "Llama 2"), ("Llama 2", "Llama 3"), ("Phi-2", "SmolLM2")],
+)
+def test_a_tokenizer_of_another_model_is_refused_by_its_size(one, other):
+    tokens, rows = SIZES[one][0], SIZES[other][1]
+    assert not belong_together(tokens, rows, max(0, tokens - rows))
+
+
+def test_tokens_of_the_vocabulary_itself_need_an_embedding():
+    assert not belong_together(401, 400, added=0)
+
+
+def test_a_token_without_an_embedding_is_refused_in_a_prompt(llm):
+    added = load_tokenizer(T5_TOKENIZER, tiny.VOCABULARY)
+    added.add_special_tokens({"additional_special_tokens": [f"<new_{i}>" for i in range(40)]})
+    with_added = LLM(llm.file, added)
+    with pytest.raises(UnreadableText, match=r"<new_39>.* has embeddings for \d+ tokens only.*remove it"):
+        with_added.tokenize("a <new_39> cat", Recipe())
+    assert with_added.tokenize("a cat", Recipe()).ids == llm.tokenize("a cat", Recipe()).ids
 
 
 @pytest.mark.parametrize("kind", ["T5", "folder of a decoder", "GGUF"])
