@@ -30,6 +30,14 @@ class WidthMismatch(LLM4GENError):
     """The widths of CLIP, LLM and adapter do not fit together."""
 
 
+class AlreadyFused(LLM4GENError):
+    """The conditioning carries an LLM's half already."""
+
+
+class UnequalTexts(LLM4GENError):
+    """Texts that are encoded in one call do not match CLIP's, or each other in length."""
+
+
 class MissingTokenizer(LLM4GENError):
     """The encoder has no readable tokenizer, or its tokenizer belongs to another model."""
 
@@ -51,4 +59,4 @@ class MissingPackage(LLM4GENError):
 
 
 class UnreadableText(LLM4GENError):
-    """ComfyUI's own tokenizer fails on this text."""
+    """A tokenizer fails on this text, or makes a token of it that the LLM does not know."""

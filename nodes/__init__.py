@@ -4,7 +4,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from . import folders
 from .attention import AttentionMapNode
-from .condition import ApplyToCLIP, LLM4GENConditioning
+from .condition import ApplyToCLIP, FuseConditioning, LLM4GENConditioning
 from .load import LoadCrossAdapter, LoadLLMEncoder
 from .pages import routes
 
@@ -15,7 +15,14 @@ class LLM4GENExtension(ComfyExtension):
         routes.register()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [LoadLLMEncoder, LoadCrossAdapter, LLM4GENConditioning, ApplyToCLIP, AttentionMapNode]
+        return [
+            LoadLLMEncoder,
+            LoadCrossAdapter,
+            LLM4GENConditioning,
+            ApplyToCLIP,
+            FuseConditioning,
+            AttentionMapNode,
+        ]
 
 
 async def comfy_entrypoint() -> LLM4GENExtension:

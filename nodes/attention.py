@@ -6,10 +6,12 @@ import numpy as np
 import torch
 from comfy_api.latest import io
 
+from ..models.errors import UnreadableText
 from .condition import model_inputs, text_input
 from .drawing.attention_map import AttentionMap, Label, percent
 from .drawing.token_labels import clip_labels, llm_labels
-from .fused_clip import CLIP_L, FusedCLIP, Fusion
+from .fused_clip import CLIP_L, FusedCLIP
+from .fusion import Fusion
 
 AVERAGE, EACH = "average", "each"  # choices of the input `heads`; saved workflows hold these strings
 MOST_ROWS = 64
@@ -47,9 +49,14 @@ class AttentionMapNode(io.ComfyNode):
 
 
 def attention_map(fused: FusedCLIP, text: str, heads: str) -> AttentionMap:
-    """heads: AVERAGE or EACH. Raises: WidthMismatch, WrongRecipe."""
+    """heads: AVERAGE or EACH. Raises: WidthMismatch, WrongRecipe, UnreadableText."""
     tokens = fused.tokenize(text, return_word_ids=True)
     weights = fused.attention_weights(tokens).cpu().numpy()
+    if not np.isfinite(weights).all():
+        raise UnreadableText(
+            "The attention of this prompt is not finite, so it cannot be drawn. Look for a weight such as (word:nan), "
+            "(word:inf) or a very large number, and give the word an ordinary weight, such as 1.2."
+        )
     rows = llm_labels(fused.fusion.llm.llm.tokenizer, fused.fusion.adapter.recipe, text)
     columns = clip_labels(tokens[CLIP_L][0], fused.tokenizer.decode)
     weights = weights[:, : len(rows)]

@@ -1,17 +1,25 @@
-"""The nodes that fuse: LLM4GEN Conditioning (prompt → conditioning) and LLM4GEN CLIP (CLIP → fused CLIP)."""
+"""The nodes that fuse: LLM4GEN Conditioning, LLM4GEN CLIP and LLM4GEN Fuse Conditioning."""
 
 from __future__ import annotations
 
 from comfy_api.latest import io
 
 from . import sockets
-from .fused_clip import CHUNKS, CLIP_CONTEXT, CUT, FUSED_CONTEXT, FusedCLIP, Fusion
+from .fused_clip import FusedCLIP
+from .fusion import CHUNKS, CLIP_CONTEXT, CUT, FUSED_CONTEXT, Fusion, check_is_from_clip
 
 
 def model_inputs() -> list[io.Input]:
     """The inputs for the models to fuse."""
     return [
         io.Clip.Input("clip", tooltip="The CLIP of an SD1.5 checkpoint, with or without LoRA."),
+        *llm_inputs(),
+    ]
+
+
+def llm_inputs() -> list[io.Input]:
+    """The inputs for this pack's own models."""
+    return [
         sockets.LLM.Input("llm", tooltip="From Load LLM Encoder."),
         sockets.ADAPTER.Input("adapter", tooltip="From Load Cross-Adapter."),
     ]
@@ -50,15 +58,19 @@ def context_inputs() -> list[io.Input]:
             "and are sampled in one pass. Chunks: nothing is lost, but prompts of unequal length take two passes a "
             "step.",
         ),
-        io.Combo.Input(
-            "controlnet_context",
-            options=[CLIP_CONTEXT, FUSED_CONTEXT],
-            default=CLIP_CONTEXT,
-            optional=True,
-            advanced=True,
-            tooltip="What ControlNets read. clip: CLIP's tokens alone, as they were trained. fused: all tokens.",
-        ),
+        controlnet_input(),
     ]
+
+
+def controlnet_input() -> io.Input:
+    return io.Combo.Input(
+        "controlnet_context",
+        options=[CLIP_CONTEXT, FUSED_CONTEXT],
+        default=CLIP_CONTEXT,
+        optional=True,
+        advanced=True,
+        tooltip="What ControlNets read. clip: CLIP's tokens alone, as they were trained. fused: all tokens.",
+    )
 
 
 class LLM4GENConditioning(io.ComfyNode):
@@ -112,3 +124,46 @@ class ApplyToCLIP(io.ComfyNode):
     @classmethod
     def execute(cls, clip, llm, adapter, **settings) -> io.NodeOutput:
         return io.NodeOutput(FusedCLIP.around(clip.clone(), Fusion(llm, adapter, **settings)))
+
+
+class FuseConditioning(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LLM4GEN_FuseConditioning",
+            display_name="LLM4GEN Fuse Conditioning",
+            category="LLM4GEN",
+            description="Appends the LLM's half to a conditioning that another node made with the CLIP of an SD1.5 "
+            "checkpoint. Use it where a node of another pack encodes the prompt in its own way.",
+            search_aliases=["LLM4GEN", "LLM prompt", "T5 prompt", "ELLA", "fuse conditioning"],
+            inputs=[
+                io.Conditioning.Input(
+                    "conditioning",
+                    tooltip="From a node that encodes the prompt with the checkpoint's own CLIP. Each of its entries "
+                    "gets the LLM's half of the text.",
+                ),
+                *llm_inputs(),
+                io.String.Input(
+                    "text",
+                    multiline=True,
+                    dynamic_prompts=True,
+                    tooltip="The text for the LLM, usually the same prompt. (word:1.2) gives a weight to the LLM's "
+                    "half.",
+                ),
+                strength_input(),
+                controlnet_input(),
+            ],
+            outputs=[
+                io.Conditioning.Output(tooltip="Connect it to KSampler, or wherever a CONDITIONING goes.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, conditioning, llm, adapter, text, **settings) -> io.NodeOutput:
+        fusion = Fusion(llm, adapter, **settings)
+        for states, options in conditioning:
+            fusion.check_widths(states, "The node that made this conditioning")
+            check_is_from_clip(states, options)
+        if fusion.strength == 0:
+            return io.NodeOutput(conditioning)
+        return io.NodeOutput(fusion.fuse(conditioning, [fusion.tokenize(text)]))

@@ -4,6 +4,7 @@ export const CONDITIONING = "LLM4GEN_Conditioning";
 export const FUSED_CLIP = "LLM4GEN_ApplyToCLIP";
 export const ENCODER_LOADER = "LLM4GEN_LoadLLMEncoder";
 export const ADAPTER_LOADER = "LLM4GEN_LoadCrossAdapter";
+export const FUSE = "LLM4GEN_FuseConditioning";
 export const TEXT_ENCODE = "CLIPTextEncode";
 
 const MUTED = 2; // LiteGraph's node modes
@@ -90,7 +91,8 @@ function outside(graph, slot, steps) {
   return { value: widget(hosts[0], input.widget?.name ?? input.name)?.value };
 }
 
-const nodesOf = (graph) =>
+/** All nodes of a graph, with those inside its subgraphs. */
+export const nodesOf = (graph) =>
   (graph?.nodes ?? []).flatMap((node) => [node, ...(node.subgraph ? nodesOf(node.subgraph) : [])]);
 
 /** The value of a node whose output is its only widget, such as a primitive. */

@@ -1,6 +1,14 @@
 // LLM4GEN's part of the front end. This file registers it; the others do nothing when the page imports them.
 
 import { app } from "../../scripts/app.js";
+import { listen } from "./notices.js";
 import { readReport, watch } from "./watch.js";
 
-app.registerExtension({ name: "LLM4GEN", setup: watch, refreshComboInNodes: readReport });
+app.registerExtension({
+  name: "LLM4GEN",
+  setup() {
+    listen();
+    return watch();
+  },
+  refreshComboInNodes: readReport,
+});

@@ -1,10 +1,10 @@
 // The token meter: how much of a prompt CLIP and the LLM will read, and which part of it is cut off.
 
-import { ADAPTER_LOADER, CONDITIONING, ENCODER_LOADER, fusedClip, isLinked, loaded, value } from "./graph.js";
+import { ADAPTER_LOADER, CONDITIONING, ENCODER_LOADER, FUSE, fusedClip, isLinked, loaded, value } from "./graph.js";
 import { Question } from "./server.js";
 import { fill } from "./texts.js";
 
-const CHUNKS = "chunks of 77"; // the choice of `long_prompt` that cuts nothing off
+export const CHUNKS = "chunks of 77"; // the choice of `long_prompt` that cuts nothing off
 const SHOWN = 40; // characters shown of the text that is cut off
 const LONGEST = 20_000; // characters of both texts together; the server refuses longer ones
 const CHANGES = /[{}]|\/\/|\/\*/; // {a|b} and comments, which the front end rewrites when the graph runs
@@ -12,7 +12,7 @@ const questions = new WeakMap();
 
 /** The lines under a prompt. */
 export function meter(node, _report, texts) {
-  const fused = node.comfyClass === CONDITIONING ? node : fusedClip(node);
+  const fused = [CONDITIONING, FUSE].includes(node.comfyClass) ? node : fusedClip(node);
   const text = fused && value(node, "text");
   if (typeof text !== "string") return [];
   const llmText = value(node, "llm_text");
@@ -31,19 +31,27 @@ export function meter(node, _report, texts) {
   const about = CHANGES.test(typed) ? "≈ " : "";
   // ComfyUI's tokenizer fails on a text with half a syntax in it, as while the user types: then there is no count.
   if (!question.answer?.clip) return [];
-  return lines(question.answer, value(fused, "long_prompt") === CHUNKS, isUnread, about, texts);
+  const parts = count(question.answer, value(fused, "long_prompt") === CHUNKS, isUnread, texts);
+  const shown = node.comfyClass === FUSE ? [parts.llm] : [parts.clip, parts.llm];
+  const counts = shown.flatMap((part) => part.count);
+  return counts.length ? [{ text: about + counts.join(" · ") }, ...shown.flatMap((part) => part.warnings)] : [];
 }
 
-function lines({ clip, llm, note }, inChunks, isUnread, about, texts) {
+/** The count and the warnings of each half. */
+function count({ clip, llm, note }, inChunks, isUnread, texts) {
   const limit = inChunks ? clip.limit * Math.max(1, Math.ceil(clip.tokens / clip.limit)) : clip.limit;
-  const counts = [`CLIP ${clip.tokens}/${limit}`];
   // A note means that the chosen files could not be read, so the count would be another LLM's. Their loader says why.
   const isRead = llm && !isUnread && !note;
-  if (isRead) counts.push(`LLM ${llm.tokens}/${llm.limit}`);
-  const result = [{ text: about + counts.join(" · ") }];
-  if (clip.cut && !inChunks) result.push(warning(texts.cut, "CLIP", clip.cut));
-  if (isRead && llm.cut) result.push(warning(texts.cut, "LLM", llm.cut));
-  return result;
+  return {
+    clip: {
+      count: [`CLIP ${clip.tokens}/${limit}`],
+      warnings: clip.cut && !inChunks ? [warning(texts.cut, "CLIP", clip.cut)] : [],
+    },
+    llm: {
+      count: isRead ? [`LLM ${llm.tokens}/${llm.limit}`] : [],
+      warnings: isRead && llm.cut ? [warning(texts.cut, "LLM", llm.cut)] : [],
+    },
+  };
 }
 
 function warning(sentence, half, cut) {

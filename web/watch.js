@@ -6,20 +6,23 @@
 
 import { app } from "../../scripts/app.js";
 import { adviceOnAdapters, adviceOnEncoders, misfit } from "./advice.js";
-import { ADAPTER_LOADER, CONDITIONING, ENCODER_LOADER, FUSED_CLIP, TEXT_ENCODE, runs } from "./graph.js";
+import { ADAPTER_LOADER, CONDITIONING, ENCODER_LOADER, FUSE, FUSED_CLIP, TEXT_ENCODE, runs } from "./graph.js";
 import { meter } from "./meter.js";
 import { show } from "./note.js";
+import { ENCODES_CLIP_ALONE, couple, loses } from "./packs.js";
 import { get } from "./server.js";
 import { texts } from "./texts.js";
 
 const PERIOD = 150; // ms
 // Node type → functions that return the lines under such a node.
 const LINES = {
-  [CONDITIONING]: [misfit, meter],
-  [FUSED_CLIP]: [misfit],
+  [CONDITIONING]: [misfit, couple, meter],
+  [FUSED_CLIP]: [misfit, couple],
+  [FUSE]: [misfit, meter],
   [TEXT_ENCODE]: [meter],
   [ENCODER_LOADER]: [adviceOnEncoders],
   [ADAPTER_LOADER]: [adviceOnAdapters],
+  ...Object.fromEntries(ENCODES_CLIP_ALONE.map((type) => [type, [loses]])),
 };
 let report = null;
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -14,6 +13,7 @@ from aiohttp.client_exceptions import ClientError
 from aiohttp.http_exceptions import HttpProcessingError
 
 from ...models.errors import UnreadableText
+from ..server import running_server
 from . import inventory, meter
 
 BODY_LIMIT = 64 << 10  # bytes
@@ -38,13 +38,11 @@ class Refused(Exception):
 
 def register() -> None:
     """Adds the routes to ComfyUI's server, if one is being started."""
-    # Whoever starts a server has imported this module. Importing it here would import half of ComfyUI.
-    server = sys.modules.get("server")
-    instance = getattr(getattr(server, "PromptServer", None), "instance", None)
-    if instance is not None:
+    server = running_server()
+    if server is not None:
         # All methods: ComfyUI would answer the others with the page of its front end.
-        instance.routes.route("*", "/llm4gen/tokens")(answering(tokens, "POST"))
-        instance.routes.route("*", "/llm4gen/report")(answering(report, "GET", "HEAD"))
+        server.routes.route("*", "/llm4gen/tokens")(answering(tokens, "POST"))
+        server.routes.route("*", "/llm4gen/report")(answering(report, "GET", "HEAD"))
 
 
 def answering(handler: Handler, *methods: str) -> Handler:

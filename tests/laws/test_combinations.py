@@ -8,6 +8,7 @@ from safetensors.torch import load_file
 
 import extra_standins
 from in_process import SHORT
+from tiny import identical
 
 LORA, INVERSION = "combined.safetensors", "combinedinversion"
 CUT, CHUNKS = "cut at 77 (as published)", "chunks of 77"
@@ -56,17 +57,6 @@ def llm_half(llm, adapter):
             return adapter.fuse(clip_states, llm.features(ids, adapter.recipe))
 
     return llm_half
-
-
-def identical(one, other):
-    """Whether two conditionings, or parts of them, are equal to the bit, with their options."""
-    if isinstance(one, torch.Tensor):
-        return isinstance(other, torch.Tensor) and torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(identical(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(identical, one, other))
-    return one == other
 
 
 # Both nodes give the same conditioning

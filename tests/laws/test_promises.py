@@ -1,6 +1,6 @@
 """What a new version must keep: the nodes that saved workflows name, and the files that the last version wrote.
 
-`promises/` holds what version 0.1.0 offered and wrote. It may grow; an entry in it may never change.
+`promises/` holds what version 0.1.0 offers and wrote. It may grow; an entry in it may never change.
 """
 
 import json

@@ -57,7 +57,7 @@ def weights(clip, adapter, encode, fused):
         states, tokens = encode(clip, text)[0][0][:, :77], fused.tokenize(text)["llm4gen"][0]
         with torch.inference_mode():
             return adapter.adapter.attention_weights(
-                states, fused.features(tokens).states[None, : len(tokens)]
+                states, fused.fusion.features(tokens).states[None, : len(tokens)]
             )[0]
 
     return weights
@@ -138,7 +138,7 @@ def test_rows_are_the_tokens_of_the_llm_and_columns_are_those_of_clip(attention_
 
 def test_a_token_with_letters_of_the_template_and_of_the_text_counts_as_the_users(fused, adapter):
     from llm4gen.nodes.attention import attention_map  # noqa: PLC0415
-    from llm4gen.nodes.fused_clip import Fusion  # noqa: PLC0415
+    from llm4gen.nodes.fusion import Fusion  # noqa: PLC0415
 
     other_adapter = copy(adapter)
     other_adapter.recipe = replace(adapter.recipe, template="a re{text}s, please")
@@ -311,3 +311,13 @@ def test_panels_run_from_left_to_right_and_downwards_each_below_its_name(attenti
     for name, (left, top) in zip(drawn.names, corners, strict=True):
         x, y = find_text(picture, name, INK)
         assert x == left - drawn.row_labels_width and top - drawn.column_labels_height < y < top
+
+
+@pytest.mark.parametrize(
+    "text", ["a (red:nan) cat", "a (red:inf) cat", "a (red:-inf) cat", "a (red:1e39) cat"]
+)
+def test_a_weight_that_is_not_finite_is_refused_with_advice(text, draw):
+    for heads in ("average", "each"):
+        with pytest.raises(Exception, match=r"not finite.*ordinary weight") as error:
+            draw(text, heads=heads)
+        assert type(error.value).__module__ == "llm4gen"

@@ -99,7 +99,7 @@ def test_weights_of_1_change_nothing(fused):
 @torch.inference_mode()
 def test_a_weight_scales_the_states_difference_from_the_empty_prompts(fused):
     def states(text):
-        features = fused.features(fused.tokenize(text)["llm4gen"][0])
+        features = fused.fusion.features(fused.tokenize(text)["llm4gen"][0])
         return features.rows.expand(features.states)
 
     plain, empty, weighted = states("a red cat"), states(""), states("a (red:1.7) cat")

@@ -9,10 +9,11 @@ from safetensors.torch import save_file
 
 import in_process
 import tiny
+from graphs import fusing_graph
 from sandbox.client import Client
 from sandbox.model_choice import make_standins
 from sandbox.server import Server
-from sandbox.standins import CHECKPOINT, ENCODER
+from sandbox.standins import ENCODER
 
 
 def test_the_llm_does_not_run_again_for_the_same_text(llm, condition, monkeypatch):
@@ -101,14 +102,8 @@ def test_two_hundred_prompts_take_no_more_memory_than_twenty(host, tmp_path, mon
     save_file(tiny.adapter_tensors(clip=768, llm=32), tmp_path / "models" / "llm4gen" / "t5.safetensors")
 
     def prompt(number):
-        inputs = {"clip": ["1", 1], "llm": ["2", 0], "adapter": ["3", 0], "text": text_of(number)}
-        return {
-            "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": CHECKPOINT}},
-            "2": {"class_type": "LLM4GEN_LoadLLMEncoder", "inputs": {"encoder_name": "t5.safetensors"}},
-            "3": {"class_type": "LLM4GEN_LoadCrossAdapter", "inputs": {"adapter_name": "t5.safetensors"}},
-            "4": {"class_type": "LLM4GEN_Conditioning", "inputs": inputs},
-            "5": {"class_type": "PreviewAny", "inputs": {"source": ["4", 0]}},
-        }
+        loader = {"encoder_name": "t5.safetensors"}
+        return fusing_graph(loader, "t5.safetensors", text_of(number), runs_clip=number % 5 == 0)
 
     sizes = []
     # Without --fp32-text-enc, converting CLIP from fp16 would take most of each prompt's time.

@@ -17,6 +17,11 @@ NODES = {
     "LLM4GEN_Conditioning": (
         MODELS | {"text": "STRING"}, SETTINGS | {"llm_text": "STRING"}, ["CONDITIONING"]
     ),
+    "LLM4GEN_FuseConditioning": (
+        {"conditioning": "CONDITIONING", "llm": "LLM4GEN_LLM", "adapter": "LLM4GEN_ADAPTER", "text": "STRING"},
+        {"strength": "FLOAT", "controlnet_context": "COMBO"},
+        ["CONDITIONING"],
+    ),
     "LLM4GEN_Attention": (MODELS | {"text": "STRING"}, {"heads": "COMBO"}, ["IMAGE"]),
 }  # fmt: skip
 

@@ -22,6 +22,7 @@ NOTE = """(id) => {
   const note = app.canvas.graph.getNodeById(id)?.widgets?.find((widget) => widget.name === "llm4gen_note");
   return note ? [...note.element.querySelectorAll("p")].map((line) => line.textContent) : null;
 }"""
+NO_NOTE = f"(id) => ({NOTE})(id) === null"
 SAYS = f"([id, lines]) => JSON.stringify(({NOTE})(id)) === JSON.stringify(lines)"
 VEIL = ".p-blockui-mask"
 PATIENCE = 1500  # fifths of a second that a run may take

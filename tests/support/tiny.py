@@ -115,3 +115,14 @@ class Payload:
 
     def __reduce__(self):
         return open, (str(self.path), "w")
+
+
+def identical(one, other):
+    """Whether two conditionings, or parts of them, are equal to the bit, with their options."""
+    if isinstance(one, torch.Tensor):
+        return isinstance(other, torch.Tensor) and torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(identical(one[key], other[key]) for key in one)
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(identical, one, other))
+    return one == other

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from front_end import FIND, NOTE, PROMPT, SET, drop, first_page, says
+from front_end import FIND, NO_NOTE, NOTE, PROMPT, SET, drop, first_page, says
 from paths import COMFYUI, T5_TOKENIZER
 from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
 from sandbox.workflow import EXAMPLES, TEXT_TO_IMAGE, read_workflow
@@ -103,7 +103,6 @@ CONNECT_LLM_TEXT = """([id, type, text]) => {
   source.widgets[0].value = text;
   source.connect(0, node, node.findInputSlot("llm_text"));
 }"""
-NO_NOTE = f"(id) => ({NOTE})(id) === null"
 # The note's distances on the screen from the left, top, right and bottom of its node, and its height.
 DISTANCES = """(id) => {
   const node = app.graph.getNodeById(id);

@@ -91,9 +91,10 @@ class Node:
     links: dict[str, tuple[int, int]] = field(default_factory=dict)
 
 
-LLM_LOADER, ADAPTER_LOADER, ATTENTION = (
+LLM_LOADER, ADAPTER_LOADER, FUSE, ATTENTION = (
     "LLM4GEN_LoadLLMEncoder",
     "LLM4GEN_LoadCrossAdapter",
+    "LLM4GEN_FuseConditioning",
     "LLM4GEN_Attention",
 )
 LOADERS = (
@@ -119,6 +120,16 @@ SCENES = {
         CLIP,
         Node("CLIPTextEncode", (670, 0, 270, 170), {"text": PROMPT}, {"clip": (3, 0)}),
         Node("CLIPTextEncode", (670, 222, 270, 144), {"text": "blurry"}, {"clip": (3, 0)}),
+    ),
+    FUSE: (
+        *LOADERS,
+        Node("CLIPTextEncode", (350, 0, 270, 170), {"text": PROMPT}, {"clip": (0, 1)}),
+        Node(
+            FUSE,
+            (670, 0, 330, 260),
+            {"text": PROMPT},
+            {"conditioning": (3, 0), "llm": (1, 0), "adapter": (2, 0)},
+        ),
     ),
     ATTENTION: (
         *LOADERS,
