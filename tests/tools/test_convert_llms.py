@@ -1,5 +1,7 @@
 """LLMs other than T5, and .gguf files: the converted model gives the same states as its source."""
 
+import json
+
 import pytest
 import torch
 import transformers
@@ -8,6 +10,7 @@ from safetensors import safe_open
 import convert
 import gguf_files
 from gguf_files import Kind
+from llm4gen.models.checkpoints.rotary import old_spelling
 from llm4gen.models.encoders.rows import real_rows
 from llm4gen.models.errors import UnreadableFile
 from llm4gen.models.files.values import DTYPES
@@ -60,6 +63,8 @@ def test_a_gguf_file_becomes_a_folder_that_transformers_loads_too(family, tmp_pa
     new = tmp_path / "llm-fp32"
     assert tokenizer_of(new / "model.safetensors") == "llm.gguf"
     assert relative_error(states(new), states(tmp_path / "llm.gguf")) <= 1e-5
+    config = json.loads((new / "config.json").read_text(encoding="utf-8"))
+    assert config.items() >= old_spelling(config["rope_parameters"]).items(), "for transformers before 5"
     loaded = transformers.AutoModel.from_pretrained(str(new), dtype=torch.float32).eval()
     with torch.inference_mode():
         expected = oracle(input_ids=IDS[None]).last_hidden_state[0]
