@@ -253,8 +253,7 @@ def test_each_segment_of_a_lora_schedule_equals_a_lora_of_that_strength(
         ((expected, expected_options),) = encode(fuse(load_lora(model, clip, strength)[1]))
         assert torch.equal(states, expected)
         assert options.keys() - expected_options.keys() == {"clip_start_percent", "clip_end_percent", "hooks"}
-        for key, value in expected_options.items():
-            assert torch.equal(options[key], value)
+        assert identical({key: options[key] for key in expected_options}, expected_options)
     first, second, _ = (states for states, _ in scheduled)
     assert not torch.equal(first[:, 77:], second[:, 77:])
     core = encode(hooked(clip))
@@ -325,7 +324,7 @@ def test_core_nodes_treat_our_conditioning_as_they_treat_clips(
         assert states.shape == (1, prompts * 333, 768)
         assert torch.equal(states[:, :77], core_states[:, :77])
         assert torch.equal(states[:, (prompts - 1) * 333 :][:, :77], core_states[:, -77:])
-        assert options.keys() == core_options.keys() | {"cross_attn_controlnet"}
+        assert options.keys() == core_options.keys() | {"cross_attn_controlnet", "llm4gen_fused"}
         assert identical({key: options[key] for key in core_options}, core_options)
     latent = sample(ours, encode(fused, "")).samples
     assert not torch.equal(latent, sample(encode(fused), encode(fused, "")).samples)

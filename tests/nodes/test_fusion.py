@@ -76,7 +76,7 @@ def test_the_clip_half_equals_cores_and_the_llm_half_the_published_modules(
     ((core_states, core_options),) = encode(clip, text)
     assert states.shape == (1, 77 + 256, 768)
     assert torch.equal(states[:, :77], core_states)
-    assert options.keys() == core_options.keys() | {"cross_attn_controlnet"}
+    assert options.keys() == core_options.keys() | {"cross_attn_controlnet", "llm4gen_fused"}
     assert torch.equal(options["cross_attn_controlnet"], core_states)
     assert torch.equal(options["pooled_output"], core_options["pooled_output"])
     llm_states = t5_states(llm_text)
