@@ -22,12 +22,15 @@ sys.modules.setdefault("llm4gen", pack)
 pytest_plugins = ["host_fixtures"]
 # Fixtures that start a ComfyUI, in a server or in this process. All others that need one ask for one of these.
 NEED_COMFYUI = {"host", "started", "place"}
+# The folders whose files take longest come first, so that the workers end at about the same time.
+ORDER = ("web", "laws", "tools", "nodes", "models")
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
         if NEED_COMFYUI & set(item.fixturenames):
             item.add_marker("host")
+    items.sort(key=lambda item: ORDER.index(item.path.parent.name))
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ PASSED, FAILED, NOTHING_SELECTED = 0, 1, 5  # pytest's exit codes
 # Each worker runs whole files, with a server and a browser of its own. More would not fit into small machines.
 WORKERS = 2
 THREADS = str(max(1, (os.cpu_count() or 1) // WORKERS))  # for torch in each worker
-# In the order of collection; sorted by their number of tests, the longest files would come last, on one worker alone.
+# In the order that tests/conftest.py gives them, because xdist would sort the files by their number of tests.
 IN_PARALLEL = ("-n", str(WORKERS), "--dist", "loadfile", "--no-loadscope-reorder")
 # The oldest ComfyUI has a cache of its own, so that --lf means the newest's failures.
 ON_OLDEST = ("-m", "floor", "-o", f"cache_dir={HOST_DIR / 'pytest-floor'}")

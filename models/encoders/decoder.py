@@ -55,11 +55,14 @@ class DecoderConfig:
 class ParametersOnMeta(TorchFunctionMode):
     """Builds modules with their weights on the meta device and their buffers on the CPU.
 
-    Buffers are tables such as those of the rotary positions. No file holds them, so they must be computed.
+    Buffers are tables such as those of the rotary positions. No file holds them, so they must be computed. Drawing
+    random weights, which the file's replace, would take most of the time, on the meta device too.
     """
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func is nn.init.normal_:
+            return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs | {"device": "meta"} if func is torch.empty else kwargs))
 
 
