@@ -3,12 +3,14 @@
 import { fusedClip, nodesOf, value } from "./graph.js";
 import { CHUNKS } from "./meter.js";
 
-// They encode tokens that they make of CLIP's alone. Other nodes that do so are noticed while they run.
+// They encode tokens of CLIP's alone. Other nodes that do so are noticed while they run, unless they call the text
+// encoder inside the CLIP, as Easy-Use does.
 export const ENCODES_CLIP_ALONE = [
   "BNK_CLIPTextEncodeAdvanced",
   "BNK_CutoffBasePrompt",
   "WildcardEncode //Inspire",
   "CLIPTextEncode (BlenderNeko Advanced + NSP)",
+  "easy fullLoader",
 ];
 // They repeat the tokens of their regions until all have one length.
 const COUPLES = ["AttentionCouplePPM", "AttentionCouple|cgem156", "Attention couple", "Comfy Couple"];
