@@ -10,7 +10,7 @@ from ..models.errors import UnreadableText
 from .condition import model_inputs, text_input
 from .drawing.attention_map import AttentionMap, Label, percent
 from .drawing.token_labels import clip_labels, llm_labels
-from .fused_clip import CLIP_L, FusedCLIP
+from .fused_clip import FusedCLIP
 from .fusion import Fusion
 
 AVERAGE, EACH = "average", "each"  # choices of the input `heads`; saved workflows hold these strings
@@ -58,7 +58,7 @@ def attention_map(fused: FusedCLIP, text: str, heads: str) -> AttentionMap:
             "(word:inf) or a very large number, and give the word an ordinary weight, such as 1.2."
         )
     rows = llm_labels(fused.fusion.llm.llm.tokenizer, fused.fusion.adapter.recipe, text)
-    columns = clip_labels(tokens[CLIP_L][0], fused.tokenizer.decode)
+    columns = clip_labels(*fused.text_of(tokens))
     weights = weights[:, : len(rows)]
     shown = weights if heads == EACH else weights.mean(0, keepdims=True)
     which = "Each" if heads == EACH else "The average"

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from comfy.sd import CLIP
 from torch import Tensor
 
-from ..models.errors import MissingCLIP
-from .fusion import CUT, ChunkPerText, Fusion
+from ..models.errors import MissingCLIP, WidthMismatch
+from .fusion import CUT, Chunk, ChunkPerText, Fusion
 from .server import LOSES, notify
 
 log = logging.getLogger(__name__)
 
 CLIP_L = "l"  # the key of SD1.5's CLIP-L among the parts of ComfyUI's tokens
-START, END = 49406, 49407  # CLIP's special tokens; padding repeats the end token
+# The parts of the CLIPs that can be fused: those of SD1.5, of SD2, and of SDXL or its refiner (which reads g alone).
+CLIPS = ({CLIP_L}, {"h"}, {CLIP_L, "g"})
+START, END, ZERO = 49406, 49407, 0  # special tokens of all these; l pads with END, h and g with ZERO
 LLM_TOKENS = "llm4gen"  # the key of the LLM's tokens, in the form of CLIP's: a list of chunks of (id, weight)
 
 
@@ -68,9 +71,9 @@ class FusedCLIP(CLIP):
         llm_text: another text for the LLM; None: the same text.
         """
         tokens = self.plain().tokenize(text, return_word_ids, **kwargs)
-        if self.fusion.long_prompt == CUT and tokens.keys() == {CLIP_L} and len(tokens[CLIP_L]) > 1:
+        if self.fusion.long_prompt == CUT and tokens.keys() in CLIPS and max(map(len, tokens.values())) > 1:
             self.warn_of_cut(text, **kwargs)
-            tokens = {CLIP_L: tokens[CLIP_L][:1]}
+            tokens = {name: chunks[:1] for name, chunks in tokens.items()}
         if self.fusion.strength == 0:
             return tokens
         if llm_text is None and not isinstance(text, str):
@@ -81,8 +84,8 @@ class FusedCLIP(CLIP):
 
     def warn_of_cut(self, text: str | list[str], **kwargs: Any) -> None:
         """Logs how many tokens of CLIP's half are cut off."""
-        rest = self.plain().tokenize(text, True, **kwargs)[CLIP_L][1:]
-        dropped = sum(map(count_words, rest))
+        tokens = self.plain().tokenize(text, True, **kwargs)
+        dropped = max(sum(map(count_words, chunks[1:])) for chunks in tokens.values())
         log.warning("CLIP half: the last %d tokens do not fit into 77 and are cut off.", dropped)
 
     def encode_from_tokens(
@@ -123,11 +126,22 @@ class FusedCLIP(CLIP):
         self.check_fit(tokens, states)
         return self.fusion.attention_weights(states, tokens[LLM_TOKENS][0])
 
+    def text_of(self, tokens: dict[str, Any]) -> tuple[Chunk, Callable[..., str]]:
+        """The first chunk of CLIP's tokens, and a function that decodes ids. SDXL's two CLIPs read the same tokens."""
+        name = CLIP_L if CLIP_L in tokens else next(iter(without_llm(tokens)))
+        return tokens[name][0], getattr(self.tokenizer, f"clip_{name}").decode
+
     def check_fit(self, tokens: dict[str, Any], states: Tensor) -> None:
         """Raises: WidthMismatch if CLIP's states, the LLM and the adapter do not fit together."""
         parts = without_llm(tokens)
-        source = f"This CLIP ({' + '.join(parts)})"
-        self.fusion.check_widths(states, source, is_clip_l=parts.keys() == {CLIP_L})
+        source = f"This CLIP ({' + '.join(sorted(parts))})"
+        if parts.keys() not in CLIPS:
+            raise WidthMismatch(
+                f"{source} is not that of SD1.5 (l), SD2 (h) or SDXL (g + l); its states are "
+                f"{states.shape[-1]} wide. The adapter is made for {self.fusion.wanted_clip}. "
+                "Connect the CLIP of a checkpoint of that kind."
+            )
+        self.fusion.check_widths(states, source)
 
 
 def without_llm(tokens: dict[str, Any]) -> dict[str, Any]:
@@ -144,4 +158,4 @@ def count_words(chunk: Any) -> int:
     if isinstance(chunk, list):
         return sum(word > 0 for _, _, word in chunk)
     ids, _ = chunk
-    return max(sum(token not in (START, END) for token in row) for row in ids)
+    return max(sum(token not in (START, END, ZERO) for token in row) for row in ids)

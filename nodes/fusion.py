@@ -21,6 +21,12 @@ log = logging.getLogger(__name__)
 CUT, CHUNKS = "cut at 77 (as published)", "chunks of 77"
 CLIP_CONTEXT, FUSED_CONTEXT = "clip", "fused"
 CLIP_LENGTH = 77  # tokens in a chunk of CLIP's
+CLIP_OF_WIDTH = {
+    768: "SD1.5's CLIP",
+    1024: "SD2's CLIP",
+    2048: "SDXL's CLIPs",
+    1280: "the SDXL refiner's CLIP",
+}
 CONTROLNET_CONTEXT = "cross_attn_controlnet"  # core's option for what ControlNets read
 FUSED = "llm4gen_fused"  # our option of an entry that carries the LLM's half
 
@@ -128,18 +134,23 @@ class Fusion:
         empty = self.llm.features(self.llm.tokenize("", self.adapter.recipe).ids, self.adapter.recipe)
         return features.weighted(weights, empty)
 
-    def check_widths(self, states: Tensor, source: str, *, is_clip_l: bool = True) -> None:
+    @property
+    def wanted_clip(self) -> str:
+        """The CLIP that the adapter is made for, by its width, for messages."""
+        width = self.adapter.adapter.config.clip_dim
+        return f"{CLIP_OF_WIDTH.get(width, 'a CLIP')}, {width} wide"
+
+    def check_widths(self, states: Tensor, source: str) -> None:
         """Checks that CLIP's states, the LLM and the adapter have the widths that belong together.
 
-        source:    what gave the states, for the message.
-        is_clip_l: whether that is SD1.5's CLIP, as far as is known.
+        source: what gave the states, for the message.
         Raises: WidthMismatch.
         """
         wanted = self.adapter.adapter.config
-        if states.shape[-1] != wanted.clip_dim or not is_clip_l:
+        if states.shape[-1] != wanted.clip_dim:
             raise WidthMismatch(
-                f"{source} gives states that are {states.shape[-1]} wide; the adapter is made for SD1.5's CLIP (l), "
-                f"{wanted.clip_dim} wide. Connect the CLIP of an SD1.5 checkpoint."
+                f"{source} gives states that are {states.shape[-1]} wide; the adapter is made for {self.wanted_clip}. "
+                "Connect the CLIP of a checkpoint of that kind, or load an adapter that was trained for this one."
             )
         if self.llm.width != wanted.llm_dim:
             raise WidthMismatch(

@@ -159,7 +159,12 @@ def test_a_clip_of_another_model_than_sd15_is_refused(tensors, clip_type, encode
     }
     error = fails(conditioning(clip=loader))
     assert_says(
-        error, "WidthMismatch", f"({encoder})", str(width), "768", "Connect the CLIP of an SD1.5 checkpoint"
+        error,
+        "WidthMismatch",
+        f"({encoder})",
+        str(width),
+        "SD1.5's CLIP, 768 wide",
+        "Connect the CLIP of a checkpoint of that kind",
     )
 
 

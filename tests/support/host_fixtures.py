@@ -98,7 +98,15 @@ def put(tmp_path_factory):
     """Puts tensors among the host's models: (folder, file name, tensors). The folders are there before anything
     is loaded, since a CLIP keeps the list of where embeddings lie."""
     started, models = in_process.start(), tmp_path_factory.mktemp("put")
-    for folder in ("checkpoints", "controlnet", "diffusion_models", "embeddings", "gligen", "loras"):
+    for folder in (
+        "checkpoints",
+        "controlnet",
+        "diffusion_models",
+        "embeddings",
+        "gligen",
+        "llm4gen",
+        "loras",
+    ):
         (models / folder).mkdir()
     in_process.use_models(started.folders, models)
     return lambda folder, name, tensors: save_file(tensors, models / folder / name)
