@@ -50,8 +50,10 @@ def quantised(weights: Weights) -> str | None:
 
 
 def traces_of_quantisation(weights: Weights) -> list[str]:
-    """The names of scales that no reader took, or of matrices of whole numbers if they are the greater part."""
-    matrices = [name for name, tensor in weights.tensors.items() if tensor.ndim >= 2]
+    """The names of scales that no reader took, or of matrices of whole numbers if most matrices are such."""
+    matrices = [
+        name for name, tensor in weights.tensors.items() if name.endswith("weight") and tensor.ndim >= 2
+    ]
     whole = [name for name in matrices if not is_fractional(weights.tensors[name])]
     scales = [name for name in weights.tensors if OTHER_SCALES.fullmatch(name)]
     return scales or (whole if len(whole) * 2 > len(matrices) else [])

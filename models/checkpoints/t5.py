@@ -33,7 +33,7 @@ BLOCK_NAMES = {
 T5_KEY = "encoder.block.0.layer.0.SelfAttention.q.weight"
 # Parts of a whole model that the encoder does not need: RankGen's own projection, T5's decoder and head, and the
 # second name of the token embedding.
-UNUSED = re.compile(r"projection\.weight|(.*\.)?(decoder\..*|lm_head\.weight|encoder\.embed_tokens\.weight)")
+UNUSED = re.compile(r"(.*\.)?(projection\.weight|decoder\..*|lm_head\.weight|encoder\.embed_tokens\.weight)")
 LOADABLE = "RankGen, T5 v1.1, flan-T5 and mT5 can be loaded."
 # Published T5s that have another tokenizer, by the rows of their token embedding.
 OTHER_TOKENIZERS = {384: "byt5", 250112: "mt5", 256000: "madlad400"}
