@@ -4,7 +4,9 @@ import re
 
 ESCAPE_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 # Libraries advise to switch off what protects from code in a file.
-UNSAFE_ADVICE = re.compile(r"weights[_ ]only|trust_remote_code|safe_globals|allowlist", re.IGNORECASE)
+UNSAFE_ADVICE = re.compile(
+    r"weights[_ ]only|safe_globals|allowlist|trust_remote_code|execute|inspect the repository", re.IGNORECASE
+)
 
 
 class LLM4GENError(Exception):

@@ -312,8 +312,9 @@ def test_code_in_a_models_folder_is_never_run(tmp_path):
         "auto_map": {"AutoConfig": "custom.Custom", "AutoModel": "custom.Custom"},
     }
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(UnreadableFile, match="never run"):
+    with pytest.raises(UnreadableFile, match="never run") as caught:
         open_llm(tmp_path)
+    assert "trust_remote_code" not in str(caught.value) and "execute" not in str(caught.value)
     assert not made_by_code.exists()
 
 
