@@ -87,10 +87,15 @@ def open_weights(path: Path) -> Weights:
 
     Raises: UnreadableFile if the file is missing, empty, cut short, of an unknown format, or a pickle with code.
     """
-    if path.is_dir():
-        return replace(open_weights(weight_file_in(path)), path=path)
-    if path.name.endswith(".index.json"):
-        return open_shards(path)
+    file = weight_file_in(path) if path.is_dir() else path
+    opened = open_shards(file) if file.name.endswith(".index.json") else open_file(file)
+    tensors = {WRAPPERS.sub("", name): tensor for name, tensor in opened.tensors.items()}
+    tensors, scales = split_scales(tensors)
+    return replace(opened, path=path, tensors=tensors, scales=scales)
+
+
+def open_file(path: Path) -> Weights:
+    """One file with the names that are in it. Raises: UnreadableFile."""
     if path.suffix.lower() not in SUFFIXES:
         raise UnreadableFile(f"{path.name} is not a weight file. These can be read: {', '.join(SUFFIXES)}.")
     if not path.is_file():
@@ -100,12 +105,7 @@ def open_weights(path: Path) -> Weights:
     if path.suffix.lower() not in PICKLES:
         return open_safetensors(path)
     found = read_pickle(path)
-    return Weights(path, unwrapped(found.tensors), mapped=found.mapped, parts=found.parts)
-
-
-def unwrapped(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors by their modules' own names."""
-    return {WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
+    return Weights(path, found.tensors, mapped=found.mapped, parts=found.parts)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -136,8 +136,7 @@ def open_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            tensors, scales = split_scales(unwrapped(tensors))
-            return Weights(path, tensors, file.metadata() or {}, scales=scales)
+            return Weights(path, tensors, file.metadata() or {})
     except SafetensorError as error:
         raise UnreadableFile(
             f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short, or not a safetensors file "
@@ -147,10 +146,9 @@ def open_safetensors(path: Path) -> Weights:
 
 def open_shards(index: Path) -> Weights:
     """Opens the files that an `*.index.json` names, as one set of weights. Raises: UnreadableFile."""
-    shards = [open_weights(file) for file in shards_of(index)]
+    shards = [open_file(file) for file in shards_of(index)]
     tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
-    scales = {name: scale for shard in shards for name, scale in shard.scales.items()}
-    return Weights(index, tensors, mapped=all(shard.mapped for shard in shards), scales=scales)
+    return Weights(index, tensors, mapped=all(shard.mapped for shard in shards))
 
 
 def shards_of(index: Path) -> list[Path]:

@@ -9,6 +9,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from llm4gen.models.checkpoints.rotary import OLD_TRANSFORMERS, old_spelling, understand
+from llm4gen.models.conversion.plans import plan_conversion
 from llm4gen.models.encoders.rows import all_rows, real_rows
 from llm4gen.models.errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile
 from llm4gen.models.llm import open_llm
@@ -212,6 +213,15 @@ def test_the_text_model_of_a_model_of_several_modalities_equals_transformers(fam
     for depth in (2, 4):
         states = load_encoder(tmp_path, depth=depth)(IDS, all_rows(len(IDS), LENGTH))
         assert relative_error(states, expected[depth]) <= 1e-5
+
+
+def test_a_model_of_several_modalities_is_converted_to_its_text_model(tmp_path):
+    config = transformers.Gemma3Config(**copy.deepcopy(MODALITIES["Gemma3"]))
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    plan = plan_conversion(tmp_path, "fp32")
+    assert any("vision_tower" in name for name in plan.left_out)
+    assert {name for name in plan.outline() if "language_model.model." not in name} == set()
+    assert plan.kind == "gemma3_text, 4 layers of width 32"
 
 
 def test_a_text_models_missing_tensor_is_named_beside_other_modalities(tmp_path):

@@ -100,6 +100,10 @@ SCHEMES = {
     "ExLlamaV2": ({"q_weight": (I32, (4, 32)), "q_invperm": (I32, 32), "q_scale": (I32, (1, 4)),
                    "q_groups": (I16, 2)}, "exl2"),
     "ExLlamaV3": ({"trellis": (I16, (2, 2, 48)), "suh": (F16, 32), "svh": (F16, 32)}, "exl3"),
+    "HIGGS": ({"weight": (I16, (32, 16)), "scales": (F16, (32, 1)), "tables": (F16, (16, 2)), "tables2": (F16, (16, 2))},
+              "higgs"),
+    "SpQR": ({"dense_weights": (I32, 64), "row_offsets": (I32, 33), "in_perm": (I16, 32)}, "spqr"),
+    "QuIP#": ({"Qidxs": (I32, (32, 4)), "SU": (F16, 32), "SV": (F16, 32)}, "quip"),
     "an int4 scheme such as GPTQ or AWQ": ({"qweight": (I16, (8, 32)), "scales": (F16, (1, 32)),
                                            "scaled_zeros": (F16, (1, 32))}, "nunchaku"),
 }  # fmt: skip
@@ -120,6 +124,29 @@ def test_quantised_weights_are_refused_by_their_scheme(scheme, llama, t5, copy, 
     save_file(quantise(t5, entries), tmp_path / "t5.safetensors")
     with pytest.raises(UnknownCheckpoint, match=f"^t5.safetensors is quantised with {scheme}: it holds "):
         open_llm(tmp_path / "t5.safetensors")
+
+
+def test_the_experts_of_gpt_oss_are_refused_by_their_scheme(tmp_path):
+    sizes = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+    }
+    config = transformers.GptOssConfig(vocab_size=64, num_local_experts=2, num_key_value_heads=2, **sizes)
+    transformers.GptOssForCausalLM(config).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    open_llm(tmp_path)
+    for name in [name for name in tensors if name.endswith("gate_up_proj")]:
+        del tensors[name]
+        tensors[f"{name}_blocks"] = torch.ones(2, 64, 1, 16, dtype=U8)
+        tensors[f"{name}_scales"] = torch.ones(2, 64, 1, dtype=U8)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(
+        UnknownCheckpoint, match=r"is quantised with MXFP4: it holds 4 tensors .*gate_up_proj_blocks"
+    ):
+        open_llm(tmp_path)
 
 
 @pytest.mark.parametrize(
