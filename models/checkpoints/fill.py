@@ -81,14 +81,14 @@ def check_names(
     shapes = {name: tensor.shape for name, tensor in blueprint.state_dict().items()}
     assert set(names.values()) == shapes.keys()
     found = weights.tensors
-    part = weights.part_of(next(iter(names)))
+    parts = {weights.part_of(name) for name in names}
     problems = {
         "lacks": [theirs for theirs in names if theirs not in found],
         "has unknown": [
             name
             for name, tensor in found.items()
             if name not in names
-            and weights.part_of(name) == part
+            and weights.part_of(name) in parts
             and not unused.fullmatch(name)
             and not is_no_weight(name, tensor)
         ],

@@ -16,6 +16,8 @@ from ..errors import UnreadableFile, words_of
 from .formats import PICKLES
 from .quantised import ADVICE, scheme_of_class
 
+OUT_OF_MEMORY = re.compile("allocate memory|not enough memory")  # torch's words on Linux and on Windows
+
 
 @dataclass(frozen=True)
 class Pickle:
@@ -43,9 +45,9 @@ def read_pickle(path: Path) -> Pickle:
         model = innermost(loaded) if isinstance(loaded, dict) else {}
         tensors = dict(named_tensors(model))
     except pickle.UnpicklingError as error:
-        raise UnreadableFile(refusal(path, error)) from error
+        raise UnreadableFile(why_refused(path, error)) from error
     except Exception as error:  # a damaged pickle can raise any of them
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
             raise
         if "TorchScript" in str(error):
             raise UnreadableFile(
@@ -104,7 +106,7 @@ def describe(loaded: Any) -> str:
     return f"a dictionary with {', '.join(map(repr, list(loaded)[:6])) or 'nothing in it'}"
 
 
-def refusal(path: Path, error: pickle.UnpicklingError) -> str:
+def why_refused(path: Path, error: pickle.UnpicklingError) -> str:
     """Why a pickle is not loaded. torch's own text advises to load it all the same."""
     found = re.search(r"GLOBAL ([\w.]+)|([\w.]+)`* must be imported", str(error))
     if found is None:

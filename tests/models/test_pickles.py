@@ -118,6 +118,33 @@ def test_a_checkpoint_whose_weights_are_in_other_files_says_so(adapter, tmp_path
         load_cross_adapter(tmp_path / "a.pt")
 
 
+def test_weights_in_a_dictionary_for_each_module_are_checked_like_others(adapter, tmp_path):
+    modules = {}
+    for name, tensor in adapter.items():
+        module, _, part = name.rpartition(".")
+        modules.setdefault(module, {})[part] = tensor
+    torch.save(modules, tmp_path / "a.pth")
+    load_cross_adapter(tmp_path / "a.pth")
+    modules["CrossFusionModule.0.out_proj"]["gate"] = torch.ones(64)
+    torch.save(modules, tmp_path / "a.pth")
+    with pytest.raises(IncompleteCheckpoint, match=r"unknown 1 tensor \(CrossFusionModule.0.out_proj.gate\)"):
+        load_cross_adapter(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize(
+    "words", ["can't allocate memory", "not enough memory: you tried to allocate 9 bytes."]
+)
+def test_a_full_memory_is_no_damage(words, adapter, tmp_path, monkeypatch):
+    torch.save(adapter, tmp_path / "a.pth")
+
+    def load(*_, **__):
+        raise RuntimeError(f"[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: {words}")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(RuntimeError, match="DefaultCPUAllocator"):
+        load_cross_adapter(tmp_path / "a.pth")
+
+
 @pytest.mark.parametrize(
     ("saved", "found"),
     [
