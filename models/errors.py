@@ -1,5 +1,13 @@
 """Every error that this pack raises for a user. Each message says what was found, what was wanted, what to do."""
 
+import re
+
+ESCAPE_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+# Libraries advise to switch off what protects from code in a file.
+UNSAFE_ADVICE = re.compile(
+    r"weights[_ ]only|safe_globals|allowlist|trust_remote_code|execute|inspect the repository", re.IGNORECASE
+)
+
 
 class LLM4GENError(Exception):
     """The base class of all errors that a user may read."""
@@ -60,3 +68,14 @@ class MissingPackage(LLM4GENError):
 
 class UnreadableText(LLM4GENError):
     """A tokenizer fails on this text, or makes a token of it that the LLM does not know."""
+
+
+def words_of(error: Exception) -> str:
+    """What a library's error says, for a message of ours: its type and its first line.
+
+    The colours of a terminal are left out, and so are sentences that advise to load code from a file.
+    """
+    lines = [line.strip() for line in ESCAPE_CODES.sub("", str(error)).splitlines()]
+    sentences = re.split(r"(?<=[.!?])\s+", next(filter(None, lines), ""))
+    said = " ".join(sentence for sentence in sentences if not UNSAFE_ADVICE.search(sentence))
+    return f"{type(error).__name__}: {said.rstrip('.')}" if said else type(error).__name__

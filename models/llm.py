@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from .checkpoints.decoder import is_transformers_folder, recognise_decoder
 from .checkpoints.fill import Recognised, fill
 from .checkpoints.gguf import GgufModel, load_gguf, recognise_gguf
-from .checkpoints.t5 import recognise_t5
+from .checkpoints.t5 import OTHER_TOKENIZERS, recognise_t5
 from .encoders.decoder import Decoder, DecoderConfig
 from .encoders.linear import dequantising_fp8
 from .encoders.t5 import T5Config, T5Encoder
@@ -58,8 +58,10 @@ class LLMFile:
 
     @property
     def kind(self) -> str:
-        """The architecture, for people: `t5`, `llama`, …"""
-        return "t5" if isinstance(self.config, T5Config) else self.config.family
+        """The architecture, for people: `t5`, `mt5`, `llama`, …"""
+        if isinstance(self.config, T5Config):
+            return OTHER_TOKENIZERS.get(self.config.vocabulary, "t5")
+        return self.config.family
 
     def load(
         self,

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from .encoders.rows import PAD
-from .errors import MissingTokenizer
+from .errors import MissingTokenizer, words_of
 from .files.formats import TOKENIZER_FILE, has_tokenizer, is_gguf
 from .recipe import Recipe
 
@@ -41,7 +41,7 @@ def load_tokenizer(place: Path, vocabulary: int) -> PreTrainedTokenizerBase:
         else:
             advice = "Download its files again, or remove them to use ComfyUI's own T5 tokenizer."
         raise MissingTokenizer(
-            f"The tokenizer in {place} cannot be read ({type(error).__name__}: {error}). {advice}"
+            f"The tokenizer in {place} cannot be read ({words_of(error)}). {advice}"
         ) from error
     added = sum(token >= vocabulary for token in tokenizer.added_tokens_decoder)
     if not belong_together(len(tokenizer), vocabulary, added):

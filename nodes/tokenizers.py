@@ -8,7 +8,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from ..models.errors import LLM4GENError
+from ..models.errors import LLM4GENError, MissingTokenizer, words_of
+from ..models.files.formats import TOKENIZER_FILE
 from ..models.llm import LLMFile, open_llm
 from ..models.tokens import load_tokenizer
 from . import folders
@@ -20,6 +21,12 @@ T5_VOCABULARY = 32128  # rows of the token embedding in every published T5 v1.1
 def tokenizer_of(file: LLMFile) -> PreTrainedTokenizerBase:
     """Raises: MissingTokenizer."""
     place = folders.tokenizer_place(file.path, file.is_t5)
+    if file.is_t5 and file.kind != "t5" and place == folders.host_t5_tokenizer():
+        raise MissingTokenizer(
+            f"{file.path.name} is {file.kind}, which has another tokenizer than T5. Put it into a folder of its own, "
+            f"with its config.json and its {TOKENIZER_FILE} (a spiece.model cannot be read; byt5 reads bytes, has no "
+            "such file, and cannot be used)."
+        )
     return load_tokenizer(place, file.config.vocabulary)
 
 
@@ -49,7 +56,7 @@ def message_for(path: Path, error: Exception) -> str:
     """A message for any error raised while reading `path`, ours or a library's."""
     if isinstance(error, LLM4GENError):
         return str(error)
-    return f"{path.name} cannot be read ({type(error).__name__}: {error}). Download it again."
+    return f"{path.name} cannot be read ({words_of(error)}). Download it again."
 
 
 TOKENIZERS = FileCache(open_tokenizer, limit=2)

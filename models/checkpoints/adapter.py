@@ -14,7 +14,8 @@ from ..errors import UnknownCheckpoint, WrongRecipe
 from ..files.weights import Weights, open_weights
 from ..progress import Progress, silent
 from ..recipe import Recipe, recipe_from_metadata
-from .fill import Recognised, check_names, fill, find_prefix, list_tensors, measure
+from .fill import Recognised, check_names, fill, find_prefix, measure
+from .refusal import list_tensors, refusal
 
 # The file's names → ours. `kv_norm` and `q_norm` are crossed in the published file: the first normalises the queries,
 # the second the keys and values.
@@ -49,9 +50,12 @@ def recognise_adapter(weights: Weights) -> tuple[Recognised[CrossAdapterConfig],
     """Raises: UnknownCheckpoint, IncompleteCheckpoint, WrongRecipe."""
     prefix = find_prefix(weights, ADAPTER_KEY)
     if prefix is None:
-        raise UnknownCheckpoint(
-            f"{weights.name} does not hold a Cross-Adapter: there is no {ADAPTER_KEY} among its "
-            f"{list_tensors(list(weights.tensors))}. Put LLM4GEN's projector.pth in models/llm4gen."
+        raise refusal(
+            weights,
+            f"does not hold a Cross-Adapter: there is no {ADAPTER_KEY} among its "
+            f"{list_tensors(list(weights.tensors))}",
+            "Put LLM4GEN's projector.pth in models/llm4gen.",
+            UnknownCheckpoint,
         )
     recipe = recipe_from_metadata(weights.metadata)
     clip_dim, llm_dim = measure(weights, prefix + ADAPTER_KEY)

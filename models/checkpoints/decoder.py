@@ -4,23 +4,33 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
-from transformers import MODEL_MAPPING, AutoConfig
+import transformers
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
+    AutoConfig,
+    PretrainedConfig,
+)
 
 from ..encoders.decoder import Decoder, DecoderConfig
-from ..errors import UnknownCheckpoint, UnreadableFile
+from ..errors import UnknownCheckpoint, UnreadableFile, words_of
 from ..files.gguf import GgufFile, Quantised, gguf_library
 from ..files.weights import Weights
-from .fill import Recognised, check_names, find_prefix, list_tensors
+from .fill import Recognised, check_names, find_prefix
+from .refusal import list_tensors, refusal
 from .rotary import OLD_TRANSFORMERS, understand
 
 T5_TYPES = ("t5", "mt5", "umt5")
-# The language model's head is not run, and tables of positions are computed.
-UNUSED = re.compile(r"(.*\.)?lm_head\..*|.*rotary_emb\.inv_freq")
+UNUSED = re.compile(r"(.*\.)?(lm_head|embed_out)\..*")  # the language model's head, which is not run
+LLMS = (MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING)
+LOADABLE = "Load a T5 encoder, or an LLM such as Llama, Mistral, Qwen, Gemma, Phi or SmolLM."
 
 GGUF_ARCHITECTURES = ("llama", "qwen2", "qwen3", "gemma2", "gemma3", "phi3")
 ROPE_FACTORS = "rope_freqs.weight"  # the divisors of the rotary frequencies, in Llama 3.1 and later
@@ -43,42 +53,85 @@ def model_type(folder: Path) -> str | None:
 
 def recognise_decoder(weights: Weights) -> Recognised[DecoderConfig]:
     """Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint."""
-    config = read_config(weights.path)
+    config, is_part = read_config(weights.path)
     build = partial(Decoder, config)
     blueprint = build()
-    ours = list(blueprint.state_dict())
-    key = next(name for name in ours if ".0." in name).removeprefix("model.")
-    prefix = find_prefix(weights, key)
+    ours = {name.removeprefix("model."): name for name in blueprint.state_dict()}
+    key = next(name for name in ours if ".0." in name)
+    prefix = find_prefix(weights, key, ours)
     if prefix is None:
-        raise UnknownCheckpoint(
-            f"{weights.name}: its config.json says {config.family}, but there is no {key} among its "
-            f"{list_tensors(list(weights.tensors))}. Put the config.json of these very weights beside them."
+        raise refusal(
+            weights,
+            f"has a config.json that says {config.family}, but no {key} among its "
+            f"{list_tensors(list(weights.tensors))}",
+            "Put the config.json of these very weights beside them.",
+            UnknownCheckpoint,
         )
-    names = {prefix + name.removeprefix("model."): name for name in ours}
-    check_names(blueprint, weights, names, UNUSED)
+    unused = UNUSED
+    if is_part:  # what is outside the text model's modules reads pictures and sounds
+        modules = "|".join(sorted({re.escape(name.partition(".")[0]) for name in ours}))
+        unused = re.compile(rf"(?!{re.escape(prefix)}({modules})\.).*")
+    names = {prefix + theirs: name for theirs, name in ours.items()}
+    check_experts(blueprint, weights, names)
+    check_names(blueprint, weights, names, unused)
     return Recognised(config, names, build)
 
 
-def read_config(folder: Path) -> DecoderConfig:
-    """Raises: UnreadableFile, UnknownCheckpoint."""
+def check_experts(blueprint: Decoder, weights: Weights, names: Mapping[str, str]) -> None:
+    """Refuses a mixture of experts whose file has a tensor for each expert where transformers has one for all.
+
+    names: the file's → the model's. Raises: UnknownCheckpoint.
+    """
+    shapes = blueprint.state_dict()
+    absent = [
+        theirs for theirs, ours in names.items() if shapes[ours].ndim == 3 and theirs not in weights.tensors
+    ]
+    if absent:
+        raise refusal(
+            weights,
+            f"is a mixture of experts ({blueprint.config.family}), each of which has tensors of its own in the file, "
+            f"but the installed transformers {transformers.__version__} has one for all of them ({absent[0]})",
+            f"Such files cannot be loaded. {LOADABLE}",
+            UnknownCheckpoint,
+        )
+
+
+def read_config(folder: Path) -> tuple[DecoderConfig, bool]:
+    """The text model's config, and whether it is a part of a model that reads more than text.
+
+    Raises: UnreadableFile, UnknownCheckpoint.
+    """
     try:
-        config = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        whole = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+        config = whole.get_text_config()
     except Exception as error:  # a damaged or unknown config can make the library raise any of them
         raise UnreadableFile(
             f"{folder.name}/config.json ({model_type(folder)}) cannot be read by the installed transformers "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Models that bring code of their own are never "
-            "run; for a newer family, update transformers."
+            f"({words_of(error)}). Models that bring code of their own are never run; for a newer family, update "
+            "transformers."
         ) from error
-    config = config.get_text_config()
+    if not isinstance(
+        config, PretrainedConfig
+    ):  # an entry that an older version does not know stays a dictionary
+        raise UnknownCheckpoint(
+            f"{folder.name}/config.json describes the text model of a {whole.model_type} in a way that the installed "
+            f"transformers {transformers.__version__} does not know. Update transformers."
+        )
     parameters = getattr(config, "rope_parameters", None)
     if OLD_TRANSFORMERS and parameters:
         understand(config, parameters, folder.name)
-    if config.is_encoder_decoder or type(config) not in MODEL_MAPPING:
+    is_llm = any(type(part) in mapping for part in (whole, config) for mapping in LLMS)
+    if whole.is_encoder_decoder or config.is_encoder_decoder or not is_llm:
         raise UnknownCheckpoint(
-            f"{folder.name} holds a {config.model_type}, which is not a model that reads text from left to right. "
-            "Load a T5 encoder, or an LLM such as Llama, Mistral, Qwen, Gemma, Phi or SmolLM."
+            f"{folder.name} holds a {whole.model_type}, which is not a model that reads text from left to right. "
+            f"{LOADABLE}"
         )
-    return DecoderConfig(config)
+    if type(config) not in MODEL_MAPPING:
+        raise UnknownCheckpoint(
+            f"{folder.name} holds a {whole.model_type}, whose text model ({config.model_type}) the installed "
+            f"transformers {transformers.__version__} cannot build without the rest. {LOADABLE}"
+        )
+    return DecoderConfig(config), bool(whole.sub_configs)
 
 
 def recognise_gguf_decoder(file: GgufFile) -> Recognised[DecoderConfig]:
@@ -108,8 +161,7 @@ def read_header(file: GgufFile) -> DecoderConfig:
     except Exception as error:  # a damaged or unknown header can make the library raise any of them
         raise UnreadableFile(
             f"{name} ({file.architecture}) cannot be read by the installed transformers "
-            f"({type(error).__name__}: {str(error).splitlines()[0]}). Update transformers, or use a folder of "
-            "safetensors with its config.json."
+            f"({words_of(error)}). Update transformers, or use a folder of safetensors with its config.json."
         ) from error
     config = config.get_text_config()
     window = file.header.get(f"{file.architecture}.attention.sliding_window")

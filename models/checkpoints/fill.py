@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import IncompleteCheckpoint
+from ..errors import IncompleteCheckpoint, UnknownCheckpoint
 from ..files.values import DTYPES, is_finite, is_plain
 from ..files.weights import Weights, read_as
 from ..progress import Progress, silent
+from .refusal import list_tensors, refusal
 
 Config = TypeVar("Config")
 NOTHING = re.compile(r"(?!)")
+# Tables that are computed, what CLIP and T5 files of ComfyUI hold besides, and what training programs count.
+NO_WEIGHTS = re.compile(
+    r"(.*\.)?(inv_freq|position_ids|masked_bias|logit_scale|logit_bias|spiece_model|tekken_model"
+    r"|(global_)?step|epoch|iteration|num_updates|model_ema\.decay)"
+)
 
 
 @dataclass(frozen=True)
@@ -34,12 +40,23 @@ class Recognised(Generic[Config]):
     build: Callable[..., Any]
 
 
-def find_prefix(weights: Weights, key: str) -> str | None:
+def find_prefix(weights: Weights, key: str, names: Collection[str] = ()) -> str | None:
     """What stands before a key in the file's names, such as `CrossFusionModule.0.` or `t5_encoder.`.
 
+    names: others of the model's names. Of several prefixes, the one counts that most of these stand behind: a model
+           for pictures may share the key with the text model beside it.
     None if no name ends with the key.
+    Raises: UnknownCheckpoint if several models of the kind are in the file.
     """
-    return next((name[: -len(key)] for name in weights.tensors if name.endswith(key)), None)
+    prefixes = [name[: -len(key)] for name in weights.tensors if name.endswith(key)]
+    found = {prefix: sum(prefix + name in weights.tensors for name in names) for prefix in prefixes}
+    best = [prefix for prefix in prefixes if found[prefix] == max(found.values())]
+    if len(best) > 1:
+        raise UnknownCheckpoint(
+            f"{weights.name} holds {len(best)} models of this kind ({', '.join(prefix + key for prefix in best)}), and "
+            "which of them is meant is not known. Save the one that you want into a file of its own."
+        )
+    return best[0] if best else None
 
 
 def measure(weights: Weights, name: str) -> tuple[int, int]:
@@ -47,10 +64,7 @@ def measure(weights: Weights, name: str) -> tuple[int, int]:
     shape = tuple(weights.tensors[name].shape) if name in weights.tensors else ()
     if len(shape) != 2 or 0 in shape:
         found = f"its shape is {list(shape)}" if name in weights.tensors else "it is missing"
-        raise IncompleteCheckpoint(
-            f"{weights.name}: {name} should be a matrix, but {found}. "
-            "The file is damaged or belongs to another model; download the original again."
-        )
+        raise refusal(weights, f"has no matrix {name}: {found}")
     return shape[0], shape[1]
 
 
@@ -62,14 +76,22 @@ def check_names(
     blueprint: the model, built with plain layers: under Dynamic VRAM, ComfyUI's layers have no shapes until filled.
     names:     the file's names → the model's, all of them.
     unused:    names in the file that are known and not needed.
-    Raises: IncompleteCheckpoint, which names tensors as the file does.
+    Raises: IncompleteCheckpoint, which names tensors as the file does; UnknownCheckpoint if `refusal` knows the cause.
     """
     shapes = {name: tensor.shape for name, tensor in blueprint.state_dict().items()}
     assert set(names.values()) == shapes.keys()
     found = weights.tensors
+    parts = {weights.part_of(name) for name in names}
     problems = {
         "lacks": [theirs for theirs in names if theirs not in found],
-        "has unknown": [name for name in found if name not in names and not unused.fullmatch(name)],
+        "has unknown": [
+            name
+            for name, tensor in found.items()
+            if name not in names
+            and weights.part_of(name) in parts
+            and not unused.fullmatch(name)
+            and not is_no_weight(name, tensor)
+        ],
         "has misshapen": [
             f"{theirs} {list(found[theirs].shape)} instead of {list(shapes[ours])}"
             for theirs, ours in names.items()
@@ -81,12 +103,18 @@ def check_names(
             if theirs in found and not is_plain(found[theirs])
         ],
     }
-    for problem, culprits in problems.items():
-        if culprits:
-            raise IncompleteCheckpoint(
-                f"{weights.name} {problem} {list_tensors(culprits)}. "
-                "The file is damaged or belongs to another model; download the original again."
-            )
+    problem = ", and ".join(
+        f"{problem} {list_tensors(culprits)}" for problem, culprits in problems.items() if culprits
+    )
+    if problem:
+        raise refusal(weights, problem)
+
+
+def is_no_weight(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor is one that programs save beside the weights and that no hidden state depends on."""
+    is_counter = tensor.numel() == 1 and not tensor.is_floating_point()
+    is_causal_mask = tensor.ndim == 4 and tensor.shape == (1, 1, tensor.shape[2], tensor.shape[2])
+    return is_counter or is_causal_mask or NO_WEIGHTS.fullmatch(name) is not None
 
 
 def fill(
@@ -170,10 +198,3 @@ def file_dtype(blueprint: Any, names: Mapping[str, str], weights: Weights) -> to
     if dtype in DTYPES.values():
         return dtype
     return torch.float32 if dtype.itemsize > 2 else torch.bfloat16
-
-
-def list_tensors(names: list[str], most: int = 4) -> str:
-    """`3 tensors (a, b, c)`, with only the first few names."""
-    listed = ", ".join(names[:most]) + (", …" if len(names) > most else "")
-    count = f"{len(names)} tensor" + ("s" if len(names) != 1 else "")
-    return f"{count} ({listed})" if names else count

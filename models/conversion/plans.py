@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..checkpoints.adapter import ADAPTER_KEY, recognise_adapter
 from ..checkpoints.decoder import is_transformers_folder, recognise_decoder
-from ..checkpoints.fill import find_prefix, list_tensors
+from ..checkpoints.fill import find_prefix
+from ..checkpoints.refusal import list_tensors, refusal
 from ..checkpoints.t5 import T5_KEY, recognise_t5
 from ..errors import UnknownCheckpoint
 from ..files.formats import DTYPE_NAMES, TOKENIZER_FILE, is_gguf
@@ -38,10 +39,13 @@ def plan_conversion(path: Path, dtype: str | None = None) -> Conversion:
         return plan_t5(weights, dtype or ENCODER_DTYPE)
     if find_prefix(weights, ADAPTER_KEY) is not None:
         return plan_adapter(weights, dtype)
-    raise UnknownCheckpoint(
-        f"{weights.name} holds neither a T5 encoder (no {T5_KEY}) nor a Cross-Adapter (no {ADAPTER_KEY}) "
-        f"among its {list_tensors(list(weights.tensors))}. RankGen's pytorch_model.bin, LLM4GEN's projector.pth, and "
-        "folders of other LLMs with their config.json can be converted."
+    raise refusal(
+        weights,
+        f"holds neither a T5 encoder (no {T5_KEY}) nor a Cross-Adapter (no {ADAPTER_KEY}) among its "
+        f"{list_tensors(list(weights.tensors))}",
+        "RankGen's pytorch_model.bin, LLM4GEN's projector.pth, and folders of other LLMs with their config.json can be "
+        "converted.",
+        UnknownCheckpoint,
     )
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import MODEL_MAPPING, PretrainedConfig
 
-from ..errors import UnknownCheckpoint
+from ..errors import UnknownCheckpoint, words_of
 from .linear import project
 from .rows import Rows, all_rows, real_rows
 
@@ -133,7 +133,7 @@ def build_model(config: DecoderConfig, depth: int) -> Any:
     except Exception as error:  # a family may share states between layers, or demand certain layers
         raise UnknownCheckpoint(
             f"The installed transformers cannot build {config.family} with {depth} of its {config.layers} layers "
-            f"({type(error).__name__}: {error}). Use an adapter for another layer or another LLM."
+            f"({words_of(error)}). Use an adapter for another layer or another LLM."
         ) from error
 
 

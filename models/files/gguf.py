@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import IncompleteCheckpoint, MissingPackage, UnknownCheckpoint, UnreadableFile
+from ..errors import IncompleteCheckpoint, MissingPackage, UnknownCheckpoint, UnreadableFile, words_of
 from .values import is_finite
 from .weights import Weights, most_common
 
@@ -126,7 +126,7 @@ def open_gguf(path: Path) -> GgufFile:
             raise
         raise UnreadableFile(
             f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short, not a GGUF file, or newer than the "
-            f"installed package gguf ({type(error).__name__}: {error}). Compare its size with the original and "
+            f"installed package gguf ({words_of(error)}). Compare its size with the original and "
             "download it again, or update the package."
         ) from error
     header = {name: field_value(field) for name, field in reader.fields.items() if len(field.types) == 1}

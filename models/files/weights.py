@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import pickle
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
@@ -14,9 +14,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import UnreadableFile
+from ..errors import UnreadableFile, words_of
 from .formats import PICKLES, SUFFIXES
 from .fp8 import cast, split_scales
+from .pickles import read_pickle
 from .values import dtype_name
 
 # The names that transformers gives to the weights in a folder, the better format first.
@@ -29,6 +30,8 @@ FOLDER_NAMES = (
 REMAP_BYTES = 256 << 20  # after so many bytes, `read_as` maps the file anew
 CHUNK_BYTES = 32 << 20  # read at a time by `read_in_chunks`
 CHUNKS_PER_MAPPING = 4
+# What torch.compile, FSDP and activation checkpointing add to the names of the modules that they wrap.
+WRAPPERS = re.compile(r"(?<![^.])(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 T = TypeVar("T")
 
@@ -42,6 +45,7 @@ class Weights:
     metadata: of a safetensors file, else empty.
     mapped:   whether the tensors are memory-mapped.
     scales:   for scaled fp8 weights, the factor to multiply each with, by the weight's name.
+    parts:    the beginnings of the names of each model in a training checkpoint that holds several (`model.`, `ema.`).
     """
 
     path: Path
@@ -49,6 +53,7 @@ class Weights:
     metadata: dict[str, str] = field(default_factory=dict)
     mapped: bool = True
     scales: dict[str, float] = field(default_factory=dict)
+    parts: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -59,6 +64,10 @@ class Weights:
     def dtype_name(self) -> str:
         """The dtype that most of the file's numbers have."""
         return dtype_name(most_common((tensor.dtype, tensor.numel()) for tensor in self.tensors.values()))
+
+    def part_of(self, name: str) -> str:
+        """The one of `parts` that a tensor belongs to; empty for a file that holds one model."""
+        return next((part for part in self.parts if name.startswith(part)), "")
 
     def only(self, names: Iterable[str]) -> Weights:
         """The same file with only these tensors."""
@@ -78,17 +87,25 @@ def open_weights(path: Path) -> Weights:
 
     Raises: UnreadableFile if the file is missing, empty, cut short, of an unknown format, or a pickle with code.
     """
-    if path.is_dir():
-        return replace(open_weights(weight_file_in(path)), path=path)
-    if path.name.endswith(".index.json"):
-        return open_shards(path)
+    file = weight_file_in(path) if path.is_dir() else path
+    opened = open_shards(file) if file.name.endswith(".index.json") else open_file(file)
+    tensors = {WRAPPERS.sub("", name): tensor for name, tensor in opened.tensors.items()}
+    tensors, scales = split_scales(tensors)
+    return replace(opened, path=path, tensors=tensors, scales=scales)
+
+
+def open_file(path: Path) -> Weights:
+    """One file with the names that are in it. Raises: UnreadableFile."""
     if path.suffix.lower() not in SUFFIXES:
         raise UnreadableFile(f"{path.name} is not a weight file. These can be read: {', '.join(SUFFIXES)}.")
     if not path.is_file():
         raise UnreadableFile(f"{path} does not exist.")
     if path.stat().st_size == 0:
         raise UnreadableFile(f"{path.name} is empty (0 bytes). Download it again.")
-    return open_pickle(path) if path.suffix.lower() in PICKLES else open_safetensors(path)
+    if path.suffix.lower() not in PICKLES:
+        return open_safetensors(path)
+    found = read_pickle(path)
+    return Weights(path, found.tensors, mapped=found.mapped, parts=found.parts)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -119,69 +136,19 @@ def open_safetensors(path: Path) -> Weights:
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            tensors, scales = split_scales(tensors)
-            return Weights(path, tensors, file.metadata() or {}, scales=scales)
+            return Weights(path, tensors, file.metadata() or {})
     except SafetensorError as error:
         raise UnreadableFile(
-            f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short, or not a safetensors file: {error}. "
-            "Compare its size with the original and download it again."
+            f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short, or not a safetensors file "
+            f"({words_of(error)}). Compare its size with the original and download it again."
         ) from error
-
-
-def open_pickle(path: Path) -> Weights:
-    """Opens a PyTorch file. Code in the file is never run: only tensors and plain containers are unpickled.
-
-    Raises: UnreadableFile.
-    """
-    mapped = True
-    try:
-        try:
-            loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError as error:
-            if "mmap can only be used with files saved with" not in str(error):
-                raise
-            mapped = False  # the file is in the format of torch before 1.6
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise UnreadableFile(
-            f"{path.name} is refused: it is not a plain file of tensors, and loading it would run code or read "
-            "damaged data. Nothing was executed. Get the file from its publisher, as .safetensors if there is "
-            f"one. ({str(error).splitlines()[0]})"
-        ) from error
-    except Exception as error:  # a damaged pickle can raise any of them
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
-            raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UnreadableFile(
-            f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short, or not a PyTorch file: {reason}. "
-            "Compare its size with the original and download it again."
-        ) from error
-    if isinstance(loaded, dict) and isinstance(loaded.get("state_dict"), dict):
-        loaded = loaded["state_dict"]
-    if not isinstance(loaded, dict) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in loaded.items()
-    ):
-        raise UnreadableFile(
-            f"{path.name} holds a {type(loaded).__name__} that is not a dictionary of named tensors. "
-            "A file of weights (a state dict) is needed."
-        )
-    return Weights(path, loaded, mapped=mapped)
-
-
-def is_legacy_pickle(path: Path) -> bool:
-    """Whether a file is a pickle of torch before 1.6, which must be read whole before anything is known of it."""
-    if path.suffix.lower() not in PICKLES or not path.is_file():
-        return False
-    with path.open("rb") as file:
-        return file.read(1) == pickle.PROTO
 
 
 def open_shards(index: Path) -> Weights:
     """Opens the files that an `*.index.json` names, as one set of weights. Raises: UnreadableFile."""
-    shards = [open_weights(file) for file in shards_of(index)]
+    shards = [open_file(file) for file in shards_of(index)]
     tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
-    scales = {name: scale for shard in shards for name, scale in shard.scales.items()}
-    return Weights(index, tensors, mapped=all(shard.mapped for shard in shards), scales=scales)
+    return Weights(index, tensors, mapped=all(shard.mapped for shard in shards))
 
 
 def shards_of(index: Path) -> list[Path]:

@@ -13,7 +13,8 @@ from typing import Any
 from ...models.checkpoints.adapter import recognise_adapter
 from ...models.errors import IncompleteCheckpoint, UnknownCheckpoint
 from ...models.files.formats import is_gguf
-from ...models.files.weights import is_legacy_pickle, open_weights
+from ...models.files.pickles import is_legacy_pickle
+from ...models.files.weights import open_weights
 from ...models.llm import LLMFile, open_llm
 from ...models.recipe import Recipe
 from .. import folders

@@ -248,7 +248,7 @@ def test_a_file_that_was_cut_short_is_refused(suffix, share, tmp_path):
 
 
 def test_a_pickle_of_other_things_than_tensors_is_refused(tmp_path):
-    torch.save({"epoch": 3, "weights": {"x": torch.zeros(1)}}, tmp_path / "a.pth")
+    torch.save({"epoch": 3, "weights": [torch.zeros(1)]}, tmp_path / "a.pth")
     with pytest.raises(UnreadableFile, match="dictionary of named tensors"):
         load_cross_adapter(tmp_path / "a.pth")
 

@@ -8,7 +8,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from llm4gen.models.checkpoints.rotary import old_spelling, understand
+from llm4gen.models.checkpoints.rotary import OLD_TRANSFORMERS, old_spelling, understand
+from llm4gen.models.conversion.plans import plan_conversion
 from llm4gen.models.encoders.rows import all_rows, real_rows
 from llm4gen.models.errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile
 from llm4gen.models.llm import open_llm
@@ -36,6 +37,7 @@ FAMILIES = {
     "Gemma3Text": {"sliding_window": 3},
     "Phi": {},
     "Phi3": {},
+    "GPTNeoX": {},
     # Their layers have other names. They learn positions, use Conv1D for Linear, or have a norm before the layers.
     "GPT2": {},
     "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32},
@@ -50,7 +52,7 @@ def make(family, folder, **changes):
     if not hasattr(transformers, f"{family}Config"):
         pytest.skip(f"transformers {transformers.__version__} has no {family} yet")
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**(SIZES | FAMILIES[family] | changes))
+    config = getattr(transformers, f"{family}Config")(**(SIZES | FAMILIES.get(family, {}) | changes))
     model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for name, weight in model.named_parameters():  # norm weights of 1 would hide a missing norm
         if weight.ndim == 1 and ("norm" in name or "ln_" in name):
@@ -145,6 +147,122 @@ def test_positions_that_an_older_transformers_cannot_compute_are_refused(paramet
         understand(transformers.LlamaConfig(), parameters, "folder")
 
 
+VISION = {"num_hidden_layers": 1, "num_attention_heads": 4, "image_size": 16, "patch_size": 8}
+VISION |= {"hidden_size": 32, "intermediate_size": 48}
+QWEN_VISION = {
+    "depth": 1,
+    "embed_dim": 32,
+    "hidden_size": 32,
+    "out_hidden_size": 32,
+    "num_heads": 4,
+    "patch_size": 4,
+}
+MROPE = {"rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}}
+# Models of several modalities as published: their class, and their config.
+MODALITIES = {
+    "Gemma3": {"text_config": SIZES | {"sliding_window": 3}, "vision_config": VISION},
+    "Llava": {
+        "text_config": SIZES | {"model_type": "llama"},
+        "vision_config": VISION | {"model_type": "clip_vision_model"},
+    },
+    "Mistral3": {
+        "text_config": SIZES | {"model_type": "mistral"},
+        "vision_config": VISION | {"model_type": "pixtral", "head_dim": 8},
+    },
+    "Idefics3": {"text_config": SIZES | {"model_type": "llama"}, "vision_config": VISION},
+    "Qwen2VL": {**SIZES, **MROPE, "vision_config": QWEN_VISION},
+    "Qwen2Audio": {
+        "text_config": SIZES | {"model_type": "qwen2"},
+        "audio_config": {
+            "d_model": 32,
+            "encoder_layers": 1,
+            "encoder_attention_heads": 4,
+            "encoder_ffn_dim": 32,
+        },
+    },
+}
+
+
+def text_model_in(model):
+    """The text model inside a model of several modalities."""
+    kind = type(transformers.AutoModel.from_config(model.config.get_text_config()))
+    return next(module for module in model.modules() if type(module) is kind)
+
+
+@pytest.mark.parametrize("names", ["language_model.model.", "model.language_model.", "model."])
+@pytest.mark.parametrize("family", MODALITIES)
+def test_the_text_model_of_a_model_of_several_modalities_equals_transformers(family, names, tmp_path):
+    """names: what text models are called in the files of transformers 4, of 5, and of Qwen2-VL."""
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{family}Config")(**copy.deepcopy(MODALITIES[family]))
+    model = getattr(transformers, f"{family}ForConditionalGeneration")(config).eval().requires_grad_(False)
+    oracle = text_model_in(model)
+    tensors = {names + name: tensor.clone() for name, tensor in oracle.state_dict().items()}
+    own = {tensor.data_ptr() for tensor in oracle.state_dict().values()}
+    others = {name: tensor for name, tensor in model.state_dict().items() if tensor.data_ptr() not in own}
+    assert len(others) > 5, "the other modalities' weights"
+    key = next(name for name in oracle.state_dict() if "q_proj.weight" in name)
+    others[f"vision_tower.vision_model.encoder.{key}"] = torch.zeros(
+        32, 32
+    )  # a name that both of them end with
+    save_file(
+        tensors | {name: tensor.clone() for name, tensor in others.items()}, tmp_path / "model.safetensors"
+    )
+    config.save_pretrained(tmp_path)
+    expected = hidden_states(oracle)
+    for depth in (2, 4):
+        states = load_encoder(tmp_path, depth=depth)(IDS, all_rows(len(IDS), LENGTH))
+        assert relative_error(states, expected[depth]) <= 1e-5
+
+
+def test_a_model_of_several_modalities_is_converted_to_its_text_model(tmp_path):
+    config = transformers.Gemma3Config(**copy.deepcopy(MODALITIES["Gemma3"]))
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    plan = plan_conversion(tmp_path, "fp32")
+    assert any("vision_tower" in name for name in plan.left_out)
+    assert {name for name in plan.outline() if "language_model.model." not in name} == set()
+    assert plan.kind == "gemma3_text, 4 layers of width 32"
+
+
+def test_a_text_models_missing_tensor_is_named_beside_other_modalities(tmp_path):
+    config = transformers.Gemma3Config(**copy.deepcopy(MODALITIES["Gemma3"]))
+    transformers.Gemma3ForConditionalGeneration(config).save_pretrained(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    missing = next(name for name in tensors if "layers.3.mlp.up_proj" in name)
+    del tensors[missing]
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(IncompleteCheckpoint, match=rf"lacks 1 tensor \({missing}\)"):
+        open_llm(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "found"),
+    [
+        (transformers.CLIPConfig(), "clip, which is not a model that reads text from left to right"),
+        (transformers.ViTConfig(), "vit, which is not a model that reads text from left to right"),
+        (transformers.WhisperConfig(), "whisper, which is not a model that reads text from left to right"),
+        (
+            transformers.MllamaConfig(),
+            r"mllama, whose text model \(mllama_text_model\) the installed transformers",
+        ),
+        (transformers.Kosmos2Config(), r"kosmos-2, whose text model \(kosmos_2_text_model\) the installed"),
+    ],
+    ids=lambda value: getattr(value, "model_type", ""),
+)
+def test_a_model_without_a_text_model_to_load_is_refused_by_name(config, found, tmp_path):
+    config.save_pretrained(tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UnknownCheckpoint, match=rf"holds a {found}.*Load a T5 encoder, or an LLM such as"):
+        open_llm(tmp_path)
+
+
+@pytest.mark.skipif(OLD_TRANSFORMERS, reason="older versions have a tensor for each expert, as the files do")
+def test_experts_that_transformers_keeps_in_other_tensors_are_no_damage(tmp_path):
+    make("Mixtral", tmp_path)
+    with pytest.raises(UnknownCheckpoint, match=r"is a mixture of experts \(mixtral\).*Load a T5 encoder"):
+        open_llm(tmp_path)
+
+
 def count_parameters(module):
     return sum(weight.numel() for weight in module.parameters())
 
@@ -204,8 +322,9 @@ def test_code_in_a_models_folder_is_never_run(tmp_path):
         "auto_map": {"AutoConfig": "custom.Custom", "AutoModel": "custom.Custom"},
     }
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    with pytest.raises(UnreadableFile, match="never run"):
+    with pytest.raises(UnreadableFile, match="never run") as caught:
         open_llm(tmp_path)
+    assert "trust_remote_code" not in str(caught.value) and "execute" not in str(caught.value)
     assert not made_by_code.exists()
 
 

@@ -108,6 +108,21 @@ def test_comfyuis_scaled_fp8_files_are_read(scale_name, marker, dtype, tmp_path)
     assert relative_error(found, expected) <= 1e-5
 
 
+def test_a_scale_may_lie_in_another_shard_than_its_weight(tmp_path):
+    tensors = tiny.rankgen_tensors(tiny.t5_encoder())
+    weight, scale = cast(tensors[f"{QUERY}.weight"], 1.0, FP8)
+    scaled = tensors | {f"{QUERY}.weight": weight, f"{QUERY}.weight_scale": torch.tensor(scale)}
+    tiny.save_shards(tmp_path / "t5", scaled, "safetensors")
+    part = load_file(tmp_path / "t5" / "part-0.safetensors")
+    assert (f"{QUERY}.weight" in part) != (f"{QUERY}.weight_scale" in part)
+    save_file(tensors | {f"{QUERY}.weight": weight.float() * scale}, tmp_path / "plain.safetensors")
+    found, expected = (
+        load_encoder(tmp_path / name, dtype=torch.float32).state_dict()
+        for name in ("t5", "plain.safetensors")
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_a_scale_for_each_row_is_refused(tmp_path):
     tensors = tiny.rankgen_tensors(tiny.t5_encoder())
     tensors[f"{QUERY}.weight_scale"] = torch.ones(32)

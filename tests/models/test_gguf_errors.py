@@ -6,6 +6,7 @@ import sys
 import pytest
 import torch
 
+from bench.gguf_write import t5_tensors, write_gguf
 from gguf_files import Kind, make, t5, write_decoder, write_t5
 from llm4gen.models.encoders.rows import real_rows
 from llm4gen.models.errors import IncompleteCheckpoint, MissingPackage, UnknownCheckpoint, UnreadableFile
@@ -35,6 +36,15 @@ def test_a_damaged_or_cut_file_is_refused(length, tmp_path):
         open_llm(path)
 
 
+def write_umt5(path):
+    """A T5 whose second block has a position bias too."""
+    tensors = [
+        *t5_tensors(t5(num_layers=2).state_dict().items(), 2),
+        ("enc.blk.1.attn_rel_b.weight", torch.zeros(32, 4)),
+    ]
+    write_gguf(path, "t5encoder", tensors, Kind.F32, {"attention.layer_norm_epsilon": 1e-6})
+
+
 def test_a_file_that_is_not_supported_is_refused_with_the_reason(tmp_path):
     path = tmp_path / "llm.gguf"
     llama, unsupported = make("Llama"), Kind.Q8_K
@@ -44,6 +54,7 @@ def test_a_file_that_is_not_supported_is_refused_with_the_reason(tmp_path):
             "architecture mamba. As .gguf files, t5, t5encoder, llama",
         ),
         (lambda: write_t5(path, t5(), **{"split.count": 3}), "one of 3 parts"),
+        (lambda: write_umt5(path), r"is a relative of umT5, .*enc\.blk\.1\.attn_rel_b\.weight.* share one"),
         (
             lambda: write_t5(path, t5(), **{"attention.layer_norm_epsilon": 1e-5}),
             "epsilon of its norms is 1e-05|epsilon of its norms is 9.99",

@@ -233,6 +233,68 @@ def test_a_damaged_tokenizer_in_an_encoders_folder_is_refused(fails, encoders, t
     assert_says(error, "MissingTokenizer", "cannot be read", "ComfyUI's own T5 tokenizer")
 
 
+def save_t5(encoders, name, **sizes):
+    save_file(tiny.rankgen_tensors(tiny.t5_encoder(d_model=8, d_ff=16, **sizes)), encoders / name)
+    return name
+
+
+def save_one_shard(encoders, t5):
+    name = "model-00001-of-00002.safetensors"
+    save_file(dict(list(t5.items())[:20]), encoders / name)
+    return name
+
+
+def save_quantised(encoders, t5):
+    names = [name for name in t5 if "SelfAttention.q." in name]
+    codes = {name.replace("weight", "qweight"): torch.ones(4, 32, dtype=torch.int32) for name in names}
+    groups = {name.replace("weight", "g_idx"): torch.ones(32, dtype=torch.int32) for name in names}
+    rest = {name: tensor for name, tensor in t5.items() if name not in names}
+    save_file(rest | codes | groups, encoders / "gptq.safetensors")
+    return "gptq.safetensors"
+
+
+def save_clip(encoders, t5):
+    save_file(
+        {"text_model.encoder.layers.0.self_attn.q_proj.weight": torch.ones(2, 2)}, encoders / "l.safetensors"
+    )
+    return "l.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("save", "kind", "phrases"),
+    [
+        (
+            save_one_shard,
+            "UnknownCheckpoint",
+            ("part 1 of 2", "a part alone", ".index.json", "choose that folder"),
+        ),
+        (save_quantised, "UnknownCheckpoint", ("quantised with GPTQ", "q.g_idx", "in bf16, fp16 or fp32")),
+        (save_clip, "UnknownCheckpoint", ("CLIP's text encoder", "rankgen-t5-xl-all")),
+        (
+            lambda encoders, _: save_t5(encoders, "mt5.safetensors", vocab_size=250112),
+            "MissingTokenizer",
+            ("mt5.safetensors is mt5", "another tokenizer than T5", "tokenizer.json", "spiece.model"),
+        ),
+        (
+            lambda encoders, _: save_t5(encoders, "byt5.safetensors", vocab_size=384),
+            "MissingTokenizer",
+            ("is byt5", "byt5 reads bytes", "cannot be used"),
+        ),
+    ],
+    ids=["one shard", "quantised", "CLIP", "mT5", "ByT5"],
+)
+def test_a_published_encoder_that_cannot_be_used_says_what_it_is(save, kind, phrases, fails, encoders, t5):
+    error = fails(load_encoder(save(encoders, t5)))
+    assert_says(error, kind, *phrases)
+    assert "damaged" not in error.exception_message
+
+
+def test_a_training_checkpoint_is_loaded_beside_its_optimizers_state(client, adapters):
+    state = {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
+    torch.save({"model": tiny.adapter_tensors(), "optimizer": state, "step": 9}, adapters / "trained.pth")
+    assert client.run(load_adapter("trained.pth"))["2"]
+
+
 def test_a_checkpoint_without_clip_is_refused(fails, models):
     """ComfyUI's loader gives None as its CLIP."""
     checkpoint = load_file(in_process.standins() / "checkpoints" / CHECKPOINT)

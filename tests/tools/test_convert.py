@@ -65,6 +65,9 @@ def save_source(kind, tensors, folder):
         )
     elif kind == "wrapped pickle":
         torch.save({"state_dict": tensors}, folder / "t5.bin")
+    elif kind == "training checkpoint":
+        optimizer = {"state": {0: {"exp_avg": torch.ones(9)}}, "param_groups": [{"lr": 1e-4}]}
+        torch.save({"epoch": 3, "model": tensors, "optimizer": optimizer}, folder / "t5.bin")
     else:
         torch.save(tensors, folder / "t5.bin", _use_new_zipfile_serialization=kind != "old pickle")
     return folder / "t5.bin", tensors
@@ -74,6 +77,7 @@ SOURCE_KINDS = (
     "pickle",
     "old pickle",
     "wrapped pickle",
+    "training checkpoint",
     "transposed pickle",
     "safetensors",
     "bf16 safetensors",
