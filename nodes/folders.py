@@ -19,8 +19,10 @@ ADAPTERS = "llm4gen"
 ENCODERS = "text_encoders"
 FEATURES = "llm4gen_cache"
 ADVICE = {
-    ADAPTERS: "put LLM4GEN's projector.pth in ComfyUI/models/llm4gen, then refresh",
-    ENCODERS: "put the T5 encoder (rankgen-t5-xl-all) in ComfyUI/models/text_encoders, then refresh",
+    ADAPTERS: "put LLM4GEN's projector.pth in ComfyUI/models/llm4gen, or run this pack's tools/fetch_weights.py, "
+    "then refresh",
+    ENCODERS: "put the T5 encoder (rankgen-t5-xl-all) in ComfyUI/models/text_encoders, or run this pack's "
+    "tools/fetch_weights.py, then refresh",
 }
 # The folders in front of a file name in a message, from a drive, a root or a network share on.
 FOLDERS_IN_TEXT = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:)?[/\\]{1,2}(?:[^\s/\\'\":]+[/\\])+")
@@ -43,7 +45,7 @@ def resolve(key: str, name: str) -> Path:
     Raises: MissingFile.
     """
     found = listed(key)
-    path = look_up(found, name)
+    path = look_up(key, found, name)
     if path is None:
         roots = " or ".join(folder_paths.get_folder_paths(key))
         raise MissingFile(
@@ -55,7 +57,7 @@ def resolve(key: str, name: str) -> Path:
 
 def find(key: str, name: str | None) -> Path | None:
     """As `resolve`, but returns None for a name that is not listed."""
-    return look_up(listed(key), name)
+    return look_up(key, listed(key), name)
 
 
 def fingerprint(key: str, name: str | None) -> str:
@@ -105,9 +107,23 @@ def gguf_names() -> list[Path]:
     return [name for name in map(Path, sorted(found)) if is_gguf(name)]
 
 
-def look_up(found: dict[str, Path], name: object) -> Path | None:
-    """Finds a name as we list it, or with Windows' backslashes."""
-    return found.get(str(name)) or found.get(str(name).replace("\\", "/"))
+def look_up(key: str, found: dict[str, Path], name: object) -> Path | None:
+    """Finds a name as we list it, with Windows' backslashes, or the only adapter of this name in another format.
+
+    Workflows name the published `projector.pth`, or its copy `projector.safetensors` that our tools make. The copy of
+    an adapter keeps every number; one of an encoder often does not, so an encoder must be named exactly.
+    """
+    exact = found.get(str(name)) or found.get(str(name).replace("\\", "/"))
+    if exact or key != ADAPTERS:
+        return exact
+    copies = [path for other, path in found.items() if without_suffix(other) == without_suffix(str(name))]
+    return copies[0] if len(copies) == 1 else None
+
+
+def without_suffix(name: str) -> str:
+    """A listed name, or one with Windows' backslashes, without the ending that says its format."""
+    name = name.replace("\\", "/")
+    return next((name[: -len(suffix)] for suffix in SUFFIXES if name.lower().endswith(suffix)), name)
 
 
 def without_folders(message: str) -> str:

@@ -1,6 +1,8 @@
 // LLM4GEN's part of the front end. This file registers it; the others do nothing when the page imports them.
 
 import { app } from "../../scripts/app.js";
+import { chooseCopy } from "./copies.js";
+import { nodesOf } from "./graph.js";
 import { listen } from "./notices.js";
 import { readReport, watch } from "./watch.js";
 
@@ -10,5 +12,9 @@ app.registerExtension({
     listen();
     return watch();
   },
-  refreshComboInNodes: readReport,
+  loadedGraphNode: chooseCopy,
+  refreshComboInNodes() {
+    nodesOf(app.graph?.rootGraph ?? app.graph).forEach(chooseCopy);
+    return readReport();
+  },
 });

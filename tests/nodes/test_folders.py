@@ -35,6 +35,25 @@ def test_a_workflow_from_windows_finds_its_files(place, tmp_path):
     assert place.resolve("llm4gen", "sub\\projector.pth") == path
 
 
+@pytest.mark.parametrize("name", ["sub/projector.pth", "sub/projector.bin", "sub\\projector.pth"])
+def test_an_adapter_is_found_under_its_name_in_another_format(name, place, tmp_path):
+    path = put(tmp_path, "one/llm4gen/sub/projector.safetensors")
+    assert place.resolve("llm4gen", name) == place.find("llm4gen", name) == path
+    assert place.fingerprint("llm4gen", name) == place.fingerprint("llm4gen", "sub/projector.safetensors")
+
+
+def test_an_adapter_in_several_formats_is_the_one_that_is_named(place, tmp_path):
+    paths = {name: put(tmp_path, f"one/llm4gen/{name}") for name in ("p.pth", "p.safetensors")}
+    assert {name: place.find("llm4gen", name) for name in paths} == paths
+    assert place.find("llm4gen", "p.bin") is None, "nothing says which of the two is meant"
+
+
+def test_an_encoder_is_not_replaced_by_one_in_another_format(place, tmp_path):
+    """It may hold other numbers: converters of encoders often round."""
+    put(tmp_path, "one/text_encoders/t5.safetensors")
+    assert place.find("text_encoders", "t5.bin") is None
+
+
 @pytest.mark.skipif(os.name == "nt", reason="a file name cannot hold a backslash on Windows")
 def test_a_backslash_may_be_part_of_a_files_name(place, tmp_path):
     path = put(tmp_path, "one/llm4gen/a\\b.pth")

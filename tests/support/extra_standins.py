@@ -126,8 +126,9 @@ def write_published(standins, target):
             name: tensor.bfloat16()
             for name, tensor in load_file(standins / "text_encoders" / ENCODER).items()
         },
-        "llm4gen/projector.safetensors": torch.load(standins / "llm4gen" / ADAPTER),
+        "llm4gen/projector.pth": torch.load(standins / "llm4gen" / ADAPTER),
     }
     for name, tensors in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, target / name)
+        write = save_file if name.endswith(".safetensors") else torch.save
+        write(tensors, target / name)

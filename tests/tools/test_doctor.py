@@ -77,9 +77,10 @@ def test_a_complete_installation_is_ready(models, report):
 
 def test_empty_folders_get_advice_on_each_missing_model(models, report):
     _, to_do = report()
+    fetch = "or run this pack's tools/fetch_weights.py"
     assert [finding.advice for finding in to_do] == [
-        f"Put the T5 encoder (rankgen-t5-xl-all) in {models / 'text_encoders'}, or run tools/fetch_weights.py.",
-        f"Put LLM4GEN's projector.pth in {models / 'llm4gen'}, or run tools/fetch_weights.py.",
+        f"Put the T5 encoder (rankgen-t5-xl-all) in {models / 'text_encoders'}, {fetch}.",
+        f"Put LLM4GEN's projector.pth in {models / 'llm4gen'}, {fetch}.",
         f"Put any SD1.5 checkpoint in {models / 'checkpoints'}.",
     ]
 

@@ -1,14 +1,19 @@
 """The example workflow files, and their conversion to prompts for the API."""
 
 import copy
+import re
 
 import pytest
 from PIL import Image
 
+from fetch.items import ITEMS
+from paths import ROOT
+from sandbox.origins import PUBLISHED, USERS_OWN, with_origins
 from sandbox.workflow import (
     LOADER_FOLDERS,
     UnknownNodes,
     example_workflows,
+    loaders,
     model_files,
     read_workflow,
     to_prompt,
@@ -29,7 +34,7 @@ GRAPH = {
         "dtype": "auto",
         "device": "default",
     },
-    "LLM4GEN_LoadCrossAdapter": {"adapter_name": "projector.safetensors"},
+    "LLM4GEN_LoadCrossAdapter": {"adapter_name": "projector.pth"},
     "EmptyLatentImage": {"width": 512, "height": 512, "batch_size": 1},
     "KSampler": {
         "model": ("CheckpointLoaderSimple", 0),
@@ -113,6 +118,66 @@ def test_every_loader_in_an_example_is_in_the_table_of_loaders(file, object_info
         widgets = widget_names(object_info[node["type"]]) if node["type"] in object_info else []
         names_a_file = any(name and name.endswith("_name") and name not in SAMPLERS for name in widgets)
         assert names_a_file == (node["type"] in LOADER_FOLDERS), node["type"]
+
+
+@EXAMPLES
+def test_every_node_says_which_pack_and_which_file_it_needs(file):
+    workflow = read_workflow(file)
+    assert workflow == with_origins(workflow), "in tools/, run: python -m sandbox.origins"
+
+
+@EXAMPLES
+def test_the_pack_of_a_node_is_the_one_that_the_server_has_it_from(file, object_info):
+    for node in read_workflow(file)["nodes"]:
+        properties = node["properties"]
+        if node["type"] not in object_info:
+            assert not {"cnr_id", "ver", "models"} & properties.keys(), "it is a part of the page"
+            continue
+        is_ours = object_info[node["type"]]["python_module"] == "custom_nodes.llm4gen"
+        assert properties["cnr_id"] == ("llm4gen" if is_ours else "comfy-core")
+        text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+        entry = "version = " if is_ours else "requires-comfyui = "
+        assert re.search(rf'^{entry}"(>=)?{re.escape(properties["ver"])}"$', text, re.MULTILINE)
+
+
+@EXAMPLES
+def test_a_loader_says_where_the_file_that_it_names_is_published(file):
+    """The front end finds an entry by the file's name, and shows it only in the folder of the loader."""
+    for path, node in loaders(read_workflow(file)):
+        models = node["properties"].get("models", [])
+        assert [f"{model['directory']}/{model['name']}" for model in models] == [path] * (
+            path not in USERS_OWN
+        )
+        assert all(re.fullmatch("[0-9a-f]{64}", model["hash"]) for model in models if "hash" in model)
+
+
+def test_the_weights_of_the_pack_are_published_where_they_are_fetched_from():
+    for item in ITEMS.values():
+        (name,) = {f"{item.folder_key}/{name}" for name in item.possible_names(None)} & PUBLISHED.keys()
+        url, _ = PUBLISHED[name]
+        page = f"{item.repository}/tree/main/unet" if item.is_in_folder else item.repository
+        file = f"https://huggingface.co/{item.repository}/resolve/main/{item.remote_path}"
+        # A click on the address of a file must bring it under the name that the workflow has for it.
+        assert url == (file if name.endswith(f"/{item.remote_path}") else f"https://hf.co/{page}")
+
+
+def test_nodes_in_a_subgraph_say_where_they_come_from(workflow):
+    inside = workflow["nodes"]
+    workflow["definitions"] = {"subgraphs": [{"id": "a-b-c", "nodes": copy.deepcopy(inside)}]}
+    workflow["nodes"] = [{"id": 1, "type": "a-b-c"}, {"id": 2, "type": "Reroute", "properties": {}}]
+    for node in workflow["definitions"]["subgraphs"][0]["nodes"]:
+        del node["properties"]
+    changed = with_origins(workflow)
+    assert changed["nodes"] == workflow["nodes"]
+    origins = [{k: node["properties"].get(k) for k in ("cnr_id", "ver", "models")} for node in inside]
+    found = [node.get("properties", {}) for node in changed["definitions"]["subgraphs"][0]["nodes"]]
+    assert [{k: properties.get(k) for k in ("cnr_id", "ver", "models")} for properties in found] == origins
+
+
+def test_a_file_whose_address_is_unknown_is_named(workflow):
+    node_of(workflow, "CheckpointLoaderSimple")["widgets_values"] = ["mine.safetensors"]
+    with pytest.raises(KeyError, match=r"checkpoints/mine\.safetensors"):
+        with_origins(workflow)
 
 
 @EXAMPLES

@@ -8,9 +8,11 @@ import torch
 from safetensors.torch import save_file
 
 from front_end import (
+    FAULTY,
     FIND,
     NOTE,
     SET,
+    UNREGISTERED,
     assert_no_warnings,
     drop,
     first_page,
@@ -21,7 +23,7 @@ from front_end import (
 )
 from sandbox.standin_models import cross_adapter
 from sandbox.standins import ADAPTER, ENCODER
-from sandbox.workflow import TEXT_TO_IMAGE, example_workflows, read_workflow
+from sandbox.workflow import EXAMPLES, TEXT_TO_IMAGE, example_workflows, read_workflow
 
 pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: tests in a browser need it.")
 
@@ -31,6 +33,25 @@ VUE_IN_CHINESE = {"Comfy.VueNodes.Enabled": True, "Comfy.Locale": "zh"}
 LOADERS = {"LLM4GEN_LoadLLMEncoder": "text_encoders", "LLM4GEN_LoadCrossAdapter": "llm4gen"}
 MESSAGES = "async () => (await import('/extensions/llm4gen/texts.js')).TEXTS"
 LISTED = "([id, file]) => app.graph.getNodeById(id).widgets[0].options.values.includes(file)"
+HAS = "([id, name, value]) => app.graph.getNodeById(id).widgets.find((w) => w.name === name).value === value"
+EVERY_LOADER = EXAMPLES / "llm4gen_carry_to_another_checkpoint.json"  # but those of a ControlNet and a LoRA
+# The rows of the panel of missing models: name, folder, and what Download would open or else the link gives.
+MISSING_MODELS = """async () => {
+  const opened = [], copied = [];
+  HTMLAnchorElement.prototype.click = function () { opened.push(this.href); };
+  navigator.clipboard.writeText = async (text) => { copied.push(text); };
+  const rows = [...document.querySelector("[data-testid=missing-model-importable-rows]").children];
+  const found = [];
+  for (const row of rows) {
+    const [name, folder] = row.innerText.split("\\n");
+    const download = row.querySelector("[data-testid=missing-model-download]");
+    (download ?? row.querySelector("button:has([class*=link])")).click();
+    const given = download ? opened : copied;
+    while (!given.length) await new Promise((resolve) => setTimeout(resolve, 50));
+    found.push([name, folder, (download ? "" : "link ") + given.pop()]);
+  }
+  return found;
+}"""
 HEIGHT = """(id) => {
   const node = app.graph.getNodeById(id);
   return [node.computeSize()[1], node.size[1], node.widgets.length];
@@ -100,19 +121,23 @@ def nodes(page):
 
 @pytest.fixture
 def put_adapter(models, page, nodes):
-    """A function that writes an adapter file, presses R and chooses the file, which is removed after the test."""
+    """A function that writes an adapter file, presses R and chooses the file unless told not to.
+
+    The file is removed after the test.
+    """
     folder = models / "llm4gen"
     folder.mkdir(exist_ok=True)
     written = []
 
-    def put(name, write):
+    def put(name, write, choose=True):
         write(folder / name)
         written.append(folder / name)
         loader = nodes["LLM4GEN_LoadCrossAdapter"]
         page.mouse.move(1400, 900)
         page.keyboard.press("r")
         page.wait_for_function(LISTED, arg=[loader, name])
-        page.evaluate(SET, [loader, "adapter_name", name])
+        if choose:
+            page.evaluate(SET, [loader, "adapter_name", name])
 
     yield put
     for file in written:
@@ -211,3 +236,73 @@ def test_with_a_server_without_our_routes_the_page_shows_no_notes_and_sends_one_
             f"{server.url}/api/llm4gen/report"
         ]
         assert_no_warnings(fresh)
+
+
+def test_the_panel_of_missing_models_downloads_a_file_or_links_the_page_that_has_it(empty):
+    """A download must bring the file under the name that the workflow has for it; what must be made is linked."""
+    empty.evaluate("app.graph.clear()")
+    drop(empty, EVERY_LOADER, read_workflow(EVERY_LOADER)["id"])
+    empty.get_by_test_id("error-overlay-see-errors").click()
+    empty.get_by_test_id("missing-model-download-all").wait_for()
+    found = {name: tuple(rest) for name, *rest in empty.evaluate(MISSING_MODELS)}
+    assert found == {
+        "v1-5-pruned-emaonly-fp16.safetensors": (
+            "checkpoints",
+            "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
+            "v1-5-pruned-emaonly-fp16.safetensors",
+        ),
+        "dreamshaper_8.safetensors": ("checkpoints", "https://civitai.com/api/download/models/128713"),
+        "projector.pth": (
+            "llm4gen",
+            "https://huggingface.co/Shui-VL/LLM4GEN-models/resolve/main/projector.pth",
+        ),
+        "llm4gen_sd15_unet.safetensors": (
+            "diffusion_models",
+            "link https://hf.co/Shui-VL/LLM4GEN-models/tree/main/unet",
+        ),
+        "rankgen-t5-xl-all-bf16.safetensors": (
+            "text_encoders",
+            "link https://hf.co/kalpeshk2011/rankgen-t5-xl-all",
+        ),
+    }
+
+
+def test_without_the_pack_the_page_names_it(page, empty_server):
+    """Such a server lists neither our nodes nor our scripts."""
+    with page.context.browser.new_page(viewport=page.viewport_size) as fresh:
+        prefer(fresh, {"Comfy.TutorialCompleted": True, **CLASSIC_IN_ENGLISH})
+        answer(fresh, r"/object_info$", lambda nodes: {n: i for n, i in nodes.items() if "LLM4GEN" not in n})
+        answer(fresh, r"/extensions$", lambda files: [file for file in files if "/llm4gen/" not in file])
+        ready(fresh, empty_server.url)
+        drop(fresh, TEXT_TO_IMAGE, read_workflow(TEXT_TO_IMAGE)["id"])
+        ours = [n for n in read_workflow(TEXT_TO_IMAGE)["nodes"] if n["type"].startswith("LLM4GEN_")]
+        assert sorted(fresh.evaluate(UNREGISTERED)) == sorted(n["type"] for n in ours)
+        fresh.get_by_test_id("error-overlay-see-errors").click()
+        pack = fresh.get_by_test_id("missing-node-card").get_by_role("button", name="llm4gen", exact=True)
+        pack.click()
+        fresh.get_by_test_id("missing-node-card").get_by_text(ours[0]["type"], exact=True).wait_for()
+        count = fresh.get_by_test_id("missing-node-pack-count")
+        assert count.inner_text() == str(len(ours)) and fresh.get_by_text("Unknown pack").count() == 0
+
+
+def answer(page, route, change):
+    """Changes what the server answers to this page."""
+    page.route(re.compile(route), lambda asked: asked.fulfill(json=change(asked.fetch().json())))
+
+
+@pytest.mark.parametrize("opened", [True, False], ids=["opened", "refreshed"])
+def test_a_workflow_that_names_the_published_adapter_takes_its_converted_copy(
+    opened, page, nodes, put_adapter
+):
+    loader = nodes["LLM4GEN_LoadCrossAdapter"]
+    page.evaluate(SET, [loader, "adapter_name", "projector.pth"])
+    if opened:
+        put_adapter("projector.safetensors", lambda path: save_file(cross_adapter(), path))
+        page.evaluate("app.graph.clear()")
+        drop(page, TEXT_TO_IMAGE, read_workflow(TEXT_TO_IMAGE)["id"])
+    else:
+        put_adapter("projector.safetensors", lambda path: save_file(cross_adapter(), path), choose=False)
+    page.wait_for_function(HAS, arg=[loader, "adapter_name", "projector.safetensors"])
+    # The checkpoint is missing in any case, and the front end marks all loaders of missing files at once.
+    page.wait_for_function(f"({FAULTY})().includes('CheckpointLoaderSimple')")
+    assert "LLM4GEN_LoadCrossAdapter" not in page.evaluate(FAULTY)

@@ -121,7 +121,7 @@ def test_the_error_panel_says_where_to_put_a_missing_adapter(page):
     choose(page, "LLM4GEN_LoadLLMEncoder")
     page.get_by_test_id("queue-button").click()
     page.get_by_test_id("error-overlay-see-errors").click()
-    advice = "To use this node, put LLM4GEN's projector.pth in ComfyUI/models/llm4gen, then refresh."
+    advice = "To use this node, put LLM4GEN's projector.pth in ComfyUI/models/llm4gen, or run"
     page.get_by_text(advice).first.wait_for()
 
 

@@ -66,10 +66,7 @@ class ModelChecks:
         if key not in self.misplaced_files.values():
             advice = folders.ADVICE[key].removesuffix(", then refresh")
             advice = advice.replace(f"ComfyUI/models/{key}", str(folder_for(key)))
-            yield Finding(
-                f"There is no {MODEL_NAMES[key]}.",
-                f"{advice[:1].upper()}{advice[1:]}, or run tools/fetch_weights.py.",
-            )
+            yield Finding(f"There is no {MODEL_NAMES[key]}.", f"{advice[:1].upper()}{advice[1:]}.")
 
     def check_folders(self) -> Iterable[Finding]:
         """The folders that are searched, and how many models each holds."""

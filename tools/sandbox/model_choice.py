@@ -77,7 +77,9 @@ def with_present_models(
         index = widget_names(info, with_controls=True).index(widget)
         name = node["widgets_values"][index]
         if name not in listed:
-            name = next((other for other in listed if other != standin and fits(other)), standin)
+            # The named file in another format comes first, as in Load Cross-Adapter.
+            others = sorted(listed, key=lambda other: Path(other).stem != Path(name).stem)
+            name = next((other for other in others if other != standin and fits(other)), standin)
         node["widgets_values"][index] = name
         chosen.append(Choice(info.get("display_name") or node["type"], node["type"], name, name == standin))
     return workflow, chosen

@@ -16,6 +16,7 @@ EXAMPLES = ROOT / "example_workflows"
 TEXT_TO_IMAGE = EXAMPLES / "llm4gen_text_to_image.json"
 
 Workflow = dict[str, Any]
+Node = dict[str, Any]
 Prompt = dict[str, dict[str, Any]]
 ObjectInfo = dict[str, dict[str, Any]]
 
@@ -60,8 +61,13 @@ def read_workflow(path: Path) -> Workflow:
 
 def model_files(workflow: Workflow) -> set[str]:
     """The model files that a workflow's loaders name, as `folder/file` in a models directory."""
-    nodes = (node for node in workflow["nodes"] if node["type"] in LOADER_FOLDERS)
-    return {f"{LOADER_FOLDERS[node['type']]}/{node['widgets_values'][0]}" for node in nodes}
+    return {file for file, _ in loaders(workflow)}
+
+
+def loaders(workflow: Workflow) -> list[tuple[str, Node]]:
+    """The loaders of a graph, each with the model file that it names, as `folder/file` in a models directory."""
+    found = [node for node in workflow["nodes"] if node["type"] in LOADER_FOLDERS]
+    return [(f"{LOADER_FOLDERS[node['type']]}/{node['widgets_values'][0]}", node) for node in found]
 
 
 def to_prompt(workflow: Workflow, object_info: ObjectInfo) -> Prompt:
@@ -93,12 +99,12 @@ def to_prompt(workflow: Workflow, object_info: ObjectInfo) -> Prompt:
     return prompt
 
 
-def _runs(node: dict[str, Any]) -> bool:
+def _runs(node: Node) -> bool:
     return node["type"] not in (*NOTES, REROUTE) and node.get("mode", 0) not in (MUTED, BYPASSED)
 
 
 def _source(
-    origin: tuple[int, int], nodes: dict[int, dict[str, Any]], links: dict[int, tuple[int, int]]
+    origin: tuple[int, int], nodes: dict[int, Node], links: dict[int, tuple[int, int]]
 ) -> list[Any] | None:
     """The output [node id, slot] that a link's value comes from; None if it is a muted node's or an open input.
 
@@ -120,7 +126,7 @@ def _source(
     return None
 
 
-def _widget_values(node: dict[str, Any], info: dict[str, Any]) -> dict[str, Any]:
+def _widget_values(node: Node, info: dict[str, Any]) -> dict[str, Any]:
     saved = node.get("widgets_values") or []
     if isinstance(saved, dict):
         return {name: saved[name] for name in widget_names(info) if name in saved}
