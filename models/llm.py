@@ -21,8 +21,10 @@ from .encoders.linear import dequantising_fp8
 from .encoders.t5 import T5Config, T5Encoder
 from .errors import UnreadableFile, UnreadableText, WrongRecipe
 from .features.features import Features
+from .files.folder import weight_files
 from .files.formats import is_gguf
-from .files.weights import open_weights, weight_files
+from .files.texts import JSON_STARTS, refuse_text
+from .files.weights import open_weights
 from .progress import Progress, silent
 from .recipe import Recipe
 from .tokens import Tokens, tokenize_for_llm
@@ -99,6 +101,8 @@ def open_llm(path: Path) -> LLMFile:
     if is_gguf(path):
         gguf = recognise_gguf(path)
         return LLMFile(path, gguf.found, identity, gguf.dtype_name, gguf)
+    if (path / "config.json").is_file():
+        refuse_text(path / "config.json", *JSON_STARTS)
     weights = open_weights(path)
     found = recognise_decoder(weights) if is_transformers_folder(path) else recognise_t5(weights)
     return LLMFile(path, found, identity, weights.dtype_name)

@@ -161,6 +161,7 @@ def test_a_tokenizer_is_opened_again_only_when_its_files_change(place, tmp_path,
 def test_the_number_of_cached_tokenizers_is_limited(place, tmp_path, meter):
     for number in range(meter.TOKENIZERS.limit + 2):
         folder = own_encoder(tmp_path, f"own-{number}", "cat")
+        place.choices("text_encoders")  # as the page does when it is refreshed
         meter.count("a cat", None, f"{folder.name}/t5.safetensors", None)
         assert (
             folder / "t5.safetensors" in meter.TOKENIZERS.entries
@@ -358,13 +359,14 @@ def test_the_server_counts_and_reports(prefix, send):
 
 
 @pytest.fixture
-def own_gguf(models):
+def own_gguf(models, client):
     """An encoder of the server with a tokenizer inside, which has a token for `cat` and none for `dog`."""
     path = models / "text_encoders" / "routes-own.gguf"
     path.parent.mkdir(exist_ok=True)
     header = own_tokenizer("cat")
     size = len(header["tokenizer.ggml.tokens"])
     write_decoder(path, make("Qwen2", vocab_size=size), **header)
+    client.get("/object_info/LLM4GEN_LoadLLMEncoder")  # as the page does when it is refreshed
     yield path
     path.unlink()
 
