@@ -70,10 +70,12 @@ class LLMFile:
         dtype: torch.dtype | None = None,
         operations: Any = nn,
         progress: Progress = silent,
+        mapped: bool = True,
     ) -> Encoder:
         """Builds the first `depth` layers (None: all) and fills them: an encoder, ids [n] and rows → states [r, width].
 
-        dtype: of the weights in memory; None keeps the file's. The matrices of a `.gguf` file always stay quantised.
+        dtype:  of the weights in memory; None keeps the file's. The matrices of a `.gguf` file always stay quantised.
+        mapped: whether weights may stay memory-mapped. Those of a `.gguf` file always do.
         Raises: UnreadableFile if the file is no longer the one that was recognised, UnknownCheckpoint if the LLM
         cannot be cut at that layer, IncompleteCheckpoint.
         """
@@ -88,6 +90,7 @@ class LLMFile:
             operations=dequantising_fp8(operations),
             dtype=dtype,
             progress=progress,
+            mapped=mapped,
             depth=depth,
         )
 

@@ -1,4 +1,4 @@
-"""Opens weight files as dictionaries of memory-mapped tensors: safetensors, PyTorch pickles, and several of them as one."""
+"""Opens weight files as dictionaries of memory-mapped tensors: safetensors and PyTorch pickles, also in shards."""
 
 from __future__ import annotations
 

@@ -25,8 +25,9 @@ def put(folder, files):
     folder.mkdir(exist_ok=True)
     for name, content in files.items():
         if isinstance(content, list):
-            content = json.dumps({"weight_map": {f"tensor {shard}": shard for shard in content}})
-        data = content.encode() if isinstance(content, str) else b"\0" * content
+            data = json.dumps({"weight_map": {f"tensor {shard}": shard for shard in content}}).encode()
+        else:
+            data = content.encode() if isinstance(content, str) else b"\0" * content
         (folder / name).write_bytes(data)
 
 
@@ -145,7 +146,7 @@ def test_a_text_in_place_of_weights_is_named(name, text, tmp_path):
 
 def test_a_text_that_powershell_wrote_is_named(tmp_path):
     (tmp_path / "t5.bin").write_text("Access denied", encoding="utf-16")
-    with pytest.raises(UnreadableFile, match="a text of 28 bytes.*begins with 'Access denied'"):
+    with pytest.raises(UnreadableFile, match=r"a text of 28 bytes.*begins with 'Access denied'"):
         open_llm(tmp_path / "t5.bin")
 
 
