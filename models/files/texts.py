@@ -1,9 +1,11 @@
-"""Recognises a text in place of a file of weights: a pointer of Git LFS or Xet, a web page, an error message."""
+"""Recognises what stands in place of a file of weights: a text, or a cloud drive's placeholder."""
 
 from __future__ import annotations
 
 import codecs
+import os
 import re
+import stat
 from pathlib import Path
 
 from ..errors import UnreadableFile
@@ -12,12 +14,32 @@ HEAD_BYTES = 512
 JSON_STARTS = ("{", "[")
 SHOWN = 60  # characters of a text in a message
 POINTERS = ("version https://git-lfs.github.com/spec/", "# xet version")
+# The marks of a file whose content a cloud drive keeps online and fetches when it is read: Windows', then macOS'.
+ONLINE_ATTRIBUTES = (
+    stat.FILE_ATTRIBUTE_OFFLINE | 0x40000 | 0x400000
+)  # the others: RECALL_ON_OPEN, …_ON_DATA_ACCESS
+ONLINE_FLAG = 0x40000000  # SF_DATALESS
 MAGIC = (b"PK", b"GGUF")  # with which PyTorch's and llama.cpp's files begin
 SIZE_IN_POINTER = re.compile(r"^(?:size |filesize = )(\d+)$", re.MULTILINE)
 
 
+def is_online_only(path: Path) -> bool:
+    """Whether a cloud drive (OneDrive, iCloud, Dropbox) has a file's content online alone. Does not fetch it."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return False
+    attributes, flags = getattr(status, "st_file_attributes", 0), getattr(status, "st_flags", 0)
+    return bool(attributes & ONLINE_ATTRIBUTES or flags & ONLINE_FLAG)
+
+
 def text_in(path: Path) -> str | None:
-    """The beginning of a file that holds a text; None if it holds anything else. No format of weights is a text."""
+    """The beginning of a file that holds a text; None if it holds anything else. No format of weights is a text.
+
+    A file that would have to be fetched from a cloud drive first is not read.
+    """
+    if is_online_only(path):
+        return None
     with path.open("rb") as file:
         head = file.read(HEAD_BYTES)
     if head.startswith(MAGIC):  # a file that was cut short may end within its letters
