@@ -21,8 +21,10 @@ from .encoders.linear import dequantising_fp8
 from .encoders.t5 import T5Config, T5Encoder
 from .errors import UnreadableFile, UnreadableText, WrongRecipe
 from .features.features import Features
+from .files.folder import weight_files
 from .files.formats import is_gguf
-from .files.weights import open_weights, weight_files
+from .files.texts import JSON_STARTS, refuse_text
+from .files.weights import open_weights
 from .progress import Progress, silent
 from .recipe import Recipe
 from .tokens import Tokens, tokenize_for_llm
@@ -70,10 +72,12 @@ class LLMFile:
         dtype: torch.dtype | None = None,
         operations: Any = nn,
         progress: Progress = silent,
+        mapped: bool = True,
     ) -> Encoder:
         """Builds the first `depth` layers (None: all) and fills them: an encoder, ids [n] and rows → states [r, width].
 
-        dtype: of the weights in memory; None keeps the file's. The matrices of a `.gguf` file always stay quantised.
+        dtype:  of the weights in memory; None keeps the file's. The matrices of a `.gguf` file always stay quantised.
+        mapped: whether weights may stay memory-mapped. Those of a `.gguf` file always do.
         Raises: UnreadableFile if the file is no longer the one that was recognised, UnknownCheckpoint if the LLM
         cannot be cut at that layer, IncompleteCheckpoint.
         """
@@ -88,6 +92,7 @@ class LLMFile:
             operations=dequantising_fp8(operations),
             dtype=dtype,
             progress=progress,
+            mapped=mapped,
             depth=depth,
         )
 
@@ -101,6 +106,8 @@ def open_llm(path: Path) -> LLMFile:
     if is_gguf(path):
         gguf = recognise_gguf(path)
         return LLMFile(path, gguf.found, identity, gguf.dtype_name, gguf)
+    if (path / "config.json").is_file():
+        refuse_text(path / "config.json", *JSON_STARTS)
     weights = open_weights(path)
     found = recognise_decoder(weights) if is_transformers_folder(path) else recognise_t5(weights)
     return LLMFile(path, found, identity, weights.dtype_name)

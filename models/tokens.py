@@ -11,6 +11,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from .encoders.rows import PAD
 from .errors import MissingTokenizer, words_of
 from .files.formats import TOKENIZER_FILE, has_tokenizer, is_gguf
+from .files.texts import JSON_STARTS, refuse_text
 from .recipe import Recipe
 
 # A published tokenizer may have a few tokens without an embedding, added for other uses (Gemma 3 1B: one, for
@@ -23,7 +24,8 @@ def load_tokenizer(place: Path, vocabulary: int) -> PreTrainedTokenizerBase:
     """Reads a tokenizer from a folder or a `.gguf` file, without network and without code from there.
 
     vocabulary: rows of the encoder's token embedding.
-    Raises: MissingTokenizer if the place holds none or a damaged one, or one that belongs to another model.
+    Raises: MissingTokenizer if the place holds none or a damaged one, or one that belongs to another model;
+    UnreadableFile if a web page or the like lies in its place.
     """
     inside = {"gguf_file": place.name} if is_gguf(place) else {}
     if not inside and not has_tokenizer(place):
@@ -31,6 +33,8 @@ def load_tokenizer(place: Path, vocabulary: int) -> PreTrainedTokenizerBase:
             f"{place} holds no tokenizer ({TOKENIZER_FILE}). "
             "Put the tokenizer files of the encoder beside its weights."
         )
+    if not inside:
+        refuse_text(place / TOKENIZER_FILE, *JSON_STARTS)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             str(place.parent if inside else place), local_files_only=True, trust_remote_code=False, **inside

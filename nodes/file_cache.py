@@ -8,7 +8,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Generic, TypeVar
 
-from . import folders
+from ..models.files.listing import stamp
 
 T = TypeVar("T")
 
@@ -29,9 +29,9 @@ class FileCache(Generic[T]):
 
     def __call__(self, path: Path) -> T:
         with self.lock:
-            stamp = folders.stamp(path)
-            if path not in self.entries or self.entries[path][0] != stamp:
-                self.entries[path] = stamp, self.read(path)
+            now = stamp(path)
+            if path not in self.entries or self.entries[path][0] != now:
+                self.entries[path] = now, self.read(path)
             self.entries.move_to_end(path)
             while len(self.entries) > self.limit:
                 self.entries.popitem(last=False)

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import importlib.util
 import re
+from functools import cache
 from pathlib import Path
 
 import folder_paths
 
 from ..models.errors import MissingFile
-from ..models.files.formats import SUFFIXES, TOKENIZER_FILE, has_tokenizer, is_gguf
+from ..models.files.formats import GGUF, SUFFIXES, has_tokenizer, tokenizer_beside
+from ..models.files.listing import models_under, stamp
 
 ADAPTERS = "llm4gen"
 ENCODERS = "text_encoders"
@@ -24,6 +26,8 @@ ADVICE = {
     ENCODERS: "put the T5 encoder (rankgen-t5-xl-all) in ComfyUI/models/text_encoders, or run this pack's "
     "tools/fetch_weights.py, then refresh",
 }
+# The last list of each key: the folders that were searched, and what was found.
+LISTED: dict[str, tuple[list[str], dict[str, Path]]] = {}
 # The folders in front of a file name in a message, from a drive, a root or a network share on.
 FOLDERS_IN_TEXT = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:)?[/\\]{1,2}(?:[^\s/\\'\":]+[/\\])+")
 
@@ -56,8 +60,13 @@ def resolve(key: str, name: str) -> Path:
 
 
 def find(key: str, name: str | None) -> Path | None:
-    """As `resolve`, but returns None for a name that is not listed."""
-    return look_up(key, listed(key), name)
+    """As `resolve`, but None for a name that is not listed, and from the last list that was made.
+
+    So a keystroke and a fingerprint do not search the folders, which may be on a slow drive. ComfyUI makes a list when
+    the page is refreshed and before each run. The file may have gone since then.
+    """
+    roots, found = LISTED.get(key, ([], {}))
+    return look_up(key, found if roots == folder_paths.get_folder_paths(key) else listed(key), name)
 
 
 def fingerprint(key: str, name: str | None) -> str:
@@ -69,42 +78,19 @@ def fingerprint(key: str, name: str | None) -> str:
     return str(name) if path is None else stamp(path)
 
 
-def stamp(path: Path) -> str:
-    """A text that changes when a model does: names, sizes and times of a folder's files, or of a file and a tokenizer
-    beside it."""
-    try:
-        files = path.iterdir() if path.is_dir() else iter([path, path.with_name(TOKENIZER_FILE)])
-        present = sorted(file for file in files if file.is_file())
-        return repr([(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in present])
-    except OSError as error:  # the text changes again when the file can be read
-        return str(error)
-
-
 def listed(key: str) -> dict[str, Path]:
-    """Name → path of all weights under a folder key. A folder with a `config.json` is one entry."""
-    names = [Path(name) for name in folder_paths.get_filename_list(key)]
-    names = [name for name in names if name.suffix.lower() in SUFFIXES]
-    names += gguf_names() if key == ENCODERS else []
-    found: dict[str, Path] = {}
-    for root in map(Path, folder_paths.get_folder_paths(key)):  # of equal names, the first root's counts
-        for name in names:
-            if not (root / name).is_file():
-                continue
-            is_model = name.parent.name and (root / name.parent / "config.json").is_file()
-            entry = name.parent if is_model and not is_gguf(name) else name
-            found.setdefault(entry.as_posix(), root / entry)
-    return found
+    """Name → path of all models under a folder key, searched anew. Of equal names, the first root's counts.
 
-
-def gguf_names() -> list[Path]:
-    """The `.gguf` files among the encoders. In one folder there may be several, each a model of its own.
-
-    ComfyUI's own list leaves this extension out. Adding it to ComfyUI's list would show the files to every other
-    node too, so the folders are searched here.
+    ComfyUI's own list leaves `.gguf` out, and holds hidden and unfinished files.
     """
-    roots = folder_paths.get_folder_paths(ENCODERS)
-    found = {name for root in roots for name in folder_paths.recursive_search(root, [".git"])[0]}
-    return [name for name in map(Path, sorted(found)) if is_gguf(name)]
+    suffixes = (*SUFFIXES, GGUF) if key == ENCODERS else SUFFIXES
+    roots = folder_paths.get_folder_paths(key)
+    found: dict[str, Path] = {}
+    for root in map(Path, roots):
+        for name in models_under(root, suffixes):
+            found.setdefault(name, root / name)
+    LISTED[key] = roots, found
+    return found
 
 
 def look_up(key: str, found: dict[str, Path], name: object) -> Path | None:
@@ -129,12 +115,18 @@ def without_suffix(name: str) -> str:
 def without_folders(message: str) -> str:
     """A message that may be sent to a browser: file names stay in it, their folders on this machine do not."""
     roots = {Path(root) for key in (ENCODERS, ADAPTERS) for root in folder_paths.get_folder_paths(key)}
-    roots = {*roots, *(root.resolve() for root in roots), host_t5_tokenizer().parent}
+    roots = {*roots, *map(resolved, roots), host_t5_tokenizer().parent}
     # Known roots first: the pattern below cannot tell where a path with spaces begins.
     for root in sorted(map(str, roots), key=len, reverse=True):
         for written in (root, root.replace("\\", "/"), root.replace("\\", "\\\\")):
             message = re.sub(rf"{re.escape(written)}[/\\]*", "", message)
     return FOLDERS_IN_TEXT.sub("", message)
+
+
+@cache
+def resolved(root: Path) -> Path:
+    """A model folder without links. It is looked up once, because a keystroke may ask for it."""
+    return root.resolve()
 
 
 def feature_folder() -> Path | None:
@@ -153,10 +145,12 @@ def tokenizer_folder(encoder: Path) -> Path | None:
 
 
 def tokenizer_place(encoder: Path, is_t5: bool) -> Path:
-    """Where an encoder's tokenizer is: in its own folder, else ComfyUI's for a T5, or inside a `.gguf` file."""
+    """Where an encoder's tokenizer is: in its own folder or, as in a pipeline of diffusers, beside it; else ComfyUI's
+    for a T5, or inside a `.gguf` file."""
     own = tokenizer_folder(encoder)
-    if own and has_tokenizer(own):
-        return own
+    for place in (own, own and tokenizer_beside(own)):
+        if place and has_tokenizer(place):
+            return place
     return host_t5_tokenizer() if is_t5 else encoder
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Generic, TypeVar
 
 import comfy.model_management as management
 import comfy.model_patcher
 import comfy.ops
+import comfy.utils
 import torch
+from comfy.cli_args import args
 from comfy.utils import ProgressBar
 from torch import Tensor, nn
 
@@ -16,6 +19,17 @@ from ..models.progress import Step
 DEVICES = ("default", "cpu")
 # Layers whose weights ComfyUI can leave in RAM or on disk, and bring to the device as they are used.
 LAYERS = comfy.ops.manual_cast
+# What ComfyUI is started with to choose the dtype of its text encoders' weights → our name of that dtype. Both kinds
+# of fp8 take as much memory; e4m3 with a scale for each matrix, as we store it, is the more precise one.
+ENCODER_DTYPES = {
+    "fp8_e4m3fn_text_enc": "fp8",
+    "fp8_e5m2_text_enc": "fp8",
+    "fp16_text_enc": "fp16",
+    "bf16_text_enc": "bf16",
+    "fp32_text_enc": "fp32",
+}
+
+log = logging.getLogger(__name__)
 
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -29,18 +43,55 @@ class ManagedModel(Generic[Model]):
 
     def __init__(self, model: Model, device: str = "default"):
         self.model = model
-        cpu = torch.device("cpu")
+        load_device, offload_device = devices_for(model, device)
         # Looked up at each use: ComfyUI rebinds this name when Dynamic VRAM is on.
         self.patcher = comfy.model_patcher.CoreModelPatcher(
-            model,
-            load_device=cpu if device == "cpu" else management.text_encoder_device(),
-            offload_device=cpu if device == "cpu" else management.text_encoder_offload_device(),
+            model, load_device=load_device, offload_device=offload_device
         )
 
     def ready(self) -> torch.device:
         """Asks ComfyUI to make the model usable. Returns the device that its inputs belong on."""
         management.load_models_gpu([self.patcher])
         return self.patcher.load_device
+
+
+def devices_for(model: nn.Module, device: str) -> tuple[torch.device, torch.device]:
+    """Where a model computes, and where its weights wait: as ComfyUI has it for its text encoders.
+
+    A model with a dtype that the device cannot cast, such as bf16 with DirectML or fp8 on Apple's GPUs, stays on the
+    CPU, as ComfyUI's text encoders do.
+    """
+    cpu = torch.device("cpu")
+    if device == "cpu":
+        return cpu, cpu
+    load_device = management.text_encoder_device()
+    dtypes = {weight.dtype for weight in model.parameters() if weight.dtype.is_floating_point}
+    uncastable = [dtype for dtype in dtypes if not management.supports_cast(load_device, dtype)]
+    if uncastable and not management.is_device_cpu(load_device):
+        log.warning(
+            "%s cannot cast %s weights, so the LLM runs on the CPU. The dtype fp16 would run on the device.",
+            load_device,
+            " or ".join(map(str, uncastable)),
+        )
+        return cpu, cpu
+    return load_device, management.text_encoder_offload_device()
+
+
+def encoder_dtype(choice: str) -> str:
+    """The dtype that is meant by a choice in Load LLM Encoder. `auto` leaves it to what ComfyUI was started with."""
+    if choice != "auto":
+        return choice
+    return next((dtype for flag, dtype in ENCODER_DTYPES.items() if getattr(args, flag, False)), "auto")
+
+
+def is_fp32_forced() -> bool:
+    """Whether ComfyUI was started with `--force-fp32`."""
+    return management.FORCE_FP32
+
+
+def may_map_files() -> bool:
+    """Whether weights may stay in memory-mapped files: ComfyUI was not started with `--disable-mmap`."""
+    return not comfy.utils.DISABLE_MMAP
 
 
 def is_out_of_memory(error: Exception) -> bool:
@@ -59,7 +110,7 @@ def compute_dtype(weights: torch.dtype, device: torch.device, choice: str) -> to
 
     | choice | on a CPU | on a GPU |
     |---|---|---|
-    | fp32 | fp32, exact* | fp32, exact* |
+    | fp32, or `--force-fp32` | fp32, exact* | fp32, exact* |
     | others | bf16 if the processor multiplies it; fp16 for fp16 weights if it multiplies that; \
 else fp32 | fp16, or fp32 where ComfyUI does not trust fp16 |
 
@@ -68,7 +119,7 @@ else fp32 | fp16, or fp32 where ComfyUI does not trust fp16 |
     These choices keep the states within 2% of fp32 on a CPU and 0.5% on a GPU (relative norm): bf16 products are off
     by about 1%, fp16 products by about 0.1%, and rows are scaled so that T5 stays within fp16's range.
     """
-    if choice == "fp32":
+    if choice == "fp32" or is_fp32_forced():
         return torch.float32
     if not management.is_device_cpu(device):
         return torch.float16 if management.should_use_fp16(device) else torch.float32

@@ -96,4 +96,5 @@ class LoadCrossAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, adapter_name) -> io.NodeOutput:
         path = folders.resolve(folders.ADAPTERS, adapter_name)
-        return io.NodeOutput(ManagedAdapter(*load_cross_adapter(path, operations=host.LAYERS)))
+        adapter = load_cross_adapter(path, operations=host.LAYERS, mapped=host.may_map_files())
+        return io.NodeOutput(ManagedAdapter(*adapter))

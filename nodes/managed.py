@@ -24,12 +24,12 @@ FEATURES = FeatureStore(folder=folders.feature_folder, move=host.as_conditioning
 class ManagedLLM:
     """An LLM whose weights are loaded when a text must be encoded for the first time.
 
-    dtype, device: as chosen in Load LLM Encoder.
+    dtype, device: as chosen in Load LLM Encoder. For `auto`, the dtype that ComfyUI was started with counts.
     """
 
     def __init__(self, llm: LLM, dtype: str, device: str):
         self.llm = llm
-        self.dtype = dtype
+        self.dtype = host.encoder_dtype(dtype)
         self.device = device
         # The number of layers that are loaded, and the model.
         self.loaded: tuple[int, host.ManagedModel[Encoder]] | None = None
@@ -59,8 +59,9 @@ class ManagedLLM:
 
     def key(self, ids: tuple[int, ...], recipe: Recipe) -> tuple[Any, ...]:
         """Everything that decides on the features. Files on disk are found by it, so its form must not change."""
+        dtype = f"{self.dtype}, products in fp32" if host.is_fp32_forced() else self.dtype
         fed = (recipe.tokens, recipe.padding, self.llm.depth(recipe))
-        return (self.llm.file.identity, self.dtype, self.device, fed, ids)
+        return (self.llm.file.identity, dtype, self.device, fed, ids)
 
     def encode(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
         """Runs the LLM, whose states end on ComfyUI's device for conditioning.
@@ -103,7 +104,13 @@ class ManagedLLM:
         if self.loaded is None or self.loaded[0] != depth:
             self.loaded = None
             dtype = None if self.dtype == "auto" else DTYPES[self.dtype]
-            model = self.llm.file.load(depth, dtype=dtype, operations=host.LAYERS, progress=host.progress)
+            model = self.llm.file.load(
+                depth,
+                dtype=dtype,
+                operations=host.LAYERS,
+                progress=host.progress,
+                mapped=host.may_map_files(),
+            )
             self.loaded = depth, host.ManagedModel(model, self.device)
         return self.loaded[1]
 

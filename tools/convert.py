@@ -69,7 +69,7 @@ def convert(
     """
     from files.safetensors_writer import Outline  # noqa: PLC0415
     from llm4gen.models.conversion.plans import plan_conversion  # noqa: PLC0415
-    from llm4gen.models.files.weights import weight_files  # noqa: PLC0415
+    from llm4gen.models.files.folder import weight_files  # noqa: PLC0415
 
     plan = plan_conversion(source, dtype)
     files = weight_files(source)

@@ -79,6 +79,7 @@ def model_sections(pack: Path = ROOT) -> Iterable[Section]:
     models = ModelChecks(pack)
     checks: dict[str, Check] = {
         "Folders": models.check_folders,
+        "Unfinished downloads": models.check_unfinished,
         "Encoders": models.check_encoders,
         "Adapters": models.check_adapters,
         "Pairs": models.check_pairs,

@@ -35,15 +35,19 @@ ADAPTER_KEY = "llm_proj.weight"  # a file with a tensor of this name holds a Cro
 
 
 def load_cross_adapter(
-    path: Path, *, operations: Any = nn, progress: Progress = silent
+    path: Path, *, operations: Any = nn, progress: Progress = silent, mapped: bool = True
 ) -> tuple[CrossAdapter, Recipe]:
     """Loads a Cross-Adapter in fp32, with the recipe that it was trained with.
 
+    mapped: whether weights may stay memory-mapped.
     Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint, WrongRecipe.
     """
     weights = open_weights(path)
     found, recipe = recognise_adapter(weights)
-    return fill(found, weights, operations=operations, dtype=torch.float32, progress=progress), recipe
+    adapter = fill(
+        found, weights, operations=operations, dtype=torch.float32, progress=progress, mapped=mapped
+    )
+    return adapter, recipe
 
 
 def recognise_adapter(weights: Weights) -> tuple[Recognised[CrossAdapterConfig], Recipe]:

@@ -124,6 +124,7 @@ def fill(
     operations: Any = nn,
     dtype: torch.dtype | None = None,
     progress: Progress = silent,
+    mapped: bool = True,
     **sizes: int | None,
 ) -> Any:
     """Builds a recognised model and gives it its file's tensors.
@@ -131,6 +132,7 @@ def fill(
     dtype:    of the linear weights in memory (`dtypes_of` says what follows for the others); None: the file's.
               Tensors that have their dtype already stay memory-mapped; the others are cast a batch at a time.
     progress: is told of each tensor.
+    mapped:   whether tensors may stay memory-mapped. If not, all are copied, a batch at a time.
     sizes:    passed on to `found.build`, such as `depth=`.
 
     A layer with scaled fp8 weights gets the scale as its attribute `scale` (`encoders/linear.py`).
@@ -142,7 +144,7 @@ def fill(
     weights = weights.only(names)
     tensors = weights.tensors
     dtypes = dtypes_of(blueprint, file_dtype(blueprint, names, weights) if dtype is None else dtype)
-    kept = [theirs for theirs, ours in names.items() if tensors[theirs].dtype == dtypes[ours]]
+    kept = [theirs for theirs, ours in names.items() if mapped and tensors[theirs].dtype == dtypes[ours]]
     to_cast = {theirs: dtypes[ours] for theirs, ours in names.items() if theirs not in kept}
     step = progress(len(names))
     state, scales, broken = {}, {}, []

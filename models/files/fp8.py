@@ -61,6 +61,8 @@ def cast(tensor: Tensor, scale: float, dtype: torch.dtype) -> tuple[Tensor, floa
 
     The result is always a copy. Its scale is 1 unless `dtype` is fp8.
     """
+    if tensor.dtype == dtype and (dtype.itemsize == 1 or scale == 1.0):
+        return tensor.clone(), scale
     if scale != 1.0:
         tensor = tensor.float() * scale
     if dtype.itemsize > 1:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import IncompleteCheckpoint, MissingPackage, UnknownCheckpoint, UnreadableFile, words_of
+from .texts import refuse_text
 from .values import is_finite
 from .weights import Weights, most_common
 
@@ -119,6 +120,7 @@ def open_gguf(path: Path) -> GgufFile:
     gguf = gguf_library()
     if not path.is_file():
         raise UnreadableFile(f"{path} does not exist.")
+    refuse_text(path)
     try:
         reader = gguf.GGUFReader(path)
     except Exception as error:  # a damaged header can make the library raise any of them

@@ -1,8 +1,7 @@
-"""Opens weight files as dictionaries of memory-mapped tensors: safetensors, PyTorch pickles, folders and shards."""
+"""Opens weight files as dictionaries of memory-mapped tensors: safetensors and PyTorch pickles, also in shards."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,18 +14,13 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import UnreadableFile, words_of
+from .folder import weight_files
 from .formats import PICKLES, SUFFIXES
 from .fp8 import cast, split_scales
 from .pickles import read_pickle
+from .texts import refuse_text
 from .values import dtype_name
 
-# The names that transformers gives to the weights in a folder, the better format first.
-FOLDER_NAMES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
 REMAP_BYTES = 256 << 20  # after so many bytes, `read_as` maps the file anew
 CHUNK_BYTES = 32 << 20  # read at a time by `read_in_chunks`
 CHUNKS_PER_MAPPING = 4
@@ -83,52 +77,31 @@ def most_common(counts: Iterable[tuple[T, int]]) -> T:
 
 
 def open_weights(path: Path) -> Weights:
-    """Memory-maps a weight file, or the weight file in a folder.
+    """Memory-maps a weight file, all shards of a model, or the weights that are meant in a folder.
 
-    Raises: UnreadableFile if the file is missing, empty, cut short, of an unknown format, or a pickle with code.
+    Raises: UnreadableFile if a file is missing, empty, cut short, a text, of an unknown format, or a pickle with code.
     """
-    file = weight_file_in(path) if path.is_dir() else path
-    opened = open_shards(file) if file.name.endswith(".index.json") else open_file(file)
-    tensors = {WRAPPERS.sub("", name): tensor for name, tensor in opened.tensors.items()}
+    opened = [open_file(file) for file in weight_files(path)]
+    tensors = {WRAPPERS.sub("", name): tensor for part in opened for name, tensor in part.tensors.items()}
     tensors, scales = split_scales(tensors)
-    return replace(opened, path=path, tensors=tensors, scales=scales)
+    if len(opened) == 1:
+        return replace(opened[0], path=path, tensors=tensors, scales=scales)
+    return Weights(path, tensors, mapped=all(part.mapped for part in opened), scales=scales)
 
 
 def open_file(path: Path) -> Weights:
-    """One file with the names that are in it. Raises: UnreadableFile."""
+    """One file with the names that are in it. Raises: see `open_weights`."""
     if path.suffix.lower() not in SUFFIXES:
         raise UnreadableFile(f"{path.name} is not a weight file. These can be read: {', '.join(SUFFIXES)}.")
     if not path.is_file():
         raise UnreadableFile(f"{path} does not exist.")
     if path.stat().st_size == 0:
         raise UnreadableFile(f"{path.name} is empty (0 bytes). Download it again.")
+    refuse_text(path)
     if path.suffix.lower() not in PICKLES:
         return open_safetensors(path)
     found = read_pickle(path)
     return Weights(path, found.tensors, mapped=found.mapped, parts=found.parts)
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The files that `open_weights` reads: one file, or all shards of a folder. Raises: UnreadableFile."""
-    path = weight_file_in(path) if path.is_dir() else path
-    return shards_of(path) if path.name.endswith(".index.json") else [path]
-
-
-def weight_file_in(folder: Path) -> Path:
-    """The weight file (or the index of shards) in a folder that transformers wrote, or the folder's only one.
-
-    Raises: UnreadableFile.
-    """
-    for name in FOLDER_NAMES:
-        if (folder / name).is_file():
-            return folder / name
-    found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
-    if len(found) == 1:
-        return found[0]
-    raise UnreadableFile(
-        f"The folder {folder.name} holds {len(found)} weight files and none of them is named "
-        f"{' or '.join(FOLDER_NAMES)}. Keep one of them, or choose the file itself."
-    )
 
 
 def open_safetensors(path: Path) -> Weights:
@@ -142,33 +115,6 @@ def open_safetensors(path: Path) -> Weights:
             f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short, or not a safetensors file "
             f"({words_of(error)}). Compare its size with the original and download it again."
         ) from error
-
-
-def open_shards(index: Path) -> Weights:
-    """Opens the files that an `*.index.json` names, as one set of weights. Raises: UnreadableFile."""
-    shards = [open_file(file) for file in shards_of(index)]
-    tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
-    return Weights(index, tensors, mapped=all(shard.mapped for shard in shards))
-
-
-def shards_of(index: Path) -> list[Path]:
-    """The shards that an index names. They are looked for in the index's own folder only. Raises: UnreadableFile."""
-    try:
-        shard_of_tensor = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = sorted({Path(name).name for name in shard_of_tensor.values()})
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UnreadableFile(f"{index.name} is damaged: it names no shards. Download it again.") from error
-    if any(Path(name).suffix.lower() not in SUFFIXES for name in files):
-        raise UnreadableFile(
-            f"{index.name} is damaged: it names shards that are not weight files. Download it again."
-        )
-    absent = [name for name in files if not (index.parent / name).is_file()]
-    if absent:
-        raise UnreadableFile(
-            f"{index.parent.name} lacks {len(absent)} of {len(files)} shards: {', '.join(absent)}. "
-            "Download them into the same folder."
-        )
-    return [index.parent / name for name in files]
 
 
 def read_as(weights: Weights, dtypes: dict[str, torch.dtype]) -> Iterator[tuple[str, Tensor, float]]:

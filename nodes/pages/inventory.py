@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from ...models.checkpoints.adapter import recognise_adapter
-from ...models.errors import IncompleteCheckpoint, UnknownCheckpoint
+from ...models.errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile
+from ...models.files.folder import weight_files
 from ...models.files.formats import is_gguf
 from ...models.files.pickles import is_legacy_pickle
+from ...models.files.texts import is_online_only
 from ...models.files.weights import open_weights
 from ...models.llm import LLMFile, open_llm
 from ...models.recipe import Recipe
@@ -90,7 +92,14 @@ def safe_message(path: Path, error: Exception) -> str:
 
 
 def check_header(path: Path) -> None:
-    """Raises: UnknownCheckpoint for a file that cannot be recognised without reading gigabytes."""
+    """Raises: UnknownCheckpoint for a file that cannot be recognised without reading gigabytes, UnreadableFile for one
+    that would have to be downloaded first."""
+    for file in weight_files(path):
+        if is_online_only(file):
+            raise UnreadableFile(
+                f"{file.name} is on a cloud drive, and its content is not on this machine. Let the drive keep it here "
+                "(Windows: Always keep on this device; macOS: Download Now), or put the file outside of that drive."
+            )
     if is_legacy_pickle(path) and path.stat().st_size > LEGACY_PICKLE_BYTES:
         raise UnknownCheckpoint(
             f"{path.name} is in the format of torch before 1.6, which has no header. tools/convert.py makes a "

@@ -38,6 +38,7 @@ ONLY = {
 WITHOUT_TORCH = (
     "__init__.py",
     "models/files/formats.py",
+    "models/files/listing.py",
     "models/recipe.py",
     "models/errors.py",
     "nodes/folders.py",

@@ -224,8 +224,8 @@ def test_code_in_a_pickle_is_not_run(zipped, tmp_path):
     [
         ("a.safetensors", b"", "empty"),
         ("a.pth", b"", "empty"),
-        ("a.safetensors", b"<html>404</html>", "damaged"),
-        ("a.pth", b"<html>404</html>", "refused|damaged"),
+        ("a.safetensors", b"\0<html>404</html>", "damaged"),
+        ("a.pth", b"\0<html>404</html>", "refused|damaged"),
         ("a.pth", pickle.dumps([1, 2], protocol=2), "refused|damaged|not a dictionary"),
         ("a.txt", b"x", "is not a weight file"),
     ],

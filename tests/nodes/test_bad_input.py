@@ -177,6 +177,30 @@ def test_a_truncated_or_empty_file_is_refused(suffix, size, fails, adapters):
     assert_says(fails(load_adapter(path.name)), "UnreadableFile", path.name, "ownload it again")
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 4917893319\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (POINTER, ("pointer of Git LFS", "4,917,893,319 bytes", "git lfs pull")),
+        (
+            "<!doctype html><title>Sign in</title>",
+            ("a web page", "<!doctype html>", "download the file again"),
+        ),
+        (
+            "Access to this model is restricted.",
+            ("a text of 35 bytes", "Access to this model", "accept a licence"),
+        ),
+    ],
+)
+@pytest.mark.parametrize("load", [load_adapter, load_encoder])
+def test_a_text_in_place_of_a_file_is_named(load, text, said, fails, adapters, encoders):
+    for folder in (adapters, encoders):
+        (folder / "text.bin").write_text(text, encoding="utf-8")
+    assert_says(fails(load("text.bin")), "UnreadableFile", "text.bin", *said)
+
+
 @pytest.mark.floor
 @pytest.mark.parametrize("load", [load_adapter, load_encoder])
 def test_code_in_a_pickle_is_not_executed(load, fails, adapters, encoders, tmp_path):

@@ -30,6 +30,127 @@ def test_files_subfolders_and_model_folders_are_listed_once(place, tmp_path):
     assert place.resolve("text_encoders", "sub/b.bin") == tmp_path / "two/text_encoders/sub/b.bin"
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        # systems and cloud drives
+        *(
+            "._t5.safetensors",
+            ".DS_Store",
+            "Thumbs.db",
+            "desktop.ini",
+            ".t5.safetensors.icloud",
+            "t5.safetensors.lnk",
+        ),
+        *(
+            "__MACOSX/._t5.bin",
+            "@eaDir/t5.bin",
+            "$RECYCLE.BIN/t5.bin",
+            ".Trash-1000/files/t5.bin",
+            ".dropbox.cache/a.pt",
+        ),
+        # hubs
+        *(
+            ".cache/huggingface/download/t5.bin",
+            ".git/lfs/t5.bin",
+            ".gitattributes",
+            "blobs/08e4f2.incomplete",
+        ),
+        # downloads that are not complete
+        *("t5.safetensors.part", "t5.bin.crdownload", "t5.safetensors.download/t5.safetensors", "t5.bin.!qB"),
+        # files that hold no model
+        *(
+            "training_args.bin",
+            "optimizer.pt",
+            "optimizer_1.bin",
+            "scheduler.pt",
+            "rng_state_0.pth",
+            "scaler.pt",
+        ),
+        *(
+            "global_step5/zero_pp_rank_0_mp_rank_00_optim_states.pt",
+            "learned_embeds.bin",
+            "mmproj-model-f16.gguf",
+        ),
+        *("unet/diffusion_pytorch_model.fp16.safetensors", "transformer/diffusion_pytorch_model.safetensors"),
+        *("openvino/openvino_model.bin", "pytorch_lora_weights.safetensors", "Qwen2.5.imatrix.gguf"),
+        # other formats
+        *(
+            "spiece.model",
+            "tokenizer.model",
+            "model.onnx",
+            "flax_model.msgpack",
+            "tf_model.h5",
+            "model.ckpt.index",
+        ),
+    ],
+)
+def test_what_is_no_model_is_not_listed(name, place, tmp_path):
+    put(tmp_path, f"one/text_encoders/{name}")
+    put(tmp_path, f"one/text_encoders/sub/{name}")
+    put(tmp_path, "one/text_encoders/sub/config.json")
+    assert list(place.listed("text_encoders")) == []
+    assert list(place.listed("llm4gen")) == []
+
+
+def test_a_file_that_aria2_has_not_finished_is_not_listed(place, tmp_path):
+    put(tmp_path, "one/text_encoders/t5.bin")
+    control = put(tmp_path, "one/text_encoders/t5.bin.aria2")
+    assert list(place.listed("text_encoders")) == []
+    control.unlink()
+    assert list(place.listed("text_encoders")) == ["t5.bin"]
+
+
+def test_a_lora_of_peft_is_not_listed(place, tmp_path):
+    put(tmp_path, "one/text_encoders/lora/adapter_model.safetensors")
+    put(tmp_path, "one/llm4gen/adapter_model.safetensors")
+    put(tmp_path, "one/text_encoders/lora/adapter_config.json")
+    assert list(place.listed("text_encoders")) == []
+    assert list(place.listed("llm4gen")) == ["adapter_model.safetensors"]
+
+
+def test_quantisations_and_formats_beside_each_other_are_listed(place, tmp_path):
+    for name in ("model.safetensors", "config.json", "qwen-Q4_K_M.gguf", "qwen-Q8_0.gguf", "tokenizer.json"):
+        put(tmp_path, f"one/text_encoders/qwen/{name}")
+    assert place.choices("text_encoders") == ["qwen", "qwen/qwen-Q4_K_M.gguf", "qwen/qwen-Q8_0.gguf"]
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "bin", "gguf", "fp16.safetensors"])
+def test_shards_without_a_config_are_listed_once(suffix, place, tmp_path):
+    for number in (1, 2, 3):
+        put(tmp_path, f"one/text_encoders/model-0000{number}-of-00003.{suffix}")
+    assert place.choices("text_encoders") == [f"model-00001-of-00003.{suffix}"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_a_hubs_cache_is_listed_by_its_snapshots(place, tmp_path):
+    repository = "two/text_encoders/models--google--gemma-3-1b"
+    blob = put(tmp_path, f"{repository}/blobs/08e4f2")
+    put(tmp_path, f"{repository}/blobs/77aa31.incomplete")
+    put(tmp_path, f"{repository}/refs/main")
+    snapshot = tmp_path / repository / "snapshots" / "9b99be"
+    snapshot.mkdir(parents=True)
+    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+        (snapshot / name).symlink_to(blob)
+    half = snapshot.with_name("dcc83e")
+    half.mkdir()
+    (half / "config.json").symlink_to(blob)
+    (half / "model.safetensors").symlink_to(half / "nowhere")
+    assert place.choices("text_encoders") == ["models--google--gemma-3-1b/snapshots/9b99be"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
+def test_a_changed_file_behind_a_link_has_another_fingerprint(place, tmp_path):
+    blob = put(tmp_path, "elsewhere/t5.bin")
+    (tmp_path / "one/text_encoders/t5.bin").symlink_to(blob)
+    (tmp_path / "two/text_encoders/linked").symlink_to(blob.parent)
+    assert place.choices("text_encoders") == ["linked/t5.bin", "t5.bin"]
+    before = [place.fingerprint("text_encoders", name) for name in ("linked/t5.bin", "t5.bin")]
+    blob.write_bytes(b"yz")
+    after = [place.fingerprint("text_encoders", name) for name in ("linked/t5.bin", "t5.bin")]
+    assert before[0] != after[0] and before[1] != after[1]
+
+
 def test_a_workflow_from_windows_finds_its_files(place, tmp_path):
     path = put(tmp_path, "one/llm4gen/sub/projector.pth")
     assert place.resolve("llm4gen", "sub\\projector.pth") == path
@@ -115,6 +236,34 @@ def test_a_changed_shard_gives_the_folder_another_fingerprint(place, tmp_path):
     before = place.fingerprint("text_encoders", "t5")
     shard.write_bytes(b"yz")
     assert place.fingerprint("text_encoders", "t5") != before
+
+
+@pytest.mark.parametrize("changed", ["model-00002-of-00002.bin", "tokenizer.json"])
+def test_a_changed_part_gives_a_model_without_a_config_another_fingerprint(changed, place, tmp_path):
+    for number in (1, 2):
+        put(tmp_path, f"one/text_encoders/t5/model-0000{number}-of-00002.bin")
+    put(tmp_path, "one/text_encoders/t5/other.bin").write_bytes(b"another model")
+    before = place.fingerprint("text_encoders", "t5/model-00001-of-00002.bin")
+    put(tmp_path, "one/text_encoders/t5/other.bin")
+    assert place.fingerprint("text_encoders", "t5/model-00001-of-00002.bin") == before
+    put(tmp_path, f"one/text_encoders/t5/{changed}").write_bytes(b"yz")
+    assert place.fingerprint("text_encoders", "t5/model-00001-of-00002.bin") != before
+
+
+@pytest.mark.parametrize("number", ["", "_2", "_3"])
+def test_a_pipelines_tokenizer_is_found_beside_its_encoder(number, place, tmp_path):
+    folder = put(tmp_path, f"one/text_encoders/pipeline/text_encoder{number}/config.json").parent
+    put(tmp_path, f"one/text_encoders/pipeline/text_encoder{number}/model.safetensors")
+    before = place.fingerprint("text_encoders", f"pipeline/text_encoder{number}")
+    beside = put(tmp_path, f"one/text_encoders/pipeline/tokenizer{number}/tokenizer.json")
+    assert (
+        place.tokenizer_place(folder, is_t5=False)
+        == place.tokenizer_place(folder, is_t5=True)
+        == beside.parent
+    )
+    assert place.fingerprint("text_encoders", f"pipeline/text_encoder{number}") != before
+    own = put(tmp_path, f"one/text_encoders/pipeline/text_encoder{number}/tokenizer.json")
+    assert place.tokenizer_place(folder, is_t5=False) == own.parent
 
 
 def test_an_encoders_tokenizer_is_looked_for_only_in_its_own_folder(place, tmp_path):

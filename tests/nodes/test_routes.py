@@ -2,7 +2,9 @@
 
 import asyncio
 import http.client
+import io
 import json
+import os
 import re
 import sys
 import threading
@@ -161,6 +163,7 @@ def test_a_tokenizer_is_opened_again_only_when_its_files_change(place, tmp_path,
 def test_the_number_of_cached_tokenizers_is_limited(place, tmp_path, meter):
     for number in range(meter.TOKENIZERS.limit + 2):
         folder = own_encoder(tmp_path, f"own-{number}", "cat")
+        place.choices("text_encoders")  # as the page does when it is refreshed
         meter.count("a cat", None, f"{folder.name}/t5.safetensors", None)
         assert (
             folder / "t5.safetensors" in meter.TOKENIZERS.entries
@@ -313,6 +316,41 @@ def test_a_file_is_examined_again_only_when_it_changes(mixture, tmp_path, invent
     assert examined[10:] == ["fits.safetensors"]
 
 
+class Online:
+    """The status of a file whose content a cloud drive keeps online."""
+
+    def __init__(self, status, **marks):
+        self.status = status
+        vars(self).update(marks)
+
+    def __getattr__(self, name):
+        return getattr(self.status, name)
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [{"st_file_attributes": 0x400020}, {"st_file_attributes": 0x1020}, {"st_flags": 0x40000040}],
+    ids=["OneDrive", "offline", "iCloud"],
+)
+def test_the_report_does_not_fetch_a_file_from_a_cloud_drive(marks, place, tmp_path, inventory, monkeypatch):
+    names = ("one/text_encoders/t5.bin", "one/text_encoders/t5/model.bin", "one/llm4gen/p.safetensors")
+    for path in (tmp_path / name for name in names):
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"\0")
+    (tmp_path / "one/text_encoders/t5/config.json").write_text("{}", encoding="utf-8")
+    stat, opened = os.stat, []
+    monkeypatch.setattr(os, "stat", lambda path, **more: Online(stat(path, **more), **marks))
+    real = io.open
+    monkeypatch.setattr(
+        io, "open", lambda path, *more, **other: opened.append(path) or real(path, *more, **other)
+    )
+    found = [*inventory.encoders().values(), *inventory.adapters().values()]
+    assert len(found) == 3
+    for one in found:
+        assert re.fullmatch(r"\S+ is on a cloud drive.*Always keep on this device.*", one.error)
+    assert [path for path in opened if str(path).startswith(str(tmp_path))] == []
+
+
 def test_a_large_file_without_a_header_is_not_read(place, tmp_path, inventory, monkeypatch):
     for folder in ("text_encoders", "llm4gen"):
         path = tmp_path / "one" / folder / "old.bin"
@@ -358,13 +396,14 @@ def test_the_server_counts_and_reports(prefix, send):
 
 
 @pytest.fixture
-def own_gguf(models):
+def own_gguf(models, client):
     """An encoder of the server with a tokenizer inside, which has a token for `cat` and none for `dog`."""
     path = models / "text_encoders" / "routes-own.gguf"
     path.parent.mkdir(exist_ok=True)
     header = own_tokenizer("cat")
     size = len(header["tokenizer.ggml.tokens"])
     write_decoder(path, make("Qwen2", vocab_size=size), **header)
+    client.get("/object_info/LLM4GEN_LoadLLMEncoder")  # as the page does when it is refreshed
     yield path
     path.unlink()
 

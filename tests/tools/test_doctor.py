@@ -102,6 +102,25 @@ def test_other_models_text_encoders_are_neither_errors_nor_encoders(models, repo
     assert "no encoder" in finding.text
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text_encoders/qwen/model.safetensors.part",
+        "text_encoders/qwen/.cache/huggingface/download/08e4f2.incomplete",
+        "llm4gen/projector.safetensors.aria2",
+        "text_encoders/Unconfirmed 12345.crdownload",
+    ],
+)
+def test_an_unfinished_download_is_named(name, models, report):
+    save_all(models)
+    (models / name).parent.mkdir(parents=True, exist_ok=True)
+    (models / name).write_bytes(b"x")
+    _, (finding, *others) = report()
+    assert str(models / name) in finding.text and "not complete" in finding.text
+    assert "Finish the download" in finding.advice
+    assert bool(others) == ("aria2" in name), "the adapter is not listed, so there is none"
+
+
 def test_an_adapter_without_an_encoder_of_its_width_is_not_ready(models, report):
     save_all(models)
     save_adapter(models / "llm4gen", llm=2048)

@@ -15,7 +15,7 @@ import folder_paths
 
 from checks.findings import Finding
 from files.sd15 import is_sd15_checkpoint
-from llm4gen.models.files.formats import GGUF, SUFFIXES, is_gguf
+from llm4gen.models.files.formats import GGUF, SUFFIXES, UNFINISHED, is_gguf
 from llm4gen.nodes import folders
 from llm4gen.nodes.pages import inventory
 
@@ -76,6 +76,16 @@ class ModelChecks:
                 number = sum(path.is_relative_to(folder) for path in found)
                 state = f"{number} found" if folder.is_dir() else "does not exist"
                 yield Finding(f"{key}: {folder} ({state})")
+
+    def check_unfinished(self) -> Iterable[Finding]:
+        """Downloads that are not complete, which no node lists."""
+        folders_of_models = {Path(root) for key in MODEL_NAMES for root in folder_paths.get_folder_paths(key)}
+        paths = {path for folder in folders_of_models for path in folder.rglob("*")}
+        for path in sorted(path for path in paths if path.name.lower().endswith(UNFINISHED)):
+            yield Finding(
+                f"{path} belongs to a download that is not complete, so its model is not listed.",
+                "Finish the download, or remove what is left of it.",
+            )
 
     def check_encoders(self) -> Iterable[Finding]:
         found = self.encoders()
