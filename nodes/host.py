@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import comfy.model_management as management
@@ -14,8 +16,31 @@ from torch import Tensor, nn
 from ..models.progress import Step
 
 DEVICES = ("default", "cpu")
-# Layers whose weights ComfyUI can leave in RAM or on disk, and bring to the device as they are used.
-LAYERS = comfy.ops.manual_cast
+
+
+class Layers(comfy.ops.manual_cast):
+    """Layers whose weights ComfyUI can leave in RAM or on disk, and bring to the device as they are used.
+
+    `models/encoders/operations.py` says what the two functions are for.
+    """
+
+    @staticmethod
+    @contextmanager
+    def weights_on(layer: Any, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+        weight, bias, stream = comfy.ops.cast_bias_weight(
+            layer, dtype=layer.weight.dtype, device=device, offloadable=True
+        )
+        try:
+            yield weight, bias
+        finally:
+            comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+    @staticmethod
+    def may_stream(module: Any) -> None:
+        module.comfy_cast_weights, module.weight_function, module.bias_function = True, [], []
+
+
+LAYERS = Layers
 
 
 Model = TypeVar("Model", bound=nn.Module)
