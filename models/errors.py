@@ -1,5 +1,7 @@
 """Every error that this pack raises for a user. Each message says what was found, what was wanted, what to do."""
 
+import re
+
 
 class LLM4GENError(Exception):
     """The base class of all errors that a user may read."""
@@ -54,9 +56,26 @@ class OutOfMemory(LLM4GENError):
     """The LLM does not fit into the memory of its device."""
 
 
+class MissingDevice(LLM4GENError):
+    """The machine has no such device."""
+
+
 class MissingPackage(LLM4GENError):
     """The file can only be read with an optional Python package, which is not installed."""
 
 
 class UnreadableText(LLM4GENError):
     """A tokenizer fails on this text, or makes a token of it that the LLM does not know."""
+
+
+# How torch, the operating systems and the libraries of GPUs say that memory is short: Linux and Windows of main memory,
+# the others of a card's. cuBLAS and cuDNN fail so when they cannot get memory for themselves.
+OUT_OF_MEMORY = re.compile(
+    r"(allocate|not enough|out of) memory|paging file is too small|out_of_(device_)?memory|_alloc(ation)?_failed",
+    re.IGNORECASE,
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever class, says that the machine or a card has no memory left."""
+    return isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None

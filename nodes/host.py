@@ -13,9 +13,11 @@ import torch
 from comfy.utils import ProgressBar
 from torch import Tensor, nn
 
+from ..models import errors
+from ..models.errors import MissingDevice
 from ..models.progress import Step
 
-DEVICES = ("default", "cpu")
+CPU = torch.device("cpu")
 
 
 class Layers(comfy.ops.manual_cast):
@@ -54,12 +56,12 @@ class ManagedModel(Generic[Model]):
 
     def __init__(self, model: Model, device: str = "default"):
         self.model = model
-        cpu = torch.device("cpu")
+        load_device = load_device_of(device)
         # Looked up at each use: ComfyUI rebinds this name when Dynamic VRAM is on.
         self.patcher = comfy.model_patcher.CoreModelPatcher(
             model,
-            load_device=cpu if device == "cpu" else management.text_encoder_device(),
-            offload_device=cpu if device == "cpu" else management.text_encoder_offload_device(),
+            load_device=load_device,
+            offload_device=CPU if device == "cpu" else management.text_encoder_offload_device(),
         )
 
     def ready(self) -> torch.device:
@@ -67,10 +69,33 @@ class ManagedModel(Generic[Model]):
         management.load_models_gpu([self.patcher])
         return self.patcher.load_device
 
+    def is_dynamic(self) -> bool:
+        """ComfyUI asks a node's outputs: what Dynamic VRAM manages is not dropped from the cache in mid-prompt."""
+        return self.patcher.is_dynamic()
+
+
+def device_options() -> list[str]:
+    """What a user can choose: `default`, `cpu`, and ComfyUI's names of the cards if it has several."""
+    return list(management.get_gpu_device_options())
+
+
+def load_device_of(choice: str) -> torch.device:
+    """The device where a model runs, given one of `device_options`. Raises: MissingDevice."""
+    if choice == "default":
+        return management.text_encoder_device()
+    device = management.resolve_gpu_device_option(choice)
+    if device is None:
+        raise MissingDevice(
+            f"The device {choice} was chosen, but this ComfyUI has {', '.join(device_options())}. Choose one of these "
+            "in Load LLM Encoder."
+        )
+    return device
+
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that the device or the machine has no memory left."""
-    return isinstance(error, MemoryError) or "allocate memory" in str(error) or management.is_oom(error)
+    # ComfyUI's own question comes first: it also clears an error that CUDA would report again.
+    return management.is_oom(error) or errors.is_out_of_memory(error)
 
 
 def unload_all_models() -> None:
@@ -103,6 +128,19 @@ else fp32 | fp16, or fp32 where ComfyUI does not trust fp16 |
         return torch.float16
     has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def weights_dtype(file: torch.dtype | None, device: torch.device) -> torch.dtype | None:
+    """Which dtype a file's weights are loaded in if the user leaves the choice to us; None: the file's.
+
+    A card that computes in fp16 would round fp32 weights at each use. Rounded once, they take half of its memory. On a
+    CPU, weights in the file's dtype stay memory-mapped.
+
+    file: the dtype of most of the file's numbers; None: they are quantised.
+    """
+    if file is torch.float32 and not management.is_device_cpu(device):
+        return compute_dtype(file, device, "auto")
+    return None
 
 
 def progress(total: int) -> Step:

@@ -15,7 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import IncompleteCheckpoint, MissingPackage, UnknownCheckpoint, UnreadableFile
+from ..errors import (
+    IncompleteCheckpoint,
+    MissingPackage,
+    UnknownCheckpoint,
+    UnreadableFile,
+    is_out_of_memory,
+)
 from .gguf_blocks import LAYOUTS
 from .values import is_finite
 from .weights import Weights, most_common
@@ -141,7 +147,7 @@ def open_gguf(path: Path) -> GgufFile:
         # Copy on write, as safetensors are mapped: ComfyUI may lock pages for the GPU only if they can be written.
         reader = gguf.GGUFReader(path, "c")
     except Exception as error:  # a damaged header can make the library raise any of them
-        if isinstance(error, MemoryError):
+        if is_out_of_memory(error):
             raise
         raise UnreadableFile(
             f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short, not a GGUF file, or newer than the "

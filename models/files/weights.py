@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import UnreadableFile
+from ..errors import UnreadableFile, is_out_of_memory
 from .formats import PICKLES, SUFFIXES
 from .fp8 import cast, split_scales
 from .values import dtype_name
@@ -149,7 +149,7 @@ def open_pickle(path: Path) -> Weights:
             f"one. ({str(error).splitlines()[0]})"
         ) from error
     except Exception as error:  # a damaged pickle can raise any of them
-        if isinstance(error, MemoryError) or "allocate memory" in str(error):
+        if is_out_of_memory(error):
             raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UnreadableFile(
