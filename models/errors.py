@@ -7,6 +7,12 @@ ESCAPE_CODES = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 UNSAFE_ADVICE = re.compile(
     r"weights[_ ]only|safe_globals|allowlist|trust_remote_code|execute|inspect the repository", re.IGNORECASE
 )
+# How torch, the operating systems and the libraries of GPUs say that memory is short: Linux and Windows of main memory,
+# the others of a card's. cuBLAS and cuDNN fail so when they cannot get memory for themselves.
+OUT_OF_MEMORY = re.compile(
+    r"(allocate|not enough|out of) memory|paging file is too small|out_of_(device_)?memory|_alloc(ation)?_failed",
+    re.IGNORECASE,
+)
 
 
 class LLM4GENError(Exception):
@@ -62,6 +68,10 @@ class OutOfMemory(LLM4GENError):
     """The LLM does not fit into the memory of its device."""
 
 
+class MissingDevice(LLM4GENError):
+    """The machine has no such device."""
+
+
 class MissingPackage(LLM4GENError):
     """The file can only be read with an optional Python package, which is not installed."""
 
@@ -79,3 +89,8 @@ def words_of(error: Exception) -> str:
     sentences = re.split(r"(?<=[.!?])\s+", next(filter(None, lines), ""))
     said = " ".join(sentence for sentence in sentences if not UNSAFE_ADVICE.search(sentence))
     return f"{type(error).__name__}: {said.rstrip('.')}" if said else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error, of whatever class, says that the machine or a card has no memory left."""
+    return isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None

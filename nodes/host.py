@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import comfy.model_management as management
@@ -14,11 +16,11 @@ from comfy.cli_args import args
 from comfy.utils import ProgressBar
 from torch import Tensor, nn
 
+from ..models import errors
+from ..models.errors import MissingDevice
 from ..models.progress import Step
 
-DEVICES = ("default", "cpu")
-# Layers whose weights ComfyUI can leave in RAM or on disk, and bring to the device as they are used.
-LAYERS = comfy.ops.manual_cast
+CPU = torch.device("cpu")
 # What ComfyUI is started with to choose the dtype of its text encoders' weights → our name of that dtype. Both kinds
 # of fp8 take as much memory; e4m3 with a scale for each matrix, as we store it, is the more precise one.
 ENCODER_DTYPES = {
@@ -31,6 +33,30 @@ ENCODER_DTYPES = {
 
 log = logging.getLogger(__name__)
 
+
+class Layers(comfy.ops.manual_cast):
+    """Layers whose weights ComfyUI can leave in RAM or on disk, and bring to the device as they are used.
+
+    `models/encoders/operations.py` says what the two functions are for.
+    """
+
+    @staticmethod
+    @contextmanager
+    def weights_on(layer: Any, device: torch.device) -> Iterator[tuple[Tensor, Tensor | None]]:
+        weight, bias, stream = comfy.ops.cast_bias_weight(
+            layer, dtype=layer.weight.dtype, device=device, offloadable=True
+        )
+        try:
+            yield weight, bias
+        finally:
+            comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+    @staticmethod
+    def may_stream(module: Any) -> None:
+        module.comfy_cast_weights, module.weight_function, module.bias_function = True, [], []
+
+
+LAYERS = Layers
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -54,17 +80,38 @@ class ManagedModel(Generic[Model]):
         management.load_models_gpu([self.patcher])
         return self.patcher.load_device
 
+    def is_dynamic(self) -> bool:
+        """ComfyUI asks a node's outputs: what Dynamic VRAM manages is not dropped from the cache in mid-prompt."""
+        return self.patcher.is_dynamic()
+
+
+def device_options() -> list[str]:
+    """What a user can choose: `default`, `cpu`, and ComfyUI's names of the cards if it has several."""
+    return list(management.get_gpu_device_options())
+
+
+def load_device_of(choice: str) -> torch.device:
+    """The device where a model runs, given one of `device_options`. Raises: MissingDevice."""
+    if choice == "default":
+        return management.text_encoder_device()
+    device = management.resolve_gpu_device_option(choice)
+    if device is None:
+        raise MissingDevice(
+            f"The device {choice} was chosen, but this ComfyUI has {', '.join(device_options())}. Choose one of these "
+            "in Load LLM Encoder."
+        )
+    return device
+
 
 def devices_for(model: nn.Module, device: str) -> tuple[torch.device, torch.device]:
     """Where a model computes, and where its weights wait: as ComfyUI has it for its text encoders.
 
     A model with a dtype that the device cannot cast, such as bf16 with DirectML or fp8 on Apple's GPUs, stays on the
-    CPU, as ComfyUI's text encoders do.
+    CPU, as ComfyUI's text encoders do. Raises: MissingDevice.
     """
-    cpu = torch.device("cpu")
     if device == "cpu":
-        return cpu, cpu
-    load_device = management.text_encoder_device()
+        return CPU, CPU
+    load_device = load_device_of(device)
     dtypes = {weight.dtype for weight in model.parameters() if weight.dtype.is_floating_point}
     uncastable = [dtype for dtype in dtypes if not management.supports_cast(load_device, dtype)]
     if uncastable and not management.is_device_cpu(load_device):
@@ -73,7 +120,7 @@ def devices_for(model: nn.Module, device: str) -> tuple[torch.device, torch.devi
             load_device,
             " or ".join(map(str, uncastable)),
         )
-        return cpu, cpu
+        return CPU, CPU
     return load_device, management.text_encoder_offload_device()
 
 
@@ -96,7 +143,8 @@ def may_map_files() -> bool:
 
 def is_out_of_memory(error: Exception) -> bool:
     """Whether an error says that the device or the machine has no memory left."""
-    return isinstance(error, MemoryError) or "allocate memory" in str(error) or management.is_oom(error)
+    # ComfyUI's own question comes first: it also clears an error that CUDA would report again.
+    return management.is_oom(error) or errors.is_out_of_memory(error)
 
 
 def unload_all_models() -> None:
@@ -129,6 +177,19 @@ else fp32 | fp16, or fp32 where ComfyUI does not trust fp16 |
         return torch.float16
     has_bf16 = capabilities.get("avx512_bf16") or capabilities.get("amx_bf16")
     return torch.bfloat16 if has_bf16 else torch.float32
+
+
+def weights_dtype(file: torch.dtype | None, device: torch.device) -> torch.dtype | None:
+    """Which dtype a file's weights are loaded in if the user leaves the choice to us; None: the file's.
+
+    A card that computes in fp16 would round fp32 weights at each use. Rounded once, they take half of its memory. On a
+    CPU, weights in the file's dtype stay memory-mapped.
+
+    file: the dtype of most of the file's numbers; None: they are quantised.
+    """
+    if file is torch.float32 and not management.is_device_cpu(device):
+        return compute_dtype(file, device, "auto")
+    return None
 
 
 def progress(total: int) -> Step:

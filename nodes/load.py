@@ -41,7 +41,7 @@ class LoadLLMEncoder(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "device",
-                    options=list(host.DEVICES),
+                    options=host.device_options(),
                     default="default",
                     optional=True,
                     advanced=True,
@@ -52,8 +52,8 @@ class LoadLLMEncoder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, encoder_name) -> bool:
-        return True  # so that an unknown name gets the advice of MissingFile instead of "value not in list"
+    def validate_inputs(cls, encoder_name, device="default") -> bool:
+        return True  # so that what is missing gets the advice of our errors instead of "value not in list"
 
     @classmethod
     def fingerprint_inputs(cls, encoder_name, dtype="auto", device="default") -> str:
@@ -61,6 +61,7 @@ class LoadLLMEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, encoder_name, dtype="auto", device="default") -> io.NodeOutput:
+        host.load_device_of(device)  # so that a card that is missing is named before anything is read
         file = open_llm(folders.resolve(folders.ENCODERS, encoder_name))
         return io.NodeOutput(ManagedLLM(LLM(file, tokenizer_of(file)), dtype, device))
 

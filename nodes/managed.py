@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..models.cross_adapter import CrossAdapter
@@ -38,6 +39,10 @@ class ManagedLLM:
     def patcher(self) -> Any:
         """See `ManagedModel`; None until the weights are loaded."""
         return self.loaded[1].patcher if self.loaded else None
+
+    def is_dynamic(self) -> bool:
+        """See `ManagedModel`. Without weights, dropping it from the cache would free nothing."""
+        return self.loaded is None or self.loaded[1].is_dynamic()
 
     @property
     def width(self) -> int:
@@ -74,8 +79,8 @@ class ManagedLLM:
         except Exception as error:
             if not host.is_out_of_memory(error):
                 raise
-        host.unload_all_models()
         try:
+            host.unload_all_models()
             return self.encode_once(ids, recipe)
         except Exception as error:
             if not host.is_out_of_memory(error):
@@ -103,16 +108,21 @@ class ManagedLLM:
         """The first `depth` layers. If other layers are loaded, they are dropped first."""
         if self.loaded is None or self.loaded[0] != depth:
             self.loaded = None
-            dtype = None if self.dtype == "auto" else DTYPES[self.dtype]
             model = self.llm.file.load(
                 depth,
-                dtype=dtype,
+                dtype=self.weights_dtype(),
                 operations=host.LAYERS,
                 progress=host.progress,
                 mapped=host.may_map_files(),
             )
             self.loaded = depth, host.ManagedModel(model, self.device)
         return self.loaded[1]
+
+    def weights_dtype(self) -> torch.dtype | None:
+        """Which dtype the weights are loaded in; None: the file's."""
+        if self.dtype != "auto":
+            return DTYPES[self.dtype]
+        return host.weights_dtype(DTYPES.get(self.llm.file.dtype_name), host.load_device_of(self.device))
 
 
 class ManagedAdapter(host.ManagedModel[CrossAdapter]):

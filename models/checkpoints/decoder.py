@@ -9,7 +9,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
+import torch
 import transformers
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -202,5 +202,5 @@ def from_gguf(tensor: Quantised, name: str, architecture: str, config: DecoderCo
         return tensor
     theirs = config.hf_config
     heads = theirs.num_attention_heads if projection[1] == "q" else theirs.num_key_value_heads
-    order = np.arange(tensor.shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).ravel()
+    order = torch.arange(tensor.shape[0]).view(heads, -1, 2).transpose(1, 2).flatten()
     return replace(tensor, row_order=order)

@@ -64,7 +64,7 @@ def recognise_gguf(path: Path) -> GgufModel:
             name: decoder.from_gguf(tensor, name, architecture, config) for name, tensor in tensors.items()
         }
     factors = file.tensors.get(decoder.ROPE_FACTORS)
-    return GgufModel(path, found, tensors, None if factors is None else factors.dequantise(), file.dtype_name)
+    return GgufModel(path, found, tensors, None if factors is None else factors.values(), file.dtype_name)
 
 
 def load_gguf(model: GgufModel, *, depth: int, operations: Any = nn, progress: Progress = silent) -> Any:
@@ -79,9 +79,9 @@ def load_gguf(model: GgufModel, *, depth: int, operations: Any = nn, progress: P
     for name in wanted:
         tensor = model.tensors[name]
         if len(tensor.shape) == 1:
-            vectors[name] = tensor.dequantise()
+            vectors[name] = tensor.values()
         else:
-            hold_matrix(built.get_submodule(name.removesuffix(".weight")), tensor)
+            hold_matrix(built.get_submodule(name.removesuffix(".weight")), tensor.stored(), tensor.dequantise)
         step()
     built.load_state_dict(vectors, strict=False, assign=True)
     assert not any(parameter.is_meta for parameter in built.parameters())

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 from torch import Tensor
 
 from ..checkpoints.decoder import ROPE_FACTORS
@@ -36,12 +35,12 @@ class GgufConversion(Conversion):
         for name in names:
             tensor = self.tensors[name]
             if len(tensor.shape) == 1:
-                yield name, tensor.dequantise()
+                yield name, tensor.values()
                 continue
             rows, columns = tensor.shape
             step = max(1, CHUNK_BYTES // (FP32_BYTES * columns))
             for start in range(0, rows, step):
-                yield name, tensor.dequantise(rows=np.arange(start, min(start + step, rows)))
+                yield name, tensor.values(slice(start, start + step))
 
 
 def plan_gguf(path: Path, dtype: str) -> Conversion:

@@ -20,7 +20,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import MODEL_MAPPING, PretrainedConfig
 
 from ..errors import UnknownCheckpoint, words_of
-from .linear import project
+from .linear import prepare, project
+from .operations import changed, stream
 from .rows import Rows, all_rows, real_rows
 
 
@@ -144,23 +145,24 @@ def own_layers(operations: Any) -> SimpleNamespace:
         compute_dtype = torch.float32
 
         def forward(self, x: Tensor) -> Tensor:
-            return project(x, self.compute_dtype, self, super().forward)
+            return project(prepare(x, self.compute_dtype), self, super().forward)
 
     class Embedding(operations.Embedding):
         def forward(self, ids: Tensor) -> Tensor:
             states = super().forward(ids)
             scale = getattr(self, "embed_scale", None)
             if scale is not None:  # Gemma's, which transformers rounds to the dtype of the weights
-                states = states * scale.to(states.device, self.weight.dtype)
+                states = states * scale.to(states)
             return states.float()
 
-    return SimpleNamespace(Linear=Linear, Embedding=Embedding)
+    return changed(operations, Linear=Linear, Embedding=Embedding)
 
 
 def replace_layers(model: nn.Module, layers: SimpleNamespace) -> list[Any]:
     """Replaces Linear and Embedding modules, under the same names. Returns the new Linear modules.
 
-    Modules that compute something else, such as OPT's embedding of positions, stay as they are.
+    Modules that compute something else, such as norms and OPT's embedding of positions, stay as they are, but their
+    parameters can be streamed.
     """
     linear_layers = []
     for name, module in list(model.named_modules()):
@@ -181,6 +183,8 @@ def replace_layers(model: nn.Module, layers: SimpleNamespace) -> list[Any]:
                 replacement.register_buffer("embed_scale", scale, persistent=False)
         if replacement is not None:
             setattr(model.get_submodule(parent), child, replacement)
+        elif any(True for _ in module.parameters(recurse=False)):
+            stream(module, layers)
     return linear_layers
 
 

@@ -7,47 +7,67 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import SimpleNamespace
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.linalg import vector_norm
 from torch.nn.functional import linear
+
+from .operations import changed, weights_on_of
 
 # A scaled fp8 weight is as large as 448. Inputs this much smaller than 1 keep the sums of a product within fp16.
 FP8_HEADROOM = 2.0**-6
 CHUNK_ELEMENTS = 1 << 19  # fp8 numbers cast at a time, which stay in the processor's cache
 
 
-def project(
-    x: Tensor,
-    compute_dtype: torch.dtype,
-    layer: nn.Module,
-    multiply: Callable[[Tensor], Tensor] | None = None,
-) -> Tensor:
-    """fp32 [..., i] → fp32 [..., o] through a linear layer whose product is computed in `compute_dtype`.
+class Input(NamedTuple):
+    """What linear layers multiply with their weights, prepared once for all layers that take the same input.
+
+    x:     fp32 [..., i].
+    rows:  x in the compute dtype. In fp16, each row is divided by its largest magnitude: the feed-forward of T5 goes
+           beyond fp16's maximum of 65504.
+    scale: in fp16 what each row was divided by, fp32 [..., 1]; None in other dtypes.
+    """
+
+    x: Tensor
+    rows: Tensor
+    scale: Tensor | None = None
+
+    def first(self, rows: int) -> Input:
+        """The first of the rows."""
+        return Input(*(None if part is None else part[:rows] for part in self))
+
+
+def prepare(x: Tensor, compute_dtype: torch.dtype) -> Input:
+    """fp32 [..., i] → the input of layers whose product is computed in `compute_dtype`."""
+    if compute_dtype is not torch.float16:
+        return Input(x, x.to(compute_dtype))
+    scale = vector_norm(x, torch.inf, dim=-1, keepdim=True).clamp_(min=1e-30)  # a row may be all zeros
+    return Input(x, (x / scale).to(torch.float16), scale)
+
+
+def project(x: Input, layer: nn.Module, multiply: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """[..., i] → fp32 [..., o] through a linear layer.
 
     layer:    may have an attribute `scale`, a number that its fp8 weights are still to be multiplied by.
     multiply: the product; None: a call of `layer`.
 
     On a CPU in fp32, oneDNN computes the product: for so few rows it is faster than torch's own BLAS.
-
-    In fp16, each row is divided by a power of two so that its values are at most 1, and multiplied back afterwards:
-    the feed-forward of T5 goes beyond fp16's maximum of 65504. A bias must not be scaled with the row, so the few
-    (and narrow) layers with a bias compute in fp32.
+    A bias must not be scaled with the rows, so where fp16 is wanted, the few (and narrow) layers with a bias compute
+    in fp32.
     """
     multiply, scale = multiply or layer, getattr(layer, "scale", 1.0)
-    if compute_dtype is torch.float16 and layer.bias is None:
-        row_scale = x.abs().amax(dim=-1, keepdim=True).clamp(min=1e-30).log2().ceil().exp2()
-        if scale != 1.0:
-            row_scale = row_scale / FP8_HEADROOM
-        return multiply((x / row_scale).to(compute_dtype)).float() * (row_scale * scale)
-    x = x * scale if scale != 1.0 else x
-    if compute_dtype is torch.bfloat16:
-        return multiply(x.to(compute_dtype)).float()
-    if x.is_cpu and torch.backends.mkldnn.is_available():
-        return multiply(x.to_mkldnn()).to_dense()
-    return multiply(x)
+    if x.scale is not None and layer.bias is None:
+        if scale == 1.0:
+            return multiply(x.rows) * x.scale
+        return multiply(x.rows * FP8_HEADROOM) * (x.scale * (scale / FP8_HEADROOM))
+    wide = x.x * scale if scale != 1.0 else x.x
+    if x.rows.dtype is torch.bfloat16:
+        return multiply(x.rows if scale == 1.0 else wide.to(torch.bfloat16)).float()
+    if wide.is_cpu and torch.backends.mkldnn.is_available():
+        return multiply(wide.to_mkldnn()).to_dense()
+    return multiply(wide)
 
 
 def dequantising_fp8(operations: Any) -> SimpleNamespace:
@@ -60,7 +80,7 @@ def dequantising_fp8(operations: Any) -> SimpleNamespace:
             bias = None if self.bias is None else self.bias.to(x.dtype)
             return linear(x, cast_fp8(self.weight, x.dtype), bias)
 
-    return SimpleNamespace(Linear=Linear, Embedding=operations.Embedding, RMSNorm=operations.RMSNorm)
+    return changed(operations, Linear=Linear)
 
 
 def cast_fp8(matrix: Tensor, dtype: torch.dtype) -> Tensor:
@@ -80,42 +100,42 @@ def cast_fp8(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-class QuantisedMatrix(Protocol):
-    """A matrix [rows, columns] that is dequantised on the CPU, as a whole or some rows of it."""
+class Dequantise(Protocol):
+    """Turns rows of a quantised matrix [r, bytes of a row] into numbers [r, columns], on the device of the rows."""
 
-    def dequantise(self, dtype: torch.dtype = ..., rows: np.ndarray | None = ...) -> Tensor: ...
+    def __call__(self, data: Tensor, dtype: torch.dtype = ...) -> Tensor: ...
 
 
 def dequantising_gguf(operations: Any) -> SimpleNamespace:
-    """`operations` whose Linear and Embedding can also hold a quantised matrix, dequantised at each use."""
+    """`operations` whose Linear and Embedding can also hold a quantised matrix, dequantised at each use.
+
+    The quantised matrix is an ordinary parameter, so ComfyUI counts, moves and streams it like any other.
+    """
+    weights_on = weights_on_of(operations)
 
     class Linear(operations.Linear):
-        matrix: QuantisedMatrix | None = None
+        dequantise: Dequantise | None = None
 
         def forward(self, x: Tensor) -> Tensor:
-            if self.matrix is None:
+            if self.dequantise is None:
                 return super().forward(x)
-            bias = None if self.bias is None else self.bias.to(x.device, x.dtype)
-            return linear(x, self.matrix.dequantise(x.dtype).to(x.device), bias)
+            with weights_on(self, x.device) as (data, bias):
+                return linear(x, self.dequantise(data, x.dtype), None if bias is None else bias.to(x.dtype))
 
     class Embedding(operations.Embedding):
-        matrix: QuantisedMatrix | None = None
+        dequantise: Dequantise | None = None
 
         def forward(self, ids: Tensor) -> Tensor:
-            if self.matrix is None:
-                return super().forward(ids)
-            rows = self.matrix.dequantise(rows=ids.flatten().cpu().numpy())
-            return rows.view(*ids.shape, -1).to(ids.device)
+            rows = super().forward(ids)
+            if self.dequantise is None:
+                return rows
+            return self.dequantise(rows.flatten(0, -2)).unflatten(0, ids.shape)
 
-    return SimpleNamespace(Linear=Linear, Embedding=Embedding, RMSNorm=operations.RMSNorm)
+    return changed(operations, Linear=Linear, Embedding=Embedding)
 
 
-def hold_matrix(layer: Any, matrix: QuantisedMatrix) -> None:
-    """Gives a layer of `dequantising_gguf` its quantised matrix.
-
-    ComfyUI's memory management does not see the matrix. The layer's own weight stays empty, in the dtype that the
-    matrix is dequantised to.
-    """
-    assert hasattr(layer, "matrix")
-    layer.matrix = matrix
-    layer.weight = nn.Parameter(torch.empty(0), requires_grad=False)
+def hold_matrix(layer: Any, data: Tensor, dequantise: Dequantise) -> None:
+    """Gives a layer of `dequantising_gguf` its quantised matrix [rows, bytes of a row]."""
+    assert hasattr(layer, "dequantise")
+    layer.dequantise = dequantise
+    layer.weight = nn.Parameter(data, requires_grad=False)

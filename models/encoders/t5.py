@@ -22,7 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import gelu, scaled_dot_product_attention
 
-from .linear import project
+from .linear import prepare, project
 from .rows import Rows, distinct_rows, real_rows, relative_position_bucket
 
 
@@ -68,13 +68,14 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, real: int, bias: Tensor, compute_dtype: torch.dtype) -> Tensor:
         """x [r, w], of which the first `real` rows are the keys; bias [h, r, real] → [r, w]."""
         split = partial(rearrange, pattern="r (h d) -> 1 h r d", h=self.heads)
-        query = project(x, compute_dtype, self.query)
-        key = project(x[:real], compute_dtype, self.key)
-        value = project(x[:real], compute_dtype, self.value)
+        rows = prepare(x, compute_dtype)
+        query = project(rows, self.query)
+        key = project(rows.first(real), self.key)
+        value = project(rows.first(real), self.value)
         mixed = scaled_dot_product_attention(
             split(query), split(key), split(value), attn_mask=bias.unsqueeze(0), scale=1.0
         )
-        return project(rearrange(mixed, "1 h r d -> r (h d)"), compute_dtype, self.out)
+        return project(prepare(rearrange(mixed, "1 h r d -> r (h d)"), compute_dtype), self.out)
 
 
 class FeedForward(nn.Module):
@@ -87,8 +88,9 @@ class FeedForward(nn.Module):
         self.down = linear(config.mlp_dim, config.width)
 
     def forward(self, x: Tensor, compute_dtype: torch.dtype) -> Tensor:
-        gate, up = project(x, compute_dtype, self.gate), project(x, compute_dtype, self.up)
-        return project(gelu(gate, approximate="tanh").mul_(up), compute_dtype, self.down)
+        rows = prepare(x, compute_dtype)
+        gate, up = project(rows, self.gate), project(rows, self.up)
+        return project(prepare(gelu(gate, approximate="tanh").mul_(up), compute_dtype), self.down)
 
 
 class Block(nn.Module):

@@ -15,13 +15,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import IncompleteCheckpoint, MissingPackage, UnknownCheckpoint, UnreadableFile, words_of
+from ..errors import (
+    IncompleteCheckpoint,
+    MissingPackage,
+    UnknownCheckpoint,
+    UnreadableFile,
+    is_out_of_memory,
+    words_of,
+)
+from .gguf_blocks import LAYOUTS
 from .texts import refuse_text
 from .values import is_finite
 from .weights import Weights, most_common
 
-# Numbers dequantised at a time: they fit into the processor's cache, and need little memory beside the result.
-CHUNK_ELEMENTS = 1 << 18
+PLAIN = ("F32", "F16", "BF16")  # encodings that are dtypes of torch
 
 
 @dataclass(frozen=True)
@@ -30,8 +37,8 @@ class Quantised:
 
     label:     file and tensor, for messages.
     encoding:  the library's enum value, such as Q4_K.
-    data:      memory-mapped, [rows, bytes of a row]; plain numbers for F32 and F16. A vector is one row. Each row is
-               quantised by itself, so that any row can be dequantised alone.
+    data:      memory-mapped, [rows, bytes of a row]; plain numbers for F32, F16 and BF16. A vector is one row. Each
+               row is quantised by itself, so that any row can be dequantised alone.
     row_order: the model's rows → the file's rows, where llama.cpp stores them in another order.
     offset:    a number to add after dequantising, where llama.cpp stores weights with a constant added.
     """
@@ -39,36 +46,54 @@ class Quantised:
     label: str
     encoding: Any
     shape: tuple[int, ...]
-    data: np.ndarray
-    row_order: np.ndarray | None = None
+    data: Tensor
+    row_order: Tensor | None = None
     offset: float = 0.0
 
-    def dequantise(self, dtype: torch.dtype = torch.float32, rows: np.ndarray | None = None) -> Tensor:
-        """The numbers of all rows, or of the given rows, as a new tensor on the CPU.
+    def stored(self, rows: slice = slice(None)) -> Tensor:
+        """`data` in the model's order of rows, or the given rows of it. Raises: IncompleteCheckpoint."""
+        data = self.data[rows] if self.row_order is None else self.data[self.row_order[rows]]
+        self.check(data)
+        return data
 
-        Raises: IncompleteCheckpoint if they are not finite.
+    def values(self, rows: slice = slice(None)) -> Tensor:
+        """The numbers of a vector, or of all or the given rows of a matrix, in fp32. Raises: IncompleteCheckpoint."""
+        if len(self.shape) == 1:
+            self.check(self.data)
+            return self.dequantise(self.data)[0] + self.offset
+        return self.dequantise(self.stored(rows)) + self.offset
+
+    def dequantise(self, data: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Rows of `data`, on any device → their numbers [r, columns] on the same device, without `offset`.
+
+        Encodings that only the library knows are dequantised on the CPU, which waits for the device. They are also
+        the ones whose numbers are checked here, since `check` cannot know them. Raises: IncompleteCheckpoint.
         """
-        data = self.data.reshape(-1, self.data.shape[-1])
-        if self.row_order is not None:
-            rows = self.row_order if rows is None else self.row_order[rows]
-        out = torch.empty(len(data if rows is None else rows), self.shape[-1], dtype=dtype)
-        step = max(1, CHUNK_ELEMENTS // self.shape[-1])
-        for start in range(0, len(out), step):
-            part = slice(start, start + step)
-            numbers = self.dequantise_rows(data[part] if rows is None else data[rows[part]])
-            out[part] = numbers + self.offset if self.offset else numbers
-        return out[0] if len(self.shape) == 1 else out
+        if self.encoding.name in PLAIN:
+            return data.to(dtype)
+        if layout := LAYOUTS.get(self.encoding.name):
+            return layout.dequantise(data, dtype)
+        with np.errstate(all="ignore"):  # a damaged scale overflows here, and `check_numbers` finds it
+            numbers = torch.from_numpy(gguf_library().dequantize(data.cpu().numpy(), self.encoding))
+        self.check_numbers(numbers)
+        return numbers.to(data.device, dtype)
 
-    def dequantise_rows(self, data: np.ndarray) -> Tensor:
-        """Bytes [r, bytes of a row] → fp32 [r, columns], without `offset`. Raises: IncompleteCheckpoint."""
-        with np.errstate(all="ignore"):  # a damaged scale overflows here, and is_finite() finds it
-            numbers = gguf_library().dequantize(data, self.encoding)
-        tensor = torch.from_numpy(numbers if numbers.flags.writeable else numbers.copy())
-        if tensor.numel() and not is_finite(tensor):
+    def check(self, data: Tensor) -> None:
+        """Checks that the numbers in rows of `data` are finite, without dequantising them.
+
+        Raises: IncompleteCheckpoint.
+        """
+        if self.encoding.name in PLAIN:
+            self.check_numbers(data)
+        elif layout := LAYOUTS.get(self.encoding.name):
+            self.check_numbers(layout.fp16_numbers(data))
+
+    def check_numbers(self, numbers: Tensor) -> None:
+        """Raises: IncompleteCheckpoint."""
+        if numbers.numel() and not is_finite(numbers):
             raise IncompleteCheckpoint(
                 f"{self.label} has NaN or infinite values. The file is damaged; download it again."
             )
-        return tensor
 
 
 @dataclass(frozen=True)
@@ -122,9 +147,10 @@ def open_gguf(path: Path) -> GgufFile:
         raise UnreadableFile(f"{path} does not exist.")
     refuse_text(path)
     try:
-        reader = gguf.GGUFReader(path)
+        # Copy on write, as safetensors are mapped: ComfyUI may lock pages for the GPU only if they can be written.
+        reader = gguf.GGUFReader(path, "c")
     except Exception as error:  # a damaged header can make the library raise any of them
-        if isinstance(error, MemoryError):
+        if is_out_of_memory(error):
             raise
         raise UnreadableFile(
             f"{path.name} ({path.stat().st_size} bytes) is damaged, cut short, not a GGUF file, or newer than the "
@@ -135,9 +161,11 @@ def open_gguf(path: Path) -> GgufFile:
     tensors = {}
     for tensor in reader.tensors:
         shape = tuple(int(size) for size in reversed(tensor.shape))
-        tensors[tensor.name] = Quantised(
-            f"{path.name}: {tensor.name}", tensor.tensor_type, shape, tensor.data
-        )
+        data = torch.from_numpy(tensor.data)
+        if tensor.tensor_type.name == "BF16":
+            data = data.view(torch.bfloat16)
+        data = data.reshape(-1, data.shape[-1])
+        tensors[tensor.name] = Quantised(f"{path.name}: {tensor.name}", tensor.tensor_type, shape, data)
     return GgufFile(path, header, tensors)
 
 
@@ -151,7 +179,7 @@ def check_encodings(file: GgufFile) -> None:
     """Dequantises one row of each encoding in the file. Raises: UnknownCheckpoint, IncompleteCheckpoint."""
     for encoding, tensor in {tensor.encoding: tensor for tensor in file.tensors.values()}.items():
         try:
-            tensor.dequantise_rows(tensor.data.reshape(-1, tensor.data.shape[-1])[:1])
+            tensor.dequantise(tensor.data[:1])
         except NotImplementedError as error:
             raise UnknownCheckpoint(
                 f"{file.path.name} is quantised as {encoding.name}, which the installed package gguf cannot "

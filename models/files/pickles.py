@@ -12,11 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import UnreadableFile, words_of
+from ..errors import UnreadableFile, is_out_of_memory, words_of
 from .formats import PICKLES
 from .quantised import ADVICE, scheme_of_class
-
-OUT_OF_MEMORY = re.compile("allocate memory|not enough memory")  # torch's words on Linux and on Windows
 
 
 @dataclass(frozen=True)
@@ -47,7 +45,7 @@ def read_pickle(path: Path) -> Pickle:
     except pickle.UnpicklingError as error:
         raise UnreadableFile(why_refused(path, error)) from error
     except Exception as error:  # a damaged pickle can raise any of them
-        if isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)):
+        if is_out_of_memory(error):
             raise
         if "TorchScript" in str(error):
             raise UnreadableFile(

@@ -15,7 +15,7 @@ LENGTH = 24
 # alone changes random weights by 0.5% (Q8_0) to 9% (Q4_0).
 BOUNDS = {
     "F32": 1e-5, "F16": 1e-3, "BF16": 1e-2, "Q8_0": 1e-2, "Q6_K": 5e-2, "Q5_1": 0.1, "Q5_0": 0.1, "Q5_K": 0.1,
-    "Q4_1": 0.2, "Q4_0": 0.2, "Q4_K": 0.2,
+    "Q4_1": 0.2, "Q4_0": 0.2, "Q4_K": 0.2, "TQ2_0": 1.5,
 }  # fmt: skip
 
 
@@ -79,15 +79,27 @@ def test_states_with_a_16_bit_compute_dtype_stay_close(write, compute_dtype, bou
 def test_layers_above_the_wanted_one_are_not_built(write, tmp_path):
     write(tmp_path / "llm.gguf", t5(num_layers=3) if write is write_t5 else make("Llama"), Kind.Q8_0)
     encoder, reports = open_llm(tmp_path / "llm.gguf").load(2), []
-    quantised = [name for name, layer in encoder.named_modules() if getattr(layer, "matrix", None)]
+    quantised = [name for name, layer in encoder.named_modules() if getattr(layer, "dequantise", None)]
     assert {part for name in quantised for part in name.split(".") if part.isdigit()} == {"0", "1"}
     encoder(IDS, real_rows(len(IDS)), on_layer=lambda: reports.append(1))
     assert len(reports) == 2
 
 
-def test_matrices_are_not_parameters_and_all_parameters_are_fp32(tmp_path):
-    for name, write, model in (("t5", write_t5, t5()), ("llm", write_decoder, make("Qwen2"))):
-        write(tmp_path / f"{name}.gguf", model, Kind.Q4_0)
-        encoder = open_llm(tmp_path / f"{name}.gguf").load(1)
-        assert all(weight.dtype == torch.float32 and weight.ndim < 2 for weight in encoder.parameters())
-        assert encoder.dtype == torch.float32
+@pytest.mark.parametrize("kind", ["Q8_0", "Q5_1", "TQ2_0", "F16"])
+def test_matrices_are_parameters_of_the_files_bytes_and_vectors_are_fp32(kind, tmp_path):
+    """So that a host that counts, moves and streams parameters sees all of the model."""
+    for name, write, model in (
+        ("t5", write_t5, t5()),
+        ("llm", write_decoder, make("Qwen2", hidden_size=256)),
+    ):
+        write(tmp_path / f"{name}.gguf", model, Kind[kind])
+        file = open_llm(tmp_path / f"{name}.gguf")
+        encoder = file.load()
+        parameters = dict(encoder.named_parameters())
+        assert parameters.keys() == file.found.build().state_dict().keys()
+        for parameter, weight in parameters.items():
+            in_file = file.gguf.tensors[parameter]
+            if len(in_file.shape) == 1:
+                assert weight.dtype == torch.float32
+            else:
+                assert weight.nbytes == in_file.data.nbytes and weight.data_ptr() == in_file.data.data_ptr()

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 import torch
 
 from paths import COMFYUI, STANDINS
+from sandbox.dynamic_vram import start_dynamic_vram
 
 SHORT = "a red cat on a mat"
 
@@ -31,6 +32,8 @@ def start() -> SimpleNamespace:
     args.base_directory = tempfile.mkdtemp(prefix="llm4gen-host-")
     atexit.register(shutil.rmtree, args.base_directory, ignore_errors=True)
     import folder_paths  # noqa: PLC0415
+
+    start_dynamic_vram()
 
     import nodes as core  # noqa: PLC0415
     from llm4gen.nodes import comfy_entrypoint  # noqa: PLC0415

@@ -24,6 +24,7 @@ from torch.nn.functional import layer_norm, linear, pad
 from bench.files import ADAPTER, Model
 from bench.runner import Step, Way
 from pack import make_importable
+from sandbox.dynamic_vram import start_dynamic_vram
 
 options = argparse.Namespace()  # the benchmark's options, set by `main`
 
@@ -183,6 +184,7 @@ def enter_comfyui(device: str) -> None:
     from comfy.cli_args import args  # noqa: PLC0415
 
     args.cpu = device == "cpu"  # before the rest of ComfyUI is imported, which looks for a device
+    start_dynamic_vram()
     import folder_paths  # noqa: PLC0415
 
     from llm4gen.nodes import folders  # noqa: PLC0415
