@@ -20,7 +20,7 @@ def recomputed(blocks: Iterable[nn.Module]) -> Iterator[None]:
     changed = list(blocks)
     for block in changed:
         # An attribute of the object hides its class's method, and is removed below.
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
     try:
         yield
     finally:

@@ -13,7 +13,7 @@ from .schedule import NoiseSchedule, Predict, squared_error
 
 @dataclass(frozen=True)
 class Denoise:
-    """w(t) · ‖u(x_t, t, [c; A(c, l)]) − target‖² (LLM4GEN, arXiv 2407.00737, section 3.2; DDPM, arXiv 2006.11239, eq. 14).
+    """w(t) · ‖u(x_t, t, [c; A(c, l)]) - target‖² (LLM4GEN, arXiv 2407.00737; DDPM, arXiv 2006.11239, equation 14).
 
     u is the UNet, c are CLIP's tokens, A(c, l) is the Cross-Adapter's fusion of them with the LLM's tokens l, and the
     target is the noise or the velocity, as the UNet predicts it.

@@ -29,9 +29,7 @@ def draw_step(data: TrainingData, settings: Settings, timesteps: int, step: int)
     source = generator(settings.seed, "step", step)
     first = step * settings.accumulate * settings.batch_size
     for number in range(settings.accumulate):
-        places = range(
-            first + number * settings.batch_size, first + (number + 1) * settings.batch_size
-        )
+        places = range(first + number * settings.batch_size, first + (number + 1) * settings.batch_size)
         yield [draw_example(data, place, settings, timesteps, source) for place in places]
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class EMA:
-    """average ← d · average + (1 − d) · weights, after each step.
+    """average ← d · average + (1 - d) · weights, after each step.
 
     d is min(decay, (1 + steps) / (10 + steps)), so that the start is soon forgotten (as in TensorFlow's
     ExponentialMovingAverage). With decay 0 the average is the last weights.

@@ -14,7 +14,7 @@ from .schedule import NoiseSchedule, Predict, squared_error
 
 @dataclass(frozen=True)
 class Match:
-    """w(t) · ‖u(x_t, t, [c; A(c, l)]) − u*(x_t, t, c*)‖² (distillation of predictions, Hinton et al. 2015, arXiv 1503.02531).
+    """w(t) · ‖u(x_t, t, [c; A(c, l)]) - u*(x_t, t, c*)‖² (distillation, Hinton et al. 2015, arXiv 1503.02531).
 
     u* is the teacher's UNet and c* the context that its own text encoders give it for the same text, such as CLIP's
     tokens fused with RankGen's by the published adapter. Both UNets see the same noised latents, and must predict the

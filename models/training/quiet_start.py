@@ -14,7 +14,7 @@ from .schedule import NoiseSchedule, Predict, squared_error
 
 @dataclass(frozen=True)
 class QuietStart:
-    """‖u(x_t, t, [c; A(c, l)]) − u(x_t, t, c)‖² / ‖u(x_t, t, c)‖², the relative change of the prediction, squared.
+    """‖u(x_t, t, [c; A(c, l)]) - u(x_t, t, c)‖² / ‖u(x_t, t, c)‖², the relative change of the prediction, squared.
 
     An adapter of zeros does not leave the UNet's prediction as it is, because its tokens take part in the softmax of
     the cross-attention. So the adapter is fitted to the prediction on CLIP's tokens alone before it learns anything

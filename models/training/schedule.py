@@ -15,9 +15,11 @@ EPS, V = "eps", "v"  # what a UNet predicts: the noise (Ho et al. 2020), or the 
 
 @dataclass(frozen=True)
 class NoiseSchedule:
-    """x_t = √ᾱ_t · x_0 + √(1 − ᾱ_t) · ε, with a variance of 1 at every timestep (DDPM, arXiv 2006.11239, equation 4).
+    """x_t = √a_t · x_0 + √(1 - a_t) · e, with a variance of 1 at every timestep (DDPM, arXiv 2006.11239, equation 4).
 
-    alphas:     [T], ᾱ_t of each timestep.
+    x_0 are clean latents, e is the noise, and a_t is the share of the signal's variance (the paper's cumulative alpha).
+
+    alphas:     [T], a_t of each timestep.
     prediction: what the UNet predicts, EPS or V.
     """
 
@@ -25,12 +27,12 @@ class NoiseSchedule:
     prediction: str
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """Clean latents x_0 and noise ε, both [b, c, h, w], at timesteps [b] → x_t."""
+        """Clean latents x_0 and noise e, both [b, c, h, w], at timesteps [b] → x_t."""
         signal, spread = self.factors(timesteps)
         return signal * latents + spread * noise
 
     def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """What a perfect UNet would predict: ε, or v = √ᾱ_t · ε − √(1 − ᾱ_t) · x_0 (arXiv 2202.00512, appendix D)."""
+        """What a perfect UNet would predict: e, or v = √a_t · e - √(1 - a_t) · x_0 (arXiv 2202.00512, appendix D)."""
         if self.prediction == EPS:
             return noise
         signal, spread = self.factors(timesteps)
@@ -39,19 +41,22 @@ class NoiseSchedule:
     def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
         """The weight of each timestep's squared error, [b] (Hang et al. 2023, arXiv 2303.09556, section 3.4).
 
-        With SNR = ᾱ_t / (1 − ᾱ_t), it is min(SNR, γ) / SNR for EPS and min(SNR, γ) / (SNR + 1) for V. Both give the
-        squared error of x_0 the weight min(SNR, γ). gamma: the paper takes 5; 0 weighs all timesteps alike.
+        With SNR = a_t / (1 - a_t), it is min(SNR, gamma) / SNR for EPS and min(SNR, gamma) / (SNR + 1) for V. Both
+        give the squared error of x_0 the weight min(SNR, gamma).
+
+        gamma: the paper takes 5; 0 weighs all timesteps alike.
         """
         alphas = self.alphas.to(timesteps.device)[timesteps]
         if gamma == 0:
             return alphas.new_ones(len(timesteps))
         snr = alphas / (1 - alphas)
         if self.prediction == EPS:
-            return (gamma / snr).clamp(max=1)  # also where SNR is 0, at the end of a schedule that reaches pure noise
+            # Written so that it is also finite where SNR is 0, at the end of a schedule that reaches pure noise.
+            return (gamma / snr).clamp(max=1)
         return snr.clamp(max=gamma) / (snr + 1)
 
     def factors(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        """√ᾱ_t and √(1 − ᾱ_t), each [b, 1, 1, 1]."""
+        """√a_t and √(1 - a_t), each [b, 1, 1, 1]."""
         alphas = self.alphas.to(timesteps.device)[timesteps, None, None, None]
         return alphas.sqrt(), (1 - alphas).sqrt()
 

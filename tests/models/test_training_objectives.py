@@ -128,7 +128,12 @@ def test_match_and_its_gradients_equal_diffusers_and_autograd():
 
 
 def test_quiet_start_and_its_gradients_equal_diffusers_and_autograd():
-    unet, drawn, adapter, scheduler = training.unet(), drawn_examples(), training.adapter(), training.ddpm("eps")
+    unet, drawn, adapter, scheduler = (
+        training.unet(),
+        drawn_examples(),
+        training.adapter(),
+        training.ddpm("eps"),
+    )
     timesteps = torch.tensor([one.timestep for one in drawn])
     latents, noise, clip = (
         torch.stack([getattr(one, name) for one in drawn]) for name in ("latent", "noise", "clip")
@@ -146,11 +151,13 @@ def test_quiet_start_and_its_gradients_equal_diffusers_and_autograd():
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 def test_min_snr_weighs_the_error_of_the_clean_latents_by_the_smaller_of_snr_and_gamma(prediction):
-    """An error e of the prediction is an error of x_0 by a factor that algebra gives: σ/α for eps, σ for v."""
+    """With x_t = r · x_0 + s · noise, an error of the prediction is one of x_0 times s / r for eps, and s for v."""
     schedule, timesteps = training.schedule(prediction), torch.arange(1000)
     alphas = training.ddpm(prediction).alphas_cumprod.double()
     snr = alphas / (1 - alphas)
-    error_of_clean = (1 - alphas) / alphas if prediction == "eps" else 1 - alphas  # squared, for a squared error of 1
+    error_of_clean = (
+        (1 - alphas) / alphas if prediction == "eps" else 1 - alphas
+    )  # squared, for a squared error of 1
     expected = snr.clamp(max=5.0) * error_of_clean
     torch.testing.assert_close(
         schedule.min_snr_weights(timesteps, 5.0).double(), expected, rtol=1e-4, atol=0.0
@@ -169,7 +176,14 @@ def test_examples_of_unequal_shapes_give_the_losses_that_each_gives_alone():
     """Two sizes of pictures, captions of three lengths without padding, and one example without the LLM's half."""
     drawn = drawn_examples()
     drawn = [
-        Drawn(one.latent, one.clip, training.text(i, tokens=3 + i, drop_padding=True).llm, None, one.noise, 30 * i)
+        Drawn(
+            one.latent,
+            one.clip,
+            training.text(i, tokens=3 + i, drop_padding=True).llm,
+            None,
+            one.noise,
+            30 * i,
+        )
         for i, one in enumerate(drawn)
     ]
     wide = torch.randn(4, 8, 16)

@@ -44,6 +44,29 @@ def unet(seed: int = 0) -> UNet2DConditionModel:
     return model.eval().requires_grad_(False)
 
 
+class SmallUNet(torch.nn.Module):
+    """The parts of a UNet that matter here, for tests of many steps: convolutions, a timestep, cross-attention."""
+
+    def __init__(self, channels: int = 32):
+        super().__init__()
+        torch.manual_seed(0)
+        self.enter = torch.nn.Conv2d(4, channels, 3, padding=1)
+        self.time = torch.nn.Linear(8, channels)
+        self.attention = torch.nn.MultiheadAttention(channels, 4, kdim=WIDTH, vdim=WIDTH, batch_first=True)
+        self.mix = torch.nn.Conv2d(channels, channels, 3, padding=1)
+        self.leave = torch.nn.Conv2d(channels, 4, 3, padding=1)
+        self.requires_grad_(False)
+
+    def forward(self, noised, timesteps, context):
+        angles = timesteps[:, None] * torch.tensor([0.5, 0.1, 0.01, 0.001])
+        x = self.enter(noised) + self.time(torch.cat([angles.sin(), angles.cos()], 1))[..., None, None]
+        tokens = torch.nn.functional.silu(x).flatten(2).transpose(1, 2)
+        told, _ = self.attention(tokens, context, context, need_weights=False)
+        x = x + told.transpose(1, 2).unflatten(2, x.shape[2:])
+        x = x + self.mix(torch.nn.functional.silu(x))
+        return self.leave(torch.nn.functional.silu(x))
+
+
 def predictor(model):
     """A UNet of diffusers as the trainer calls it."""
     return lambda noised, timesteps, context: model(noised, timesteps, encoder_hidden_states=context).sample
@@ -53,14 +76,16 @@ def text(seed: int, *, tokens: int = 6, positions: int = 12, drop_padding: bool 
     """Random states of a caption. Padded positions share some of their rows, as a T5's do."""
     torch.manual_seed(1000 + seed)
     rows = (
-        all_rows(tokens, tokens) if drop_padding else distinct_rows(tokens, positions, buckets=8, max_distance=6)
+        all_rows(tokens, tokens)
+        if drop_padding
+        else distinct_rows(tokens, positions, buckets=8, max_distance=6)
     )
     states = torch.randn(len(rows.positions), LLM_WIDTH)
     return EncodedText(torch.randn(7, WIDTH), Features(states, rows))
 
 
 def picture(seed: int) -> torch.Tensor:
-    """A latent of 8 × 8 with a bright rectangle, which depends on the seed."""
+    """A latent of 8 by 8 with a bright rectangle, which depends on the seed."""
     latent = torch.full((4, 8, 8), -1.0)
     left, top, channel = seed % 5, (seed // 2) % 5, seed % 4
     latent[channel, top : top + 3, left : left + 3] = 1.5
