@@ -77,6 +77,11 @@ def recognise_adapter(weights: Weights) -> tuple[Recognised[CrossAdapterConfig],
     return Recognised(config, names, build), recipe
 
 
+def read_training(path: Path) -> str | None:
+    """The JSON text that says how an adapter was trained; None if its file does not say. Raises: UnreadableFile."""
+    return open_weights(path).metadata.get(TRAINING_KEY)
+
+
 def save_cross_adapter(
     adapter: CrossAdapter, recipe: Recipe, path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:

@@ -58,6 +58,10 @@ class Trainer:
         )
         self.ema = EMA(self.weights, settings.ema)
 
+    def restart_average(self) -> None:
+        """Begins the average anew, after something else has changed the weights."""
+        self.ema = EMA(self.weights, self.settings.ema)
+
     @property
     def steps(self) -> int:
         """How many steps are done."""

@@ -27,6 +27,7 @@ MAY_IMPORT = {
         *("models.cross_adapter", "models.recipe", "models.errors"),
     ),
     "models": ("models.",),
+    "nodes/training": ("models.", "nodes."),
     "nodes/drawing": ("models.recipe", "models.tokens", "nodes.prompt"),
     "nodes": ("models.", "nodes."),
 }
