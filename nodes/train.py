@@ -42,14 +42,15 @@ class NewCrossAdapter(io.ComfyNode):
                 io.String.Input(
                     "template",
                     default="{text}",
-                    tooltip='What the LLM reads. "{text}" stands for the prompt, "{system}" for the system text.',
+                    tooltip="What the LLM reads. The word text in braces stands for the prompt, the word system in "
+                    "braces for the system text.",
                 ),
                 io.String.Input(
                     "system",
                     multiline=True,
                     default="",
                     tooltip="The system text of an instruction-tuned LLM. Leave it empty if the template has no "
-                    '"{system}".',
+                    "place for it.",
                 ),
                 io.Int.Input(
                     "tokens",
@@ -170,14 +171,14 @@ class TrainCrossAdapter(io.ComfyNode):
             inputs=[*model_inputs(), *job_inputs(), *teacher_inputs()],
             outputs=[
                 sockets.ADAPTER.Output(tooltip="The trained adapter. Connect it to Save Cross-Adapter."),
-                io.Custom("LORA_MODEL").Output(
+                sockets.LORA_MODEL.Output(
                     display_name="lora",
                     tooltip="The UNet's LoRA, for Save LoRA Weights. Empty if unet is frozen.",
                 ),
                 io.Model.Output(
                     tooltip="The model that belongs to the adapter: with the LoRA, if there is one."
                 ),
-                io.Custom("LOSS_MAP").Output(
+                sockets.LOSS_MAP.Output(
                     display_name="loss_map", tooltip="The loss of each step, for Plot Loss Graph."
                 ),
                 io.Int.Output(
@@ -263,6 +264,7 @@ def job_inputs() -> list[io.Input]:
             default=4,
             min=1,
             max=4096,
+            advanced=True,
             tooltip="Batches for one step: as a larger batch, without its memory.",
         ),
         io.Float.Input(
@@ -298,6 +300,7 @@ def job_inputs() -> list[io.Input]:
             min=0.0,
             max=1000.0,
             step=0.5,
+            advanced=True,
             tooltip="Weight of nearly clean pictures in the loss (min-SNR gamma). 0: all are alike.",
         ),
         io.Int.Input(
@@ -305,6 +308,7 @@ def job_inputs() -> list[io.Input]:
             default=200,
             min=0,
             max=100_000,
+            advanced=True,
             tooltip="Steps in which a new adapter first learns to change nothing. A trained one needs none.",
         ),
         seed_input(
@@ -314,11 +318,13 @@ def job_inputs() -> list[io.Input]:
             "precision",
             options=["auto", "bf16", "fp32"],
             default="auto",
+            advanced=True,
             tooltip="Of the UNet. auto: bf16 where the GPU has it, else fp32. What learns is always fp32.",
         ),
         io.Boolean.Input(
             "gradient_checkpointing",
             default=True,
+            advanced=True,
             tooltip="Takes much less memory and about a third more time. The result is the same.",
         ),
         io.Int.Input(
@@ -326,6 +332,7 @@ def job_inputs() -> list[io.Input]:
             default=250,
             min=0,
             max=1_000_000,
+            advanced=True,
             tooltip="Steps after which the state is kept in output/llm4gen_training. 0: at the end and at Cancel only.",
         ),
         io.Boolean.Input(
@@ -358,7 +365,7 @@ def seed_input(tooltip: str) -> io.Input:
 
 
 def rate_input(name: str, default: float, tooltip: str) -> io.Input:
-    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+    return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, advanced=True, tooltip=tooltip)
 
 
 def job_of(unet: str, rank: int, **inputs: Any) -> Job:

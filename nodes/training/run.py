@@ -190,7 +190,7 @@ class Run:
         """Runs what is left of the training."""
         blocks = list(self.unet.blocks) if self.job.checkpointing else []
         with recomputed(blocks):
-            if not self.resumed() and self.start.is_new:
+            if not self.resumed() and self.start.is_new and self.job.quiet_start:
                 self.quiet_start()
             with self.kept():
                 self.run()
@@ -281,8 +281,8 @@ def shown(what: str, trainer: Trainer) -> Callable[[], None]:
     def show() -> None:
         bar.set_postfix(loss=f"{trainer.losses[-1]:.4f}", refresh=False)
         bar.update(1)
+        step()
         if trainer.steps >= total:
             bar.close()
-        step()
 
     return show
