@@ -8,6 +8,8 @@ from safetensors import safe_open
 
 import in_process
 from llm4gen.models.errors import UntrainableModel, WrongTraining
+from sandbox.client import Interrupted
+from sandbox.standins import CHECKPOINT, ENCODER
 from tiny import identical, relative_error
 
 TEXTS = ["a red cat on a mat", "a blue dog"]
@@ -378,3 +380,46 @@ def test_a_prefix_that_leads_out_of_the_folder_is_refused(nodes, fresh):
     for prefix in ("../elsewhere", "/tmp/elsewhere", "", "."):
         with pytest.raises(WrongTraining, match="leads out of llm4gen"):
             nodes.SaveCrossAdapter.execute(fresh, prefix)
+
+
+def graph(**job):
+    """A prompt for the server that trains on an empty latent (node 5) and saves the adapter (node 6)."""
+    recipe = {"template": "{text}", "system": "", "tokens": 12, "padding": "keep", "layer": -1}
+    nodes = {
+        "1": ("CheckpointLoaderSimple", {"ckpt_name": CHECKPOINT}),
+        "2": ("LLM4GEN_LoadLLMEncoder", {"encoder_name": ENCODER}),
+        "3": (
+            "LLM4GEN_NewCrossAdapter",
+            {"llm": ["2", 0], **recipe, "heads": 8, "mlp_dim": 64, "seed": 0},
+        ),
+        "4": (
+            "LLM4GEN_TrainingSet",
+            {"texts": ["8", 0], "clip": ["1", 1], "llm": ["2", 0], "adapter": ["3", 0], "latents": ["7", 0]},
+        ),
+        "5": (
+            "LLM4GEN_TrainCrossAdapter",
+            {"model": ["1", 0], "training_set": ["4", 0], "adapter": ["3", 0], **JOB, "resume": True, **job},
+        ),
+        "6": ("LLM4GEN_SaveCrossAdapter", {"adapter": ["5", 0], "prefix": "trained_in_a_graph"}),
+        "7": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        "8": ("PrimitiveString", {"value": TEXTS[1]}),
+        "9": ("PreviewAny", {"source": ["5", 4]}),
+    }
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def test_a_training_that_is_cancelled_in_a_server_goes_on_and_its_adapter_is_listed(client, server):
+    def cancel(kind, data):
+        if kind == "progress" and data["node"] == "5":
+            client.interrupt()
+
+    with pytest.raises(Interrupted):
+        client.run(graph(steps=1_000_000, batch_size=1), cancel)
+    outputs = client.run(graph(steps=1, batch_size=1))
+    (file,) = outputs["6"]["text"]
+    assert file == "trained_in_a_graph_00001_.safetensors"
+    assert int(outputs["9"]["text"][0]) >= 1, "what was learnt before Cancel"
+    loader = client.object_info()["LLM4GEN_LoadCrossAdapter"]
+    assert file in loader["input"]["required"]["adapter_name"][1]["options"]
+    (saved,) = server.base.rglob(file)
+    saved.unlink()  # other tests expect the stand-in alone
