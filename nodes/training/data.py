@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,13 +36,6 @@ class TrainingSet:
     encoded: Mapping[str, EncodedText]
     recipe: Recipe
     llm: Mapping[str, str]
-
-    @property
-    def digest(self) -> str:
-        tensors = {f"latent {index}": latent for index, latent in enumerate(self.latents)}
-        tensors |= {f"clip {text}": states.clip for text, states in self.encoded.items()}
-        tensors |= {f"llm {text}": states.llm.states for text, states in self.encoded.items()}
-        return digest(tensors, self.texts, self.recipe)
 
     def data(self, scale: Any, teacher: Mapping[str, Tensor] | None = None) -> TrainingData:
         """scale: the UNet's own scaling of latents. teacher: text → the teacher's context."""
@@ -131,12 +123,3 @@ def half(states: Tensor) -> Tensor:
     """States in half of their memory, unless they do not fit into fp16's range."""
     small = states.half()
     return small if small.isfinite().all() else states
-
-
-def digest(tensors: Mapping[str, Tensor], *others: object) -> str:
-    """A text that changes with the names and bytes of tensors and with the other values."""
-    found = hashlib.sha256(repr(others).encode())
-    for name, tensor in tensors.items():
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return found.hexdigest()

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +20,20 @@ from ...models.training.checkpointing import recomputed
 from ...models.training.denoise import Denoise
 from ...models.training.match import Match
 from ...models.training.quiet_start import QuietStart
-from ...models.training.settings import COSINE, Drops, Settings
+from ...models.training.settings import COSINE, Drops
 from ...models.training.start import adapter_from
 from ...models.training.state import load_state, save_state
 from ...models.training.trainer import Objective, Trainer
 from .. import folders, host
 from ..managed import ManagedAdapter
-from .data import TrainingSet, contexts, digest
+from .data import TrainingSet, contexts
+from .job import Job
+from .record import digest, facts_of, job_digest
 from .unet import Teacher, UNetInTraining
 
 log = logging.getLogger(__name__)
 
 QUIET_RATE = 1e-3  # the learning rate of the quiet start, which ends at 0
-
-
-@dataclass(frozen=True)
-class Job:
-    """What Train Cross-Adapter is asked for.
-
-    settings:      of the trainer.
-    rank:          of the UNet's LoRA; None: the UNet stays as it is.
-    quiet_start:   steps that a new adapter first learns to change nothing.
-    precision:     "auto", "bf16" or "fp32", of the UNet.
-    checkpointing: whether the UNet's layers are computed again for their gradients.
-    save_every:    steps after which the state is saved; 0: only at the end.
-    resume:        whether to go on from the saved state of the same job.
-    """
-
-    settings: Settings
-    rank: int | None
-    quiet_start: int
-    precision: str
-    checkpointing: bool
-    save_every: int
-    resume: bool
 
 
 @dataclass(frozen=True)
@@ -121,27 +101,29 @@ def check_fit(data: TrainingSet, adapter: ManagedAdapter, teacher_clip: Any, tea
 
 
 class Run:
-    """A training with its models on their device."""
+    """A training with its models on their device.
+
+    known: text → the teacher's context, where there is a teacher.
+    """
 
     def __init__(
         self,
         model: Any,
         unet: UNetInTraining,
-        data: TrainingSet,
-        adapter: ManagedAdapter,
+        pairs: TrainingSet,
+        start: ManagedAdapter,
         job: Job,
         teacher: Teacher | None,
         known: dict[str, Tensor] | None,
     ):
-        self.model, self.unet, self.set, self.start, self.job, self.teacher = (
-            *(model, unet, data, adapter, job),
-            teacher,
-        )
+        self.model, self.unet, self.pairs, self.start = model, unet, pairs, start
+        self.job, self.teacher = job, teacher
         self.base = digest(unet.patcher.model.diffusion_model.state_dict())
-        self.digest = self.job_digest(known)
-        self.data = data.data(unet.patcher.model.process_latent_in, known)
+        models = [self.base, host.origin(model), teacher and host.origin(teacher.patcher)]
+        self.digest = job_digest(job, pairs, start, models, known or {})
+        self.data = pairs.data(unet.patcher.model.process_latent_in, known)
         self.device = host.load_to_train([unet.patcher, *([teacher.patcher] if teacher else [])])
-        self.adapter = adapter_from(adapter.adapter, adapter.adapter.config.llm_dim, 0).to(self.device)
+        self.adapter = adapter_from(start.adapter, start.adapter.config.llm_dim, 0).to(self.device)
         self.trainer = Trainer(
             self.objective(),
             self.data,
@@ -155,22 +137,6 @@ class Run:
     @property
     def state_file(self) -> Path:
         return folders.training_folder() / f"{self.digest[:16]}.safetensors"
-
-    def job_digest(self, known: dict[str, Tensor] | None) -> str:
-        """Changes with all that decides on a step. A constant learning rate goes on when there are more steps."""
-        settings = self.job.settings
-        settings = settings if settings.decay == COSINE else replace(settings, steps=0)
-        patches = str(self.unet.patcher.patches_uuid) if self.model.patches else ""
-        taught = [
-            patches,
-            self.job.rank,
-            self.job.quiet_start,
-            self.job.precision,
-            self.set.digest,
-            self.base,
-        ]
-        weights = self.start.adapter.state_dict()
-        return digest({**weights, **(known or {})}, self.start.recipe, settings, *taught)
 
     def objective(self) -> Objective:
         gamma = self.job.settings.gamma
@@ -198,7 +164,15 @@ class Run:
         lora |= {name: weight.cpu() for name, weight in self.trainer.result("unet").items()}
         model = load_lora_for_models(self.model, None, lora, 1.0, 0)[0] if lora else self.model
         weights = {name: weight.cpu() for name, weight in self.trainer.result("adapter").items()}
-        entry = json.dumps(self.entry(lora))
+        entry = json.dumps(
+            {
+                "steps": self.trainer.steps,
+                "objective": "denoise" if self.teacher is None else "match",
+                **facts_of(self.job, self.pairs, self.start),
+                "unet": self.base,
+                "lora": digest(lora) if lora else None,
+            }
+        )
         adapter = ManagedAdapter.holding(weights, self.adapter.config, self.start.recipe, training=entry)
         return Trained(adapter, lora, model, self.trainer.losses)
 
@@ -256,20 +230,6 @@ class Run:
                     self.trainer.steps,
                     self.state_file,
                 )
-
-    def entry(self, lora: dict[str, Tensor]) -> dict[str, Any]:
-        """What the adapter's file says of how it was trained."""
-        return {
-            "steps": self.trainer.steps,
-            "pictures": len(self.set.latents),
-            "captions": len(set(self.set.texts)),
-            "objective": "denoise" if self.teacher is None else "match",
-            "llm": dict(self.set.llm),
-            "unet": self.base,
-            "lora": digest(lora) if lora else None,
-            "settings": asdict(self.job.settings),
-            "quiet_start": self.job.quiet_start if self.start.is_new else 0,
-        }
 
 
 def shown(what: str, trainer: Trainer) -> Callable[[], None]:
