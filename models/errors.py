@@ -80,6 +80,22 @@ class UnreadableText(LLM4GENError):
     """A tokenizer fails on this text, or makes a token of it that the LLM does not know."""
 
 
+class WrongTraining(LLM4GENError):
+    """A training job asks for something that is not possible, or its parts do not fit together."""
+
+
+class UntrainableModel(LLM4GENError):
+    """The model cannot be trained: another kind than SD1.5, quantised, or not from a loader."""
+
+
+class TrainingDiverged(LLM4GENError):
+    """The loss or its gradients are no longer finite."""
+
+
+class UnusableState(LLM4GENError):
+    """A file does not hold the state of this training."""
+
+
 def words_of(error: Exception) -> str:
     """What a library's error says, for a message of ours: its type and its first line.
 

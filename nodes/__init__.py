@@ -7,6 +7,7 @@ from .attention import AttentionMapNode
 from .condition import ApplyToCLIP, FuseConditioning, LLM4GENConditioning
 from .load import LoadCrossAdapter, LoadLLMEncoder
 from .pages import routes
+from .train import NewCrossAdapter, SaveCrossAdapter, TrainCrossAdapter, TrainingSetNode
 
 
 class LLM4GENExtension(ComfyExtension):
@@ -22,6 +23,10 @@ class LLM4GENExtension(ComfyExtension):
             ApplyToCLIP,
             FuseConditioning,
             AttentionMapNode,
+            NewCrossAdapter,
+            TrainingSetNode,
+            TrainCrossAdapter,
+            SaveCrossAdapter,
         ]
 
 

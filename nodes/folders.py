@@ -13,7 +13,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ..models.errors import MissingFile
+from ..models.errors import MissingFile, WrongTraining
 from ..models.files.formats import GGUF, SUFFIXES, has_tokenizer, tokenizer_beside
 from ..models.files.listing import models_under, stamp
 
@@ -134,6 +134,26 @@ def feature_folder() -> Path | None:
     `llm4gen_cache`. None, and nothing is kept on disk, if it gives none."""
     roots, _ = folder_paths.folder_names_and_paths.get(FEATURES, ([], set()))
     return Path(roots[0]) if roots else None
+
+
+def training_folder() -> Path:
+    """The folder for the states of trainings, in ComfyUI's output folder. It is made if it is missing."""
+    folder = Path(folder_paths.get_output_directory()) / "llm4gen_training"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def new_adapter_file(prefix: str) -> Path:
+    """A new file in the first folder of adapters: the prefix, as in core's Save nodes, and a number.
+
+    Raises: WrongTraining if the prefix leads out of the folder.
+    """
+    root = Path(folder_paths.get_folder_paths(ADAPTERS)[0])
+    place = root / prefix
+    if not place.resolve().is_relative_to(root.resolve()) or not place.name.strip() or place == root:
+        raise WrongTraining(f"The prefix {prefix!r} leads out of {root.name}. Use a name such as my_adapter.")
+    folder, name, number, *_ = folder_paths.get_save_image_path(prefix, str(root))
+    return Path(folder) / f"{name}_{number:05}_.safetensors"
 
 
 def tokenizer_folder(encoder: Path) -> Path | None:

@@ -192,9 +192,13 @@ def weights_dtype(file: torch.dtype | None, device: torch.device) -> torch.dtype
     return None
 
 
-def progress(total: int) -> Step:
-    """Shows progress in the node's bar, and stops the work at the next step when the user presses Cancel."""
+def progress(total: int, done: int = 0) -> Step:
+    """Shows progress in the node's bar, and stops the work at the next step when the user presses Cancel.
+
+    done: steps that were done before, where work goes on that had been stopped.
+    """
     bar = ProgressBar(total)
+    bar.current = done
 
     def step() -> None:
         management.throw_exception_if_processing_interrupted()
@@ -206,3 +210,45 @@ def progress(total: int) -> Step:
 def as_conditioning(tensor: Tensor) -> Tensor:
     """Moves a tensor to the device on which ComfyUI keeps conditioning."""
     return tensor.to(management.intermediate_device())
+
+
+# Training
+
+
+def copy_from_file(model: Any) -> Any:
+    """A copy of a MODEL whose weights are read again from its file, with the MODEL's LoRA, merges and options.
+
+    None if the MODEL does not know its file, because no loader of ComfyUI's made it.
+    """
+    if model.cached_patcher_init is None:
+        return None
+    load, arguments, *index = model.cached_patcher_init
+    loaded = load(*arguments, disable_dynamic=True)
+    loaded = loaded[index[0]] if index else loaded
+    return model.clone(disable_dynamic=True, model_override=loaded.get_clone_model_override())
+
+
+def origin(model: Any) -> str:
+    """The file of a MODEL, and what was patched onto it. Patches have another name after each start of ComfyUI."""
+    return f"{model.cached_patcher_init and model.cached_patcher_init[1:]} {model.patches and model.patches_uuid}"
+
+
+def load_to_train(patchers: list[Any]) -> torch.device:
+    """Puts models on their device as a whole, since weights that come and go cannot be trained. Returns the device."""
+    management.load_models_gpu(patchers, memory_required=1e20, force_full_load=True)
+    return patchers[0].load_device
+
+
+def release(patcher: Any) -> None:
+    """Takes a model that is no longer needed off its device, and lets ComfyUI forget it."""
+    for loaded in [entry for entry in management.current_loaded_models if entry.model is patcher]:
+        loaded.model_unload()
+        management.current_loaded_models.remove(loaded)
+    management.soft_empty_cache()
+
+
+def training_dtype(model: Any, choice: str) -> torch.dtype:
+    """The dtype in which a UNet that is trained is computed. auto: bf16 where the device multiplies it, else fp32."""
+    if choice != "auto":
+        return {"fp32": torch.float32, "bf16": torch.bfloat16}[choice]
+    return torch.bfloat16 if management.should_use_bf16(model.load_device) else torch.float32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..models.checkpoints.adapter import load_cross_adapter
+from ..models.checkpoints.adapter import load_cross_adapter, read_training
 from ..models.files.formats import DTYPE_NAMES
 from ..models.llm import LLM, open_llm
 from . import folders, host, sockets
@@ -97,5 +97,5 @@ class LoadCrossAdapter(io.ComfyNode):
     @classmethod
     def execute(cls, adapter_name) -> io.NodeOutput:
         path = folders.resolve(folders.ADAPTERS, adapter_name)
-        adapter = load_cross_adapter(path, operations=host.LAYERS, mapped=host.may_map_files())
-        return io.NodeOutput(ManagedAdapter(*adapter))
+        adapter, recipe = load_cross_adapter(path, operations=host.LAYERS, mapped=host.may_map_files())
+        return io.NodeOutput(ManagedAdapter(adapter, recipe, training=read_training(path)))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..models.cross_adapter import CrossAdapter
+from ..models.cross_adapter import CrossAdapter, CrossAdapterConfig
 from ..models.errors import OutOfMemory
 from ..models.features.features import Features
 from ..models.features.store import FeatureStore
@@ -126,12 +126,35 @@ class ManagedLLM:
 
 
 class ManagedAdapter(host.ManagedModel[CrossAdapter]):
-    """A Cross-Adapter, with the recipe that says how its LLM is fed."""
+    """A Cross-Adapter, with the recipe that says how its LLM is fed.
 
-    def __init__(self, adapter: CrossAdapter, recipe: Recipe):
+    training: how it was trained, as the JSON text of its file's metadata, where that is known.
+    is_new:   whether its weights are random.
+    """
+
+    def __init__(
+        self, adapter: CrossAdapter, recipe: Recipe, *, training: str | None = None, is_new: bool = False
+    ):
         super().__init__(adapter)
         self.adapter = adapter
         self.recipe = recipe
+        self.training = training
+        self.is_new = is_new
+
+    @classmethod
+    def holding(
+        cls,
+        weights: Mapping[str, Tensor],
+        config: CrossAdapterConfig,
+        recipe: Recipe,
+        *,
+        training: str | None = None,
+        is_new: bool = False,
+    ) -> ManagedAdapter:
+        """An adapter of these weights, as if it had been loaded from a file."""
+        adapter = CrossAdapter(config, operations=host.LAYERS, device="meta")
+        adapter.load_state_dict(weights, strict=True, assign=True)
+        return cls(adapter.eval().requires_grad_(False), recipe, training=training, is_new=is_new)
 
     def fuse(self, clip: Tensor, features: Features) -> Tensor:
         """CLIP states [b, n, c] and the LLM's features → fused LLM tokens [b, l, c] at every position."""

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from ..cross_adapter import CrossAdapter, CrossAdapterConfig
 from ..errors import UnknownCheckpoint, WrongRecipe
+from ..files.atomic import written_whole
 from ..files.weights import Weights, open_weights
 from ..progress import Progress, silent
-from ..recipe import Recipe, recipe_from_metadata
+from ..recipe import Recipe, recipe_from_metadata, recipe_metadata
 from .fill import Recognised, check_names, fill, find_prefix, measure
 from .refusal import list_tensors, refusal
 
@@ -32,6 +35,8 @@ ADAPTER_NAMES = {
     "FFN.2": "mlp.2",
 }
 ADAPTER_KEY = "llm_proj.weight"  # a file with a tensor of this name holds a Cross-Adapter
+PUBLISHED_PREFIX = "CrossFusionModule.0."
+TRAINING_KEY = "llm4gen_training"  # the metadata entry that says, as JSON, how an adapter was trained
 
 
 def load_cross_adapter(
@@ -78,3 +83,25 @@ def recognise_adapter(weights: Weights) -> tuple[Recognised[CrossAdapterConfig],
     build = partial(CrossAdapter, config, device="meta")
     check_names(build(), weights, names)
     return Recognised(config, names, build), recipe
+
+
+def read_training(path: Path) -> str | None:
+    """The JSON text that says how an adapter was trained; None if its file does not say. Raises: UnreadableFile."""
+    return open_weights(path).metadata.get(TRAINING_KEY)
+
+
+def save_cross_adapter(
+    adapter: CrossAdapter, recipe: Recipe, path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes an adapter in fp32 under the published names, whole or not at all. `load_cross_adapter` reads it back.
+
+    metadata: more entries beside the recipe, such as `TRAINING_KEY`.
+    """
+    found = adapter.state_dict()
+    tensors = {
+        f"{PUBLISHED_PREFIX}{theirs}.{part}": found[f"{ours}.{part}"].float().cpu().contiguous()
+        for theirs, ours in ADAPTER_NAMES.items()
+        for part in ("weight", "bias")
+    }
+    with written_whole(path) as unfinished:
+        save_file(tensors, unfinished, {**(metadata or {}), **recipe_metadata(recipe)})

@@ -6,7 +6,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from ..checkpoints.adapter import ADAPTER_KEY, recognise_adapter
+from ..checkpoints.adapter import ADAPTER_KEY, TRAINING_KEY, recognise_adapter
 from ..checkpoints.decoder import is_transformers_folder, recognise_decoder
 from ..checkpoints.fill import find_prefix
 from ..checkpoints.refusal import list_tensors, refusal
@@ -81,12 +81,13 @@ def plan_adapter(weights: Weights, dtype: str | None) -> Conversion:
     projection = next(name for name in found.names if name.endswith(ADAPTER_KEY))
     own_dtype = dtype_name(weights.tensors[projection].dtype)
     dtype = dtype or (own_dtype if own_dtype in DTYPE_NAMES else "fp32")
+    kept = {name: entry for name, entry in weights.metadata.items() if name == TRAINING_KEY}
     return Conversion(
         weights,
         f"Cross-Adapter, from width {found.config.llm_dim} to {found.config.clip_dim}",
         dtype,
         new_dtypes(found.build(), found.names, dtype),
-        recipe_metadata(recipe),
+        {**kept, **recipe_metadata(recipe)},
     )
 
 

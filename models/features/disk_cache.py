@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 import time
 from collections.abc import Hashable
 from pathlib import Path
@@ -15,10 +14,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from ..encoders.rows import Rows
+from ..files.atomic import UNFINISHED_SUFFIX, written_whole
 from .features import Features
 
 SUFFIX = ".features"
-UNFINISHED_SUFFIX = ".part"
 VERSION = 2  # raised when the same LLM would give other states, or when the file format changes
 ABANDONED_SECONDS = 3600  # after so long, an unfinished file is left over from a process that was killed
 LIMIT = 2 << 30  # bytes on disk: about 2000 prompts of T5-XL
@@ -52,7 +51,8 @@ class DiskCache:
     def put(self, key: Hashable, features: Features) -> None:
         with contextlib.suppress(OSError):
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomically(self.path(key), pack(features, key_text(key)))
+            with written_whole(self.path(key)) as unfinished:
+                unfinished.write_bytes(pack(features, key_text(key)))
             self.make_room()
 
     def path(self, key: Hashable) -> Path:
@@ -101,16 +101,3 @@ def unpack(data: bytes, key: str) -> Features:
     tensors = load(body)
     rows = Rows(int(tensors["real"]), tensors["positions"], row_of=tensors["source"])
     return Features(tensors["states"], rows)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that its name never stands for a part of it, whenever the process is killed."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=UNFINISHED_SUFFIX)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(name)
-        raise

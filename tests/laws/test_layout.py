@@ -17,12 +17,17 @@ MAY_IMPORT = {
         *("models.files.", "models.encoders."),
         *("models.cross_adapter", "models.recipe", "models.errors", "models.progress"),
     ),
-    "models/features": ("models.encoders.",),
+    "models/features": ("models.files.", "models.encoders."),
     "models/conversion": (
         *("models.files.", "models.encoders.", "models.checkpoints."),
         *("models.recipe", "models.tokens", "models.errors"),
     ),
+    "models/training": (
+        *("models.files.", "models.checkpoints.", "models.features."),
+        *("models.cross_adapter", "models.recipe", "models.errors"),
+    ),
     "models": ("models.",),
+    "nodes/training": ("models.", "nodes."),
     "nodes/drawing": ("models.recipe", "models.tokens", "nodes.prompt"),
     "nodes": ("models.", "nodes."),
 }

@@ -8,10 +8,10 @@ from contextlib import suppress
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import tiny
-from llm4gen.models.checkpoints.adapter import load_cross_adapter
+from llm4gen.models.checkpoints.adapter import load_cross_adapter, save_cross_adapter
 from llm4gen.models.encoders.rows import all_rows
 from llm4gen.models.errors import (
     IncompleteCheckpoint,
@@ -206,6 +206,16 @@ def test_the_adapters_heads_come_from_its_metadata(tmp_path):
     save_file(tiny.adapter_tensors(), tmp_path / "b.safetensors", {"llm4gen": '{"heads": 5}'})
     with pytest.raises(WrongRecipe, match="64 wide, which 5 attention heads"):
         load_cross_adapter(tmp_path / "b.safetensors")
+
+
+def test_a_saved_adapter_is_the_same_to_the_bit_under_the_published_names(tmp_path):
+    save_file(tiny.adapter_tensors(), tmp_path / "a.safetensors", {"llm4gen": '{"heads": 4, "tokens": 99}'})
+    adapter, recipe = load_cross_adapter(tmp_path / "a.safetensors")
+    save_cross_adapter(adapter, recipe, tmp_path / "b.safetensors", {"llm4gen_training": "{}"})
+    saved = load_file(tmp_path / "b.safetensors")
+    assert saved.keys() == tiny.adapter_tensors().keys()
+    assert all(torch.equal(saved[name], tensor) for name, tensor in tiny.adapter_tensors().items())
+    assert load_cross_adapter(tmp_path / "b.safetensors")[1] == recipe
 
 
 @pytest.mark.parametrize("zipped", [True, False])

@@ -159,15 +159,19 @@ def test_a_converted_adapter_has_the_published_weights_and_recipe(tmp_path):
 
 
 @pytest.mark.parametrize("file_dtype", [torch.float32, torch.bfloat16])
-def test_an_adapter_keeps_its_own_recipe_and_dtype(file_dtype, tmp_path):
+def test_an_adapter_keeps_its_own_recipe_dtype_and_training(file_dtype, tmp_path):
     source = tmp_path / "a.safetensors"
-    own = {"llm4gen": '{"heads": 4, "tokens": 99, "template": "<{text}>"}'}
+    own = {
+        "llm4gen": '{"heads": 4, "tokens": 99, "template": "<{text}>"}',
+        "llm4gen_training": '{"steps": 9}',
+    }
     save_file({name: tensor.to(file_dtype) for name, tensor in tiny.adapter_tensors().items()}, source, own)
     assert run(source, tmp_path / "b.safetensors") == 0
     assert load_file(tmp_path / "b.safetensors")[UP].dtype == file_dtype
     assert load_cross_adapter(tmp_path / "b.safetensors")[1] == load_cross_adapter(source)[1]
     assert run(source, tmp_path / "c.safetensors", "--dtype", "fp16") == 0
     assert load_file(tmp_path / "c.safetensors")[UP].dtype == torch.float16
+    assert json.loads(metadata(tmp_path / "c.safetensors")["llm4gen_training"]) == {"steps": 9}
 
 
 @pytest.mark.parametrize(

@@ -43,8 +43,8 @@ def translated(request, i18n):
 
 
 def declared(node):
-    """name: options, for a node's inputs."""
-    sections = node["input"].values()
+    """name: options, for the inputs that a node shows; output nodes have hidden ones too."""
+    sections = (node["input"].get(need, {}) for need in ("required", "optional"))
     return {name: options for section in sections for name, (_, options) in section.items()}
 
 

@@ -106,6 +106,24 @@ FUSION = {"clip": (0, 1), "llm": (1, 0), "adapter": (2, 0)}  # connects a node t
 CONDITIONING = Node("LLM4GEN_Conditioning", (350, 0, 330, 366), {"text": PROMPT}, FUSION)
 CLIP = Node("LLM4GEN_ApplyToCLIP", (350, 0, 270, 146), {}, FUSION)
 SAMPLER = Node("KSampler", (730, 0, 240, 262), {}, {"model": (0, 0), "positive": (3, 0)})
+NEW, SET, TRAIN, SAVE = (
+    f"LLM4GEN_{name}" for name in ("NewCrossAdapter", "TrainingSet", "TrainCrossAdapter", "SaveCrossAdapter")
+)
+# A whole training, in an order in which the first nodes are a graph by themselves.
+TRAINING = (
+    Node(LLM_LOADER, (0, 0, 300, 106)),
+    Node(NEW, (350, 0, 300, 330), {}, {"llm": (0, 0)}),
+    Node("CheckpointLoaderSimple", (0, 158, 300, 98)),
+    Node("LoadImageTextDataSetFromFolder", (0, 308, 300, 80)),
+    Node(
+        SET,
+        (700, 0, 260, 150),
+        {},
+        {"texts": (3, 1), "clip": (2, 1), "llm": (0, 0), "adapter": (1, 0), "images": (3, 0), "vae": (2, 2)},
+    ),
+    Node(TRAIN, (1010, 0, 300, 498), {}, {"model": (2, 0), "training_set": (4, 0), "adapter": (1, 0)}),
+    Node(SAVE, (1360, 0, 270, 150), {}, {"adapter": (5, 0)}),
+)
 # Name of a picture → the nodes in it. A help page shows its node and the neighbours.
 SCENES = {
     LLM_LOADER: (
@@ -135,6 +153,13 @@ SCENES = {
         *LOADERS,
         Node(ATTENTION, (350, 0, 250, 200), {"text": SHEEP}, FUSION),
         Node("PreviewImage", (650, 0, 400, 366), {}, {"images": (3, 0)}),
+    ),
+    NEW: TRAINING[:2],
+    SET: TRAINING[:5],
+    TRAIN: TRAINING,
+    SAVE: (
+        replace(TRAINING[5], links={}),
+        replace(TRAINING[6], box=(350, 0, 270, 150), links={"adapter": (0, 0)}),
     ),
     "too_long": (*LOADERS, replace(CONDITIONING, values={"text": TOO_LONG})),
 }

@@ -1,0 +1,130 @@
+"""What an adapter learns from: latents and the states of their captions, and batches of them in equal shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..cross_adapter import CrossAdapter
+from ..features.features import Features
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A caption's states, which stay the same through all of the training.
+
+    clip:    [n, c], CLIP's.
+    llm:     the LLM's.
+    teacher: [m, c], the context that a teacher gives its UNet for this text; only `Match` needs it.
+    """
+
+    clip: Tensor
+    llm: Features
+    teacher: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """latent: [c, h, w], scaled as the UNet gets it. text: its caption."""
+
+    latent: Tensor
+    text: EncodedText
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """examples: the pictures with their captions. empty: the text "", which stands in for what is dropped."""
+
+    examples: Sequence[Example]
+    empty: EncodedText
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """An example as one step sees it.
+
+    clip, llm: what the halves read. They may read different texts; llm is None where the LLM's half is left out.
+    noise:     as large as the latent.
+    timestep:  how noisy the latent becomes.
+    """
+
+    latent: Tensor
+    clip: Tensor
+    llm: Features | None
+    teacher: Tensor | None
+    noise: Tensor
+    timestep: int
+
+    @property
+    def shapes(self) -> tuple[object, ...]:
+        """What must be equal in a batch."""
+        positions = None if self.llm is None else len(self.llm.rows.row_of)
+        teacher = None if self.teacher is None else self.teacher.shape
+        return self.latent.shape, self.clip.shape, positions, teacher
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples of equal shapes, on one device.
+
+    latents, noise: [b, c, h, w]. timesteps: [b]. clip: [b, n, d].
+    llm:     [b, r, w], the computed rows of the LLM's states, padded with zeros to the longest; None: left out.
+    row_of:  [b, l], which row stands at each position.
+    teacher: [b, m, d], or None.
+    """
+
+    latents: Tensor
+    noise: Tensor
+    timesteps: Tensor
+    clip: Tensor
+    llm: Tensor | None
+    row_of: Tensor | None
+    teacher: Tensor | None
+
+    def context(self, adapter: CrossAdapter) -> Tensor:
+        """CLIP's tokens, followed by the fused LLM tokens: [b, n + l, d].
+
+        The adapter fuses each LLM token on its own, so it computes equal rows once, and rows of zeros do no harm.
+        """
+        if self.llm is None or self.row_of is None:
+            return self.clip
+        fused = adapter(self.clip, self.llm)
+        index = self.row_of[..., None].expand(-1, -1, fused.shape[-1])
+        return torch.cat([self.clip, fused.gather(1, index)], dim=1)
+
+
+def batches(drawn: Sequence[Drawn], device: torch.device) -> Iterator[Batch]:
+    """Groups examples of equal shapes, in the order of their first.
+
+    Pictures of several sizes, prompts in several chunks and recipes that drop the padding therefore need no rule of
+    their own, and no token is added that the UNet would not see while it samples.
+    """
+    groups: dict[tuple[object, ...], list[Drawn]] = {}
+    for one in drawn:
+        groups.setdefault(one.shapes, []).append(one)
+    for group in groups.values():
+        yield collate(group, device)
+
+
+def collate(group: Sequence[Drawn], device: torch.device) -> Batch:
+    def stack(tensors: Sequence[Tensor]) -> Tensor:
+        return torch.stack([tensor.float() for tensor in tensors]).to(device)
+
+    features = [one.llm for one in group if one.llm is not None]
+    most = max((len(one.states) for one in features), default=0)
+    teachers = [one.teacher for one in group if one.teacher is not None]
+    return Batch(
+        latents=stack([one.latent for one in group]),
+        noise=stack([one.noise for one in group]),
+        timesteps=torch.tensor([one.timestep for one in group], device=device),
+        clip=stack([one.clip for one in group]),
+        llm=stack([pad(one.states, (0, 0, 0, most - len(one.states))) for one in features])
+        if features
+        else None,
+        row_of=torch.stack([one.rows.row_of for one in features]).to(device) if features else None,
+        teacher=stack(teachers) if teachers else None,
+    )

@@ -1,0 +1,74 @@
+"""Everything random in a training. A step's draws depend on the seed and the step alone, so a resumed run goes on as
+if it had never stopped, and no state of a random generator must be kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from ..features.features import Features
+from .data import Drawn, Example, TrainingData
+from .settings import Drops, Settings
+
+
+def generator(*origin: object) -> torch.Generator:
+    """A generator on the CPU, whose numbers are the same on every device, seeded by the given values."""
+    digest = hashlib.sha256(repr(origin).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
+
+
+def draw_step(data: TrainingData, settings: Settings, timesteps: int, step: int) -> Iterator[list[Drawn]]:
+    """The examples of one step: `accumulate` lists of `batch_size` examples.
+
+    timesteps: length of the noise schedule. step: counted from 0.
+    """
+    source = generator(settings.seed, "step", step)
+    first = step * settings.accumulate * settings.batch_size
+    for number in range(settings.accumulate):
+        places = range(first + number * settings.batch_size, first + (number + 1) * settings.batch_size)
+        yield [draw_example(data, place, settings, timesteps, source) for place in places]
+
+
+def draw_example(
+    data: TrainingData, place: int, settings: Settings, timesteps: int, source: torch.Generator
+) -> Drawn:
+    """place: the example's place in the order of all rounds through the data."""
+    example = data.examples[shuffled(place, len(data.examples), settings.seed)]
+    clip, llm, teacher = draw_text(data, example, settings.drops, torch.rand((), generator=source).item())
+    timestep = int(torch.randint(timesteps, (), generator=source))
+    noise = torch.randn(example.latent.shape, generator=source)
+    return Drawn(example.latent, clip, llm, teacher, noise, timestep)
+
+
+def draw_text(
+    data: TrainingData, example: Example, drops: Drops, chance: float
+) -> tuple[Tensor, Features | None, Tensor | None]:
+    """What CLIP, the LLM and the teacher read. chance: uniform in [0, 1), decides on what is dropped.
+
+    The teacher reads "" where the student gets no text at all, and the full text otherwise: a student that misses one
+    half should still predict what the teacher does.
+    """
+    text, empty = example.text, data.empty
+    if chance < drops.text:
+        return empty.clip, empty.llm, empty.teacher
+    if chance < drops.text + drops.llm:
+        return text.clip, None, text.teacher
+    if chance < drops.text + drops.llm + drops.clip:
+        return empty.clip, text.llm, text.teacher
+    return text.clip, text.llm, text.teacher
+
+
+def shuffled(place: int, count: int, seed: int) -> int:
+    """The example at a place of an endless sequence, in which each round of `count` places holds every example once."""
+    turn, within = divmod(place, count)
+    return int(order(seed, turn, count)[within])
+
+
+@lru_cache(maxsize=2)
+def order(seed: int, turn: int, count: int) -> Tensor:
+    """The order of the examples in one round. A step may see the end of one round and the start of the next."""
+    return torch.randperm(count, generator=generator(seed, "round", turn))

@@ -1,0 +1,92 @@
+"""A training's state in a file, from which it goes on: weights, their average, AdamW's moments, the losses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..errors import UnusableState
+from ..files.atomic import written_whole
+from .trainer import Trainer
+
+STATE_KEY = "llm4gen_training_state"  # the metadata entry that holds version, steps and job as JSON
+VERSION = 1
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
+
+
+def save_state(trainer: Trainer, path: Path, job: str) -> None:
+    """Writes the state whole or not at all, so that a process may be killed while it writes.
+
+    job: a text that says what is trained, such as a digest. Only the same job goes on from this file.
+    """
+    entry = {"version": VERSION, "steps": trainer.steps, "job": job}
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in state_of(trainer).items()}
+    with written_whole(path) as unfinished:
+        save_file(tensors, unfinished, {STATE_KEY: json.dumps(entry)})
+
+
+def load_state(trainer: Trainer, path: Path, job: str) -> None:
+    """Continues from a file. If it cannot be used, the trainer stays as it was.
+
+    Raises: UnusableState.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            entry = json.loads((file.metadata() or {}).get(STATE_KEY, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise UnusableState(f"{path.name} cannot be read ({error}). Delete it to start anew.") from error
+    if entry.get("version") != VERSION or entry.get("job") != job:
+        raise UnusableState(
+            f"{path.name} is not the state of this training: it says {entry}, and version {VERSION} of job {job} is "
+            "wanted. Use the settings and data that it was begun with, or start anew."
+        )
+    check_shapes(trainer, tensors, entry.get("steps"), path.name)
+    put(trainer, tensors)
+
+
+def state_of(trainer: Trainer) -> dict[str, Tensor]:
+    """Every tensor that decides on the steps to come."""
+    tensors = {"losses": torch.tensor(trainer.losses, dtype=torch.float64)}
+    for name, weight in trainer.weights.items():
+        tensors[f"weight.{name}"] = weight.detach()
+        tensors[f"average.{name}"] = trainer.ema.average[name]
+        # A weight that had no gradient yet has no moments.
+        for moment, value in trainer.optimizer.state.get(weight, {}).items():
+            tensors[f"{moment}.{name}"] = value
+    return tensors
+
+
+def check_shapes(trainer: Trainer, tensors: dict[str, Tensor], steps: object, file: str) -> None:
+    """Raises: UnusableState if the file lacks a tensor that it needs, or has one of another shape."""
+    wanted = {
+        f"{kind}.{name}": list(weight.shape)
+        for name, weight in trainer.weights.items()
+        for kind in ("weight", "average")
+    }
+    for name, shape in {**wanted, "losses": [steps]}.items():
+        found = list(tensors[name].shape) if name in tensors else "missing"
+        if found != shape:
+            raise UnusableState(
+                f"{file} does not fit this training: {name} is {found}, and {shape} is wanted. Delete it to start anew."
+            )
+
+
+@torch.no_grad()
+def put(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
+    trainer.losses = tensors["losses"].tolist()
+    trainer.optimizer.state.clear()
+    for name, weight in trainer.weights.items():
+        weight.copy_(tensors[f"weight.{name}"])
+        trainer.ema.average[name].copy_(tensors[f"average.{name}"])
+        moments = {kind: tensors[f"{kind}.{name}"] for kind in MOMENTS if f"{kind}.{name}" in tensors}
+        if moments:
+            # AdamW keeps the number of its steps on the CPU.
+            trainer.optimizer.state[weight] = {
+                kind: value if kind == "step" else value.to(weight) for kind, value in moments.items()
+            }

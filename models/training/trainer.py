@@ -1,0 +1,128 @@
+"""The loop: draw examples, compute the objective, follow its gradient, average."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import TrainingDiverged, WrongTraining
+from .data import Batch, TrainingData, batches
+from .drawing import draw_step
+from .ema import EMA
+from .settings import COSINE, Settings
+
+Objective = Callable[[Batch], Tensor]  # a batch → the loss of each example, [b]
+
+
+class Trainer:
+    """A training that can stop after any step and go on later. On a CPU it then gives the same weights to the bit.
+
+    objective: `Denoise`, `Match` or `QuietStart`, over the adapter and UNet whose weights are given.
+    timesteps: length of the noise schedule.
+    adapter:   the Cross-Adapter. All of its weights learn.
+    unet:      name → weight of what learns beside it, such as a LoRA's matrices.
+    device:    where the objective is computed. The weights must be there.
+    losses:    the loss of each step so far.
+    Raises: WrongTraining if there is nothing to learn from.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        data: TrainingData,
+        settings: Settings,
+        *,
+        timesteps: int,
+        adapter: nn.Module,
+        unet: Mapping[str, nn.Parameter] | None = None,
+        device: torch.device | None = None,
+    ):
+        if not data.examples:
+            raise WrongTraining(
+                "There is no picture with a caption to learn from. Give at least one of each."
+            )
+        self.objective, self.data, self.settings, self.timesteps = objective, data, settings, timesteps
+        self.device = torch.device("cpu") if device is None else device
+        self.losses: list[float] = []
+        groups = [
+            (settings.learning_rate, {f"adapter.{name}": w for name, w in adapter.named_parameters()}),
+            (settings.unet_learning_rate, {f"unet.{name}": w for name, w in (unet or {}).items()}),
+        ]
+        self.weights = {name: weight for _, group in groups for name, weight in group.items()}
+        self.optimizer = torch.optim.AdamW(
+            [{"params": list(group.values()), "base": rate} for rate, group in groups if group],
+            weight_decay=settings.weight_decay,
+        )
+        self.ema = EMA(self.weights, settings.ema)
+
+    def restart_average(self) -> None:
+        """Begins the average anew, after something else has changed the weights."""
+        self.ema = EMA(self.weights, self.settings.ema)
+
+    @property
+    def steps(self) -> int:
+        """How many steps are done."""
+        return len(self.losses)
+
+    def run(self, on_step: Callable[[], None] = lambda: None) -> None:
+        """Runs the steps that are left of `settings.steps`, and calls `on_step` after each. Raises: see `step`."""
+        while self.steps < self.settings.steps:
+            self.step()
+            on_step()
+
+    def step(self) -> float:
+        """One update of the weights. Returns the loss before it.
+
+        Raises: TrainingDiverged, and the weights are still those of the step before.
+        """
+        self.optimizer.zero_grad()
+        loss = self.add_gradients()
+        norm = nn.utils.clip_grad_norm_(self.weights.values(), self.settings.clip_norm)
+        if not math.isfinite(loss) or not norm.isfinite():
+            raise TrainingDiverged(
+                f"In step {self.steps + 1} the loss is {loss:g} and the norm of its gradients {norm:g}. Use a lower "
+                "learning rate or a longer warm-up, or fp32 as precision, and look for broken pictures."
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["base"] * rate_factor(self.settings, self.steps)
+        self.optimizer.step()
+        self.losses.append(loss)
+        self.ema.update(self.weights, self.steps)
+        return loss
+
+    def add_gradients(self) -> float:
+        """Adds the gradients of one step's mean loss to the weights', and returns that loss."""
+        examples = self.settings.batch_size * self.settings.accumulate
+        total = 0.0
+        for drawn in draw_step(self.data, self.settings, self.timesteps, self.steps):
+            for batch in batches(drawn, self.device):
+                loss = self.objective(batch).sum() / examples
+                if (
+                    loss.requires_grad
+                ):  # without the LLM's half and with a frozen UNet, nothing that learns takes part
+                    loss.backward()
+                total += loss.item()
+        return total
+
+    def result(self, part: str) -> dict[str, Tensor]:
+        """The averaged weights of `adapter` or of `unet`, by their names there."""
+        prefix = f"{part}."
+        return {
+            name.removeprefix(prefix): weight.clone()
+            for name, weight in self.ema.average.items()
+            if name.startswith(prefix)
+        }
+
+
+def rate_factor(settings: Settings, step: int) -> float:
+    """What the learning rates are multiplied with in a step (counted from 0): a linear rise, then the decay."""
+    warm_up = settings.warm_up
+    if step < warm_up:
+        return (step + 1) / warm_up
+    if settings.decay == COSINE:
+        done = min(1.0, (step - warm_up) / max(1, settings.steps - warm_up))
+        return (1 + math.cos(math.pi * done)) / 2
+    return 1.0

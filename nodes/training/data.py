@@ -1,0 +1,125 @@
+"""The data of a graph: pictures or latents with their captions, as CLIP and the LLM read them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.errors import WrongTraining
+from ...models.features.features import Features
+from ...models.recipe import Recipe
+from ...models.training.data import EncodedText, Example, TrainingData
+from .. import host
+from ..fused_clip import LLM_TOKENS, FusedCLIP, without_llm
+from ..fusion import Fusion
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What Training Set gives and Train Cross-Adapter takes.
+
+    latents: [c, h, w] each, as ComfyUI's VAE gives them. texts: the caption of each.
+    encoded: text → its states, for every caption and for "".
+    recipe:  with which the LLM read them.
+    llm:     name and identity of the LLM.
+    """
+
+    latents: Sequence[Tensor]
+    texts: Sequence[str]
+    encoded: Mapping[str, EncodedText]
+    recipe: Recipe
+    llm: Mapping[str, str]
+
+    def data(self, scale: Any, teacher: Mapping[str, Tensor] | None = None) -> TrainingData:
+        """scale: the UNet's own scaling of latents. teacher: text → the teacher's context."""
+        texts = {
+            text: EncodedText(states.clip, states.llm, teacher[text] if teacher else None)
+            for text, states in self.encoded.items()
+        }
+        pairs = zip(self.latents, self.texts, strict=True)
+        return TrainingData([Example(scale(latent), texts[text]) for latent, text in pairs], texts[""])
+
+
+def training_set(latents: Sequence[Tensor], texts: Sequence[str], fusion: Fusion, clip: Any) -> TrainingSet:
+    """Encodes the captions. Pictures without a caption are named in the log and left out.
+
+    Raises: WrongTraining if pictures and captions do not pair up, and what encoding raises.
+    """
+    if len(latents) != len(texts):
+        raise WrongTraining(
+            f"There are {len(latents)} pictures and {len(texts)} captions. Each picture needs one caption, as Load "
+            "Image-Text (from Folder) gives them."
+        )
+    empty = [str(index + 1) for index, text in enumerate(texts) if not text.strip()]
+    if empty:
+        log.warning(
+            "%d of %d pictures have no caption and are left out: %s.",
+            len(empty),
+            len(texts),
+            ", ".join(empty),
+        )
+    pairs = [(latent, text) for latent, text in zip(latents, texts, strict=True) if text.strip()]
+    if not pairs:
+        raise WrongTraining("There is no picture with a caption to learn from. Give at least one of each.")
+    fused, distinct = FusedCLIP.around(clip, fusion), list(dict.fromkeys(["", *(text for _, text in pairs)]))
+    step = host.progress(len(distinct))
+    encoded = {}
+    for text in distinct:
+        encoded[text] = encode(fused, text)
+        step()
+    return TrainingSet(
+        [ordinary(latent) for latent, _ in pairs],
+        [text for _, text in pairs],
+        encoded,
+        fusion.adapter.recipe,
+        {"name": fusion.llm.llm.file.path.name, "identity": fusion.llm.llm.file.identity},
+    )
+
+
+def encode(fused: FusedCLIP, text: str) -> EncodedText:
+    """The states of a caption, as LLM4GEN Conditioning would get them, but that parentheses are ordinary characters."""
+    tokens = fused.tokenize(text, disable_weights=True)
+    states = fused.plain().encode_from_tokens(without_llm(tokens))
+    fused.check_fit(tokens, states)
+    features = fused.fusion.features(tokens[LLM_TOKENS][0])
+    return EncodedText(ordinary(states[0]), Features(ordinary(half(features.states)), features.rows))
+
+
+def contexts(clip: Any, texts: Iterable[str]) -> dict[str, Tensor]:
+    """What a CLIP gives a UNet for each text, such as the fused tokens of LLM4GEN CLIP: [m, c]."""
+    texts = list(texts)
+    step = host.progress(len(texts))
+    found = {}
+    for text in texts:
+        found[text] = ordinary(half(clip.encode_from_tokens(clip.tokenize(text, disable_weights=True))[0]))
+        step()
+    return found
+
+
+def latents_of(images: Sequence[Tensor], vae: Any) -> list[Tensor]:
+    """Pictures [b, h, w, 3] → a latent [c, h, w] for each. Shows progress."""
+    step = host.progress(len(images))
+    found: list[Tensor] = []
+    for image in images:
+        found += vae.encode(image[..., :3])
+        step()
+    return found
+
+
+def ordinary(tensor: Tensor) -> Tensor:
+    """A copy in main memory that autograd may keep; nodes run in inference mode, whose tensors it refuses."""
+    with torch.inference_mode(False):
+        return tensor.detach().to("cpu", copy=True)
+
+
+def half(states: Tensor) -> Tensor:
+    """States in half of their memory, unless they do not fit into fp16's range."""
+    small = states.half()
+    return small if small.isfinite().all() else states

@@ -1,0 +1,58 @@
+"""What tells one training from another, and what an adapter's file says of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...models.training.settings import COSINE
+from ..managed import ManagedAdapter
+from .data import TrainingSet
+from .job import Job
+
+
+def digest(tensors: Mapping[str, Tensor], *others: object) -> str:
+    """A sha256 that changes with the names and bytes of tensors and with the other values."""
+    found = hashlib.sha256(repr(others).encode())
+    for name, tensor in tensors.items():
+        found.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
+        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def job_digest(
+    job: Job,
+    pairs: TrainingSet,
+    start: ManagedAdapter,
+    models: Sequence[object],
+    known: Mapping[str, Tensor],
+) -> str:
+    """Changes with all that decides on a step. With a constant learning rate, that is not the number of steps.
+
+    models: what tells the models apart. known: text → the teacher's context.
+    """
+    settings = job.settings if job.settings.decay == COSINE else replace(job.settings, steps=0)
+    tensors = {f"start {name}": weight for name, weight in start.adapter.state_dict().items()}
+    tensors |= {f"latent {index}": latent for index, latent in enumerate(pairs.latents)}
+    tensors |= {f"clip {text}": states.clip for text, states in pairs.encoded.items()}
+    tensors |= {f"llm {text}": states.llm.states for text, states in pairs.encoded.items()}
+    tensors |= {f"teacher {text}": context for text, context in known.items()}
+    return digest(
+        tensors, pairs.texts, pairs.recipe, settings, job.rank, job.quiet_start, job.precision, models
+    )
+
+
+def facts_of(job: Job, pairs: TrainingSet, start: ManagedAdapter) -> dict[str, Any]:
+    """What an adapter's file says of the data and the settings that it was trained with."""
+    return {
+        "pictures": len(pairs.latents),
+        "captions": len(set(pairs.texts)),
+        "llm": dict(pairs.llm),
+        "settings": asdict(job.settings),
+        "quiet_start": job.quiet_start if start.is_new else 0,
+    }

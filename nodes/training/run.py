@@ -1,0 +1,248 @@
+"""One training of the graph: prepares the models, runs the steps, and keeps what was learnt whatever ends it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from comfy.sd import load_lora_for_models
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...models.errors import OutOfMemory, WrongTraining
+from ...models.training.checkpointing import recomputed
+from ...models.training.denoise import Denoise
+from ...models.training.match import Match
+from ...models.training.quiet_start import QuietStart
+from ...models.training.settings import COSINE, Drops
+from ...models.training.start import adapter_from
+from ...models.training.state import load_state, save_state
+from ...models.training.trainer import Objective, Trainer
+from .. import folders, host
+from ..managed import ManagedAdapter
+from .data import TrainingSet, contexts
+from .job import Job
+from .record import digest, facts_of, job_digest
+from .unet import Teacher, UNetInTraining
+
+log = logging.getLogger(__name__)
+
+QUIET_RATE = 1e-3  # the learning rate of the quiet start, which ends at 0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """adapter and lora: what was learnt. model: the user's MODEL with the LoRA. losses: of each step."""
+
+    adapter: ManagedAdapter
+    lora: dict[str, Tensor]
+    model: Any
+    losses: list[float]
+
+
+def train(
+    model: Any,
+    data: TrainingSet,
+    adapter: ManagedAdapter,
+    job: Job,
+    *,
+    teacher_clip: Any = None,
+    teacher_model: Any = None,
+) -> Trained:
+    """Trains a copy of the adapter. The user's models stay as they are, whatever ends it.
+
+    With a teacher's CLIP the objective is `Match`, else `Denoise`.
+    Raises: WrongTraining, UntrainableModel, TrainingDiverged, UnusableState, OutOfMemory.
+    """
+    check_fit(data, adapter, teacher_clip, teacher_model)
+    known = contexts(teacher_clip, data.encoded) if teacher_clip is not None else None
+    with torch.inference_mode(False):
+        unet = UNetInTraining(
+            model,
+            rank=job.rank,
+            dtype=host.training_dtype(model, job.precision),
+            seed=job.settings.seed,
+        )
+        teacher = None if known is None else Teacher(teacher_model or model)
+        try:
+            return Run(model, unet, data, adapter, job, teacher, known).result()
+        except Exception as error:
+            if not host.is_out_of_memory(error):
+                raise
+            raise OutOfMemory(
+                f"There is not enough memory to train with batches of {job.settings.batch_size}. Use a smaller "
+                "batch_size with more accumulate, gradient_checkpointing, the precision bf16, or smaller pictures."
+            ) from error
+        finally:
+            host.release(unet.patcher)
+
+
+def check_fit(data: TrainingSet, adapter: ManagedAdapter, teacher_clip: Any, teacher_model: Any) -> None:
+    """Raises: WrongTraining if adapter and training set do not belong together."""
+    if data.recipe != adapter.recipe:
+        raise WrongTraining(
+            f"The training set was encoded with the recipe {data.recipe}, but the adapter has {adapter.recipe}. "
+            "Connect the same adapter to Training Set and Train Cross-Adapter."
+        )
+    width = data.encoded[""].llm.states.shape[1]
+    if width != adapter.adapter.config.llm_dim:
+        raise WrongTraining(
+            f"The training set's LLM states are {width} wide, but the adapter takes {adapter.adapter.config.llm_dim}. "
+            "Connect the same LLM to New Cross-Adapter and Training Set."
+        )
+    if teacher_model is not None and teacher_clip is None:
+        raise WrongTraining("There is a teacher_model without a teacher_clip. Connect both, or none.")
+
+
+class Run:
+    """A training with its models on their device.
+
+    known: text → the teacher's context, where there is a teacher.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        unet: UNetInTraining,
+        pairs: TrainingSet,
+        start: ManagedAdapter,
+        job: Job,
+        teacher: Teacher | None,
+        known: dict[str, Tensor] | None,
+    ):
+        self.model, self.unet, self.pairs, self.start = model, unet, pairs, start
+        self.job, self.teacher = job, teacher
+        self.base = digest(unet.patcher.model.diffusion_model.state_dict())
+        models = [self.base, host.origin(model), teacher and host.origin(teacher.patcher)]
+        self.digest = job_digest(job, pairs, start, models, known or {})
+        self.data = pairs.data(unet.patcher.model.process_latent_in, known)
+        self.device = host.load_to_train([unet.patcher, *([teacher.patcher] if teacher else [])])
+        self.adapter = adapter_from(start.adapter, start.adapter.config.llm_dim, 0).to(self.device)
+        self.trainer = Trainer(
+            self.objective(),
+            self.data,
+            job.settings,
+            timesteps=len(unet.schedule.alphas),
+            adapter=self.adapter,
+            unet=unet.learns,
+            device=self.device,
+        )
+
+    @property
+    def state_file(self) -> Path:
+        return folders.training_folder() / f"{self.digest[:16]}.safetensors"
+
+    def objective(self) -> Objective:
+        gamma = self.job.settings.gamma
+        if self.teacher is None:
+            return Denoise(self.unet.predict, self.unet.schedule, self.adapter, gamma)
+        if (
+            self.teacher.schedule.prediction != self.unet.schedule.prediction
+            or self.teacher.schedule.alphas.tolist() != self.unet.schedule.alphas.tolist()
+        ):
+            raise WrongTraining(
+                f"The teacher's MODEL predicts {self.teacher.schedule.prediction} and the student's "
+                f"{self.unet.schedule.prediction}, or their noise schedules differ. Use models of the same kind."
+            )
+        return Match(self.unet.predict, self.teacher.predict, self.unet.schedule, self.adapter, gamma)
+
+    def result(self) -> Trained:
+        """Runs what is left of the training."""
+        blocks = list(self.unet.blocks) if self.job.checkpointing else []
+        with recomputed(blocks):
+            if not self.resumed() and self.start.is_new and self.job.quiet_start:
+                self.quiet_start()
+            with self.kept():
+                self.run()
+        lora = {name: weight.detach().clone().cpu() for name, weight in self.unet.lora.items()}
+        lora |= {name: weight.cpu() for name, weight in self.trainer.result("unet").items()}
+        model = load_lora_for_models(self.model, None, lora, 1.0, 0)[0] if lora else self.model
+        weights = {name: weight.cpu() for name, weight in self.trainer.result("adapter").items()}
+        entry = json.dumps(
+            {
+                "steps": self.trainer.steps,
+                "objective": "denoise" if self.teacher is None else "match",
+                **facts_of(self.job, self.pairs, self.start),
+                "unet": self.base,
+                "lora": digest(lora) if lora else None,
+            }
+        )
+        adapter = ManagedAdapter.holding(weights, self.adapter.config, self.start.recipe, training=entry)
+        return Trained(adapter, lora, model, self.trainer.losses)
+
+    def resumed(self) -> bool:
+        """Goes on from the state of the same job, if there is one."""
+        if not self.job.resume or not self.state_file.is_file():
+            return False
+        load_state(self.trainer, self.state_file, self.digest)
+        log.info("The training goes on after step %d of %d.", self.trainer.steps, self.job.settings.steps)
+        return True
+
+    def quiet_start(self) -> None:
+        """Fits a new adapter to the prediction on CLIP's tokens alone."""
+        settings = replace(
+            self.job.settings,
+            steps=self.job.quiet_start,
+            learning_rate=QUIET_RATE,
+            warm_up=min(10, self.job.quiet_start),
+            decay=COSINE,
+            ema=0.0,
+            drops=Drops(self.job.settings.drops.text, 0.0, 0.0),
+        )
+        trainer = Trainer(
+            QuietStart(self.unet.predict, self.unet.schedule, self.adapter),
+            self.data,
+            settings,
+            timesteps=self.trainer.timesteps,
+            adapter=self.adapter,
+            device=self.device,
+        )
+        trainer.run(shown("quiet start", trainer))
+        self.trainer.restart_average()
+
+    def run(self) -> None:
+        show = shown("training", self.trainer)
+
+        def on_step() -> None:
+            if self.job.save_every and self.trainer.steps % self.job.save_every == 0:
+                save_state(self.trainer, self.state_file, self.digest)
+            show()
+
+        self.trainer.run(on_step)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Saves the state when the block ends, also by Cancel or an error."""
+        before = self.trainer.steps
+        try:
+            yield
+        finally:
+            if self.trainer.steps > before:
+                save_state(self.trainer, self.state_file, self.digest)
+                log.info(
+                    "The state after step %d is kept in %s. The same node with the same inputs goes on from there.",
+                    self.trainer.steps,
+                    self.state_file,
+                )
+
+
+def shown(what: str, trainer: Trainer) -> Callable[[], None]:
+    """Shows steps in the node's bar, and loss, speed and time left in the console. Cancel ends it at the next step."""
+    total, done = trainer.settings.steps, trainer.steps
+    step = host.progress(total, done)
+    bar = tqdm(total=total, initial=done, desc=f"LLM4GEN {what}")
+
+    def show() -> None:
+        bar.set_postfix(loss=f"{trainer.losses[-1]:.4f}", refresh=False)
+        bar.update(1)
+        step()
+        if trainer.steps >= total:
+            bar.close()
+
+    return show

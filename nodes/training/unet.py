@@ -1,0 +1,140 @@
+"""A MODEL's UNet as the trainer calls it: a copy that lets gradients through, with or without a LoRA that learns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from comfy.weight_adapter import adapter_maps
+from torch import Tensor, nn
+
+from ...models.errors import UntrainableModel
+from ...models.training.schedule import EPS, NoiseSchedule, V
+from .. import host
+
+WHICH = "Connect a MODEL of SD1.5 from Load Checkpoint or Load Diffusion Model, in fp32, fp16 or bf16."
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class UNetInTraining:
+    """A copy of a MODEL, with its LoRA and merges, whose UNet is read again from its file.
+
+    ComfyUI loads models in inference mode, so gradients cannot pass through the weights of the user's MODEL. The copy
+    also keeps the user's weights as they are. Make and use it outside of inference mode.
+
+    rank:  of the LoRA on the projections of all attention layers; None: the UNet stays as it is.
+    dtype: in which the UNet is computed.
+    Raises: UntrainableModel.
+    """
+
+    def __init__(self, model: Any, *, rank: int | None, dtype: torch.dtype, seed: int):
+        check_kind(model)
+        self.patcher = host.copy_from_file(model)
+        if self.patcher is None:
+            raise UntrainableModel(f"This MODEL does not know the file that it was loaded from. {WHICH}")
+        check_weights(self.patcher.model)
+        self.patcher.model.requires_grad_(False)
+        self.patcher.set_model_compute_dtype(dtype)
+        self.schedule = schedule_of(self.patcher)
+        self.lora = {} if rank is None else add_lora(self.patcher, rank, seed)
+
+    @property
+    def learns(self) -> dict[str, nn.Parameter]:
+        """The LoRA's matrices."""
+        return {name: weight for name, weight in self.lora.items() if weight.requires_grad}
+
+    @property
+    def blocks(self) -> Iterator[nn.Module]:
+        """What gradient checkpointing computes again: the layers of the UNet's blocks."""
+        unet = self.patcher.model.diffusion_model
+        for block in (*unet.input_blocks, unet.middle_block, *unet.output_blocks):
+            yield from block or ()
+
+    def predict(self, noised: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """See `models.training.schedule.Predict`."""
+        return predict(self.patcher.model, self.schedule, noised, timesteps, context)
+
+
+class Teacher:
+    """A MODEL that predicts and does not learn. It stays in inference mode, as all of the user's models."""
+
+    def __init__(self, model: Any):
+        check_kind(model)
+        self.patcher = model
+        self.schedule = schedule_of(model)
+
+    def predict(self, noised: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+        """See `models.training.schedule.Predict`."""
+        with torch.inference_mode():
+            prediction = predict(self.patcher.model, self.schedule, noised, timesteps, context)
+        return prediction.clone()  # an ordinary tensor, which autograd may keep
+
+
+def predict(
+    model: Any, schedule: NoiseSchedule, noised: Tensor, timesteps: Tensor, context: Tensor
+) -> Tensor:
+    """A UNet's prediction, through ComfyUI's own call.
+
+    ComfyUI takes latents that are larger by √(sigma² + 1), and returns the clean latents that the prediction implies.
+    """
+    alphas = schedule.alphas.to(noised.device)[timesteps, None, None, None]
+    sigma = ((1 - alphas) / alphas).sqrt()
+    x = noised / alphas.sqrt()
+    clean = model.apply_model(x, sigma.flatten(), c_crossattn=context)
+    noise = (x - clean) / sigma
+    # v = √a · noise - √(1 - a) · clean
+    return noise if schedule.prediction == EPS else alphas.sqrt() * noise - (1 - alphas).sqrt() * clean
+
+
+def schedule_of(patcher: Any) -> NoiseSchedule:
+    """Reads the noise schedule and what the UNet predicts, also where a node such as ModelSamplingDiscrete set them.
+
+    Raises: UntrainableModel.
+    """
+    sampling = patcher.get_model_object("model_sampling")
+    sigmas = sampling.sigmas.detach().clone().double()
+    # What clean latents follow from a prediction of 1 at sigma = 2, without latents?
+    found = sampling.calculate_denoised(torch.tensor([2.0]), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
+    predictions = {EPS: -2.0, V: -2.0 / 5**0.5}
+    kind = next((name for name, value in predictions.items() if abs(found.item() - value) < 1e-3), None)
+    if kind is None:
+        raise UntrainableModel(
+            f"This MODEL predicts neither noise nor velocity, but what {type(sampling).__name__} stands for. {WHICH}"
+        )
+    return NoiseSchedule((1 / (sigmas**2 + 1)).float(), kind)
+
+
+def check_kind(model: Any) -> None:
+    """Raises: UntrainableModel if a MODEL is not of SD1.5's kind."""
+    config = model.model.model_config.unet_config
+    found = {name: config.get(name) for name in ("context_dim", "in_channels", "adm_in_channels")}
+    if found != {"context_dim": 768, "in_channels": 4, "adm_in_channels": None}:
+        kind = type(model.model.model_config).__name__
+        raise UntrainableModel(
+            f"This MODEL is {kind} ({', '.join(f'{name}: {value}' for name, value in found.items())}). {WHICH}"
+        )
+
+
+def check_weights(model: Any) -> None:
+    """Raises: UntrainableModel if weights are quantised."""
+    for name, weight in model.diffusion_model.named_parameters():
+        if weight.dtype not in DTYPES or type(weight.data) is not Tensor:
+            kind = f"{type(weight.data).__name__} in {weight.dtype}".replace("torch.", "")
+            raise UntrainableModel(f"This MODEL is quantised: {name} is {kind}. {WHICH}")
+
+
+def add_lora(patcher: Any, rank: int, seed: int) -> dict[str, nn.Parameter]:
+    """Puts core's LoRA on the projections of all attention layers. Returns its tensors by the names of core's files.
+
+    Its scale is 1 (alpha equals the rank), and it starts as no change.
+    """
+    found: dict[str, nn.Parameter] = {}
+    with torch.random.fork_rng(devices=[]):  # core draws from the global generator
+        torch.manual_seed(seed)
+        for name, module in patcher.model.named_modules():
+            if (".attn1.to_" in name or ".attn2.to_" in name) and hasattr(module, "weight_function"):
+                lora = adapter_maps["LoRA"].create_train(module.weight, rank=rank, alpha=float(rank))
+                patcher.add_weight_wrapper(f"{name}.weight", lora)
+                found |= {f"{name}.{part}": weight for part, weight in lora.named_parameters()}
+    return found

@@ -1,0 +1,425 @@
+"""The nodes that train, in a real ComfyUI and in inference mode, as ComfyUI runs every node."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import in_process
+from llm4gen.models.errors import UntrainableModel, WrongTraining
+from sandbox.client import Interrupted
+from sandbox.standins import CHECKPOINT, ENCODER
+from tiny import identical, relative_error
+
+TEXTS = ["a red cat on a mat", "a blue dog"]
+JOB = {
+    "steps": 2,
+    "batch_size": 2,
+    "accumulate": 1,
+    "learning_rate": 1e-3,
+    "unet": "frozen",
+    "rank": 4,
+    "drop_text": 0.0,
+    "drop_llm": 0.0,
+    "drop_clip": 0.0,
+    "min_snr": 5.0,
+    "quiet_start": 0,
+    "seed": 1,
+    "precision": "auto",
+    "gradient_checkpointing": False,
+    "save_every": 0,
+    "resume": False,
+}
+
+
+@pytest.fixture(scope="module")
+def nodes(started):
+    from llm4gen.nodes import train  # noqa: PLC0415
+
+    return train
+
+
+@pytest.fixture(scope="module")
+def new(nodes, llm):
+    """A new adapter for the stand-in LLM."""
+
+    def new(**changes):
+        inputs = {"template": "{text}", "system": "", "tokens": 12, "padding": "keep", "layer": -1}
+        inputs |= {"heads": 8, "mlp_dim": 64, "seed": 0}
+        with torch.inference_mode():
+            return in_process.run(nodes.NewCrossAdapter, llm=llm, **inputs | changes)
+
+    return new
+
+
+@pytest.fixture(scope="module")
+def fresh(new):
+    return new()
+
+
+@pytest.fixture(scope="module")
+def images():
+    torch.manual_seed(0)
+    return [torch.rand(1, 64, 64, 3), torch.rand(1, 64, 64, 3)]
+
+
+@pytest.fixture(scope="module")
+def training_set(nodes, checkpoint, llm, fresh, images):
+    _, clip, vae = checkpoint
+    with torch.inference_mode():
+        return in_process.run(
+            nodes.TrainingSetNode,
+            texts=TEXTS,
+            clip=[clip],
+            llm=[llm],
+            adapter=[fresh],
+            images=images,
+            vae=[vae],
+        )
+
+
+@pytest.fixture(scope="module")
+def train(nodes, model, training_set, fresh):
+    """Train Cross-Adapter: its five outputs."""
+
+    def train(model=model, training_set=training_set, adapter=fresh, **changes):
+        with torch.inference_mode():
+            return nodes.TrainCrossAdapter.execute(model, training_set, adapter, **JOB | changes).args
+
+    return train
+
+
+@pytest.fixture
+def states(started):
+    """The files of states that the test's trainings leave."""
+    from llm4gen.nodes import folders  # noqa: PLC0415
+
+    before = set(folders.training_folder().iterdir())
+    return lambda: sorted(set(folders.training_folder().iterdir()) - before)
+
+
+def weights_of(module):
+    return {name: weight.clone() for name, weight in module.state_dict().items()}
+
+
+def equal(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def conditioned(condition, adapter):
+    return condition(TEXTS[0], adapter=adapter)
+
+
+def test_what_an_adapter_learns_from_is_what_conditioning_gives(training_set, fresh, condition):
+    from llm4gen.models.training.data import Drawn, batches  # noqa: PLC0415
+
+    text = training_set.encoded[TEXTS[0]]
+    nothing = torch.zeros(4, 8, 8)
+    (batch,) = batches([Drawn(nothing, text.clip, text.llm, None, nothing, 0)], torch.device("cpu"))
+    with torch.inference_mode():
+        ((expected, _),) = conditioned(condition, fresh)
+        found = batch.context(fresh.adapter)
+    assert found.shape == (1, 77 + 12, 768)
+    assert torch.equal(found[:, :77], expected[:, :77])
+    assert relative_error(found, expected) <= 1e-3  # the LLM's states are kept in fp16
+
+
+def test_a_saved_adapter_gives_to_the_bit_what_the_trained_one_gave(
+    train, nodes, started, condition, fresh, llm, states
+):
+    adapter, lora, _, losses, steps = train()
+    assert not equal(weights_of(adapter.adapter), weights_of(fresh.adapter))
+    assert (lora, steps, len(losses["loss"])) == ({}, 2, 2)
+    with torch.inference_mode():
+        nodes.SaveCrossAdapter.execute(adapter, "a folder/mine", notes="for tests")
+        started.folders.filename_list_cache.clear()
+        loaded = in_process.run(
+            started.ours["LLM4GEN_LoadCrossAdapter"], adapter_name="a folder/mine_00001_.safetensors"
+        )
+    assert identical(conditioned(condition, loaded), conditioned(condition, adapter))
+    assert loaded.recipe == adapter.recipe == fresh.recipe
+    entry = json.loads(loaded.training)
+    assert entry.pop("notes") == "for tests"
+    assert entry == json.loads(adapter.training)
+    assert (entry["steps"], entry["pictures"], entry["captions"], entry["objective"]) == (2, 2, 2, "denoise")
+    assert entry["llm"] == {"name": llm.llm.file.path.name, "identity": llm.llm.file.identity}
+    assert entry["settings"]["learning_rate"] == JOB["learning_rate"]
+    assert len(states()) == 1
+
+
+def test_training_leaves_the_users_models_as_they_are(
+    train, model, checkpoint, llm, fresh, sample, condition
+):
+    before = weights_of(model.model), weights_of(checkpoint[1].cond_stage_model), weights_of(fresh.adapter)
+    positive = conditioned(condition, fresh)
+    latent = sample(positive, positive).samples
+    patches = dict(model.patches)
+    train(unet="LoRA", quiet_start=1)
+    after = weights_of(model.model), weights_of(checkpoint[1].cond_stage_model), weights_of(fresh.adapter)
+    assert all(equal(one, other) for one, other in zip(before, after, strict=True))
+    assert dict(model.patches) == patches
+    assert torch.equal(sample(positive, positive).samples, latent)
+
+
+def test_after_a_training_comfyui_has_forgotten_the_copy(train, model):
+    import comfy.model_management as management  # noqa: PLC0415
+
+    train(steps=1)
+    loaded = [entry.model for entry in management.current_loaded_models]
+    assert all(patcher is None or patcher is model or patcher.model is not model.model for patcher in loaded)
+    kinds = [type(patcher.model).__name__ for patcher in loaded if patcher is not None]
+    assert kinds.count(type(model.model).__name__) <= 1
+
+
+def test_a_lora_that_was_learnt_is_one_that_core_takes(train, started, model, sample, condition, fresh):
+    adapter, lora, with_lora, _, _ = train(unet="LoRA", learning_rate=1e-2)
+    from comfy_extras.nodes_train import LoraModelLoader  # noqa: PLC0415
+
+    assert {name.rsplit(".", 2)[-2] for name in lora if name.endswith(".weight")} == {"lora_up", "lora_down"}
+    with torch.inference_mode():
+        by_core = in_process.run(LoraModelLoader, model=model, lora=lora, strength_model=1.0)
+    positive = conditioned(condition, adapter)
+    ours, cores, plain = (
+        sample(positive, positive, model=one).samples for one in (with_lora, by_core, model)
+    )
+    assert torch.equal(ours, cores)
+    assert not torch.equal(ours, plain)
+    layers = {name.split(".lora_")[0] for name in lora if ".lora_" in name}
+    assert len(with_lora.patches) == len(layers), "core knows every layer of the LoRA"
+
+
+def test_the_same_job_gives_the_same_adapter_with_and_without_checkpointing(train):
+    """Another seed gives another."""
+    jobs = ({"gradient_checkpointing": True}, {}, {"seed": 2})
+    first, second, other = (weights_of(train(steps=1, **job)[0].adapter) for job in jobs)
+    assert equal(first, second)
+    assert not equal(first, other)
+
+
+def test_cancel_ends_within_a_step_and_the_same_job_goes_on_to_the_bit(train, states, monkeypatch):
+    import comfy.model_management as management  # noqa: PLC0415
+
+    from llm4gen.models.training.trainer import Trainer  # noqa: PLC0415
+
+    job = {"unet": "LoRA", "steps": 3, "seed": 11}
+    whole = train(**job)
+    for file in states():
+        file.unlink()
+    step = Trainer.step
+
+    def cancelled(trainer):
+        loss = step(trainer)
+        if trainer.steps == 2:
+            management.interrupt_current_processing(True)
+        return loss
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", cancelled)
+        with pytest.raises(management.InterruptProcessingException):
+            train(**job)
+    (file,) = states()
+    with safe_open(file, framework="pt") as state:
+        assert len(state.get_tensor("losses")) == 2, "the step that ran was the last"
+    calls = []
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "step", lambda trainer: calls.append(trainer.steps) or step(trainer))
+        resumed = train(**job, resume=True)
+    assert calls == [2]
+    assert resumed[3] == whole[3]
+    assert equal(weights_of(resumed[0].adapter), weights_of(whole[0].adapter))
+    assert equal(resumed[1], whole[1])
+
+
+def test_more_steps_go_on_and_another_job_starts_anew(train, states):
+    train(steps=1, seed=21)
+    assert len(train(steps=2, seed=21, resume=True)[3]["loss"]) == 2
+    assert len(states()) == 1
+    train(steps=1, seed=22, resume=True)
+    assert len(states()) == 2
+
+
+def test_a_state_is_kept_every_few_steps(train, states, monkeypatch):
+    from llm4gen.nodes.training import run  # noqa: PLC0415
+
+    saved = []
+    save_state = run.save_state
+    monkeypatch.setattr(
+        run, "save_state", lambda trainer, *rest: saved.append(trainer.steps) or save_state(trainer, *rest)
+    )
+    train(steps=3, save_every=2, seed=31)
+    assert saved == [2, 3]
+    assert len(states()) == 1
+
+
+def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(train, started, clip, llm, fresh, model):
+    """The teacher reads the same captions through the same adapter, so the first loss is 0 but for rounding."""
+    with torch.inference_mode():
+        teacher = in_process.run(
+            started.ours["LLM4GEN_ApplyToCLIP"], clip=clip, llm=llm, adapter=fresh, strength=1.0
+        )
+    *_, losses, _ = train(steps=1, teacher_clip=teacher, teacher_model=model)
+    assert losses["loss"][0] < 1e-6
+    *_, losses, _ = train(steps=1, teacher_clip=clip)
+    assert losses["loss"][0] > 1e-4
+
+
+def test_only_a_new_adapter_gets_a_quiet_start(train, new, fresh):
+    assert not equal(*(weights_of(train(steps=0, quiet_start=n)[0].adapter) for n in (0, 2)))
+    trained = new(start_from=fresh, seed=5)
+    assert equal(weights_of(trained.adapter), weights_of(fresh.adapter))
+    started_from = weights_of(train(adapter=trained, steps=0, quiet_start=2)[0].adapter)
+    assert equal(started_from, weights_of(trained.adapter))
+
+
+def test_a_new_adapter_can_be_used_as_any_other(fresh, condition):
+    ((states, _),) = conditioned(condition, fresh)
+    assert states.shape == (1, 77 + 12, 768)
+    assert states.isfinite().all()
+    assert fresh.is_new
+
+
+def test_pictures_of_several_sizes_and_batches_are_learnt_from_together(nodes, checkpoint, llm, fresh, train):
+    _, clip, vae = checkpoint
+    images = [torch.rand(2, 64, 64, 3), torch.rand(1, 64, 128, 4)]
+    with torch.inference_mode():
+        found = in_process.run(
+            nodes.TrainingSetNode,
+            texts=[TEXTS[0]] * 3,
+            clip=[clip],
+            llm=[llm],
+            adapter=[fresh],
+            images=images,
+            vae=[vae],
+        )
+        expected = vae.encode(images[1][..., :3])[0]
+    assert [tuple(latent.shape) for latent in found.latents] == [(4, 8, 8), (4, 8, 8), (4, 8, 16)]
+    assert torch.equal(found.latents[2], expected)
+    assert train(training_set=found, steps=1, batch_size=3)[4] == 1
+
+
+def test_pictures_without_a_caption_are_named_and_left_out(nodes, checkpoint, llm, fresh, caplog):
+    _, clip, _ = checkpoint
+    latents = [{"samples": torch.zeros(2, 4, 8, 8)}, {"samples": torch.zeros(1, 4, 8, 8)}]
+    with torch.inference_mode():
+        found = in_process.run(
+            nodes.TrainingSetNode,
+            texts=["", TEXTS[0], "  "],
+            clip=[clip],
+            llm=[llm],
+            adapter=[fresh],
+            latents=latents,
+        )
+    assert list(found.texts) == [TEXTS[0]]
+    assert "2 of 3 pictures have no caption and are left out: 1, 3." in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"texts": TEXTS[:1]}, "There are 2 pictures and 1 captions"),
+        ({"texts": ["", " "]}, "no picture with a caption"),
+        ({"vae": None}, "either images and vae, or latents"),
+        ({"images": None, "vae": None}, "either images and vae, or latents"),
+        ({"latents": [{"samples": torch.zeros(2, 4, 8, 8)}]}, "either images and vae, or latents"),
+    ],
+)
+def test_a_training_set_that_is_not_whole_is_refused(nodes, checkpoint, llm, fresh, images, changes, message):
+    _, clip, vae = checkpoint
+    inputs = {
+        "texts": TEXTS,
+        "images": images,
+        "vae": [vae],
+        "clip": [clip],
+        "llm": [llm],
+        "adapter": [fresh],
+    }
+    with torch.inference_mode(), pytest.raises(WrongTraining, match=message):
+        nodes.TrainingSetNode.execute(**inputs | changes)
+
+
+def test_an_adapter_with_another_recipe_is_refused(train, new):
+    with pytest.raises(
+        WrongTraining, match="Connect the same adapter to Training Set and Train Cross-Adapter"
+    ):
+        train(adapter=new(tokens=13))
+
+
+def test_a_teachers_model_without_its_clip_is_refused(train, model):
+    with pytest.raises(WrongTraining, match="teacher_model without a teacher_clip"):
+        train(teacher_model=model)
+
+
+def test_models_that_cannot_be_trained_say_which_can(train, model, started, monkeypatch):
+    advice = "Connect a MODEL of SD1.5 from Load Checkpoint or Load Diffusion Model, in fp32, fp16 or bf16"
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete  # noqa: PLC0415
+
+    unknown = model.clone()
+    unknown.cached_patcher_init = None
+    with pytest.raises(UntrainableModel, match=f"does not know the file.*{advice}"):
+        train(model=unknown)
+    clean = ModelSamplingDiscrete().patch(model, "x0", zsnr=False)[0]
+    with pytest.raises(UntrainableModel, match=f"predicts neither noise nor velocity.*{advice}"):
+        train(model=clean)
+    other = model.clone()
+    monkeypatch.setitem(other.model.model_config.unet_config, "in_channels", 9)
+    with pytest.raises(UntrainableModel, match=f"This MODEL is SD15 .*in_channels: 9.*{advice}"):
+        train(model=other)
+
+
+def test_a_quantised_model_is_refused(train, started, put, standin):
+    unet = {name: tensor for name, tensor in standin.items() if name.startswith("model.diffusion_model.")}
+    put("diffusion_models", "to_quantise.safetensors", unet)
+    with torch.inference_mode():
+        (model,) = started.core.UNETLoader().load_unet("to_quantise.safetensors", "fp8_e4m3fn")
+    with pytest.raises(UntrainableModel, match=r"This MODEL is quantised: .* float8_e4m3fn"):
+        train(model=model)
+
+
+def test_a_prefix_that_leads_out_of_the_folder_is_refused(nodes, fresh):
+    for prefix in ("../elsewhere", "/tmp/elsewhere", "", "."):
+        with pytest.raises(WrongTraining, match="leads out of llm4gen"):
+            nodes.SaveCrossAdapter.execute(fresh, prefix)
+
+
+def graph(**job):
+    """A prompt for the server that trains on an empty latent (node 5) and saves the adapter (node 6)."""
+    recipe = {"template": "{text}", "system": "", "tokens": 12, "padding": "keep", "layer": -1}
+    nodes = {
+        "1": ("CheckpointLoaderSimple", {"ckpt_name": CHECKPOINT}),
+        "2": ("LLM4GEN_LoadLLMEncoder", {"encoder_name": ENCODER}),
+        "3": (
+            "LLM4GEN_NewCrossAdapter",
+            {"llm": ["2", 0], **recipe, "heads": 8, "mlp_dim": 64, "seed": 0},
+        ),
+        "4": (
+            "LLM4GEN_TrainingSet",
+            {"texts": ["8", 0], "clip": ["1", 1], "llm": ["2", 0], "adapter": ["3", 0], "latents": ["7", 0]},
+        ),
+        "5": (
+            "LLM4GEN_TrainCrossAdapter",
+            {"model": ["1", 0], "training_set": ["4", 0], "adapter": ["3", 0], **JOB, "resume": True, **job},
+        ),
+        "6": ("LLM4GEN_SaveCrossAdapter", {"adapter": ["5", 0], "prefix": "trained_in_a_graph"}),
+        "7": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
+        "8": ("PrimitiveString", {"value": TEXTS[1]}),
+        "9": ("PreviewAny", {"source": ["5", 4]}),
+    }
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
+def test_a_training_that_is_cancelled_in_a_server_goes_on_and_its_adapter_is_listed(client, server):
+    def cancel(kind, data):
+        if kind == "progress" and data["node"] == "5":
+            client.interrupt()
+
+    with pytest.raises(Interrupted):
+        client.run(graph(steps=1_000_000, batch_size=1), cancel)
+    outputs = client.run(graph(steps=1, batch_size=1))
+    (file,) = outputs["6"]["text"]
+    assert file == "trained_in_a_graph_00001_.safetensors"
+    assert int(outputs["9"]["text"][0]) >= 1, "what was learnt before Cancel"
+    loader = client.object_info()["LLM4GEN_LoadCrossAdapter"]
+    assert file in loader["input"]["required"]["adapter_name"][1]["options"]
+    (saved,) = server.base.rglob(file)
+    saved.unlink()  # other tests expect the stand-in alone

@@ -1,0 +1,158 @@
+"""ComfyUI's UNet, as the trainer calls it, gives the losses and gradients of diffusers' UNet with the same weights."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+import training
+from llm4gen.models.cross_adapter import CrossAdapterConfig
+from llm4gen.models.training.data import Drawn, batches
+from llm4gen.models.training.denoise import Denoise
+from llm4gen.models.training.start import new_adapter
+from tiny import relative_error
+
+EXACT = 1e-4
+CONFIG = CrossAdapterConfig(clip_dim=768, llm_dim=24, mlp_dim=64, heads=8)
+
+
+@pytest.fixture(scope="module")
+def diffusers_unet():
+    """A UNet that ComfyUI takes for SD1.5's: one level of 320 channels, with a transformer in each block."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(320,),
+        layers_per_block=1,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        cross_attention_dim=768,
+        attention_head_dim=8,
+    )
+    return unet.eval().requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def patcher(diffusers_unet, load_unet):
+    """The same weights under ComfyUI's names, loaded by core's Load Diffusion Model."""
+    weights = diffusers_unet.state_dict()
+    ours = names_in_diffusers()
+    assert set(ours.values()) >= weights.keys()
+    tensors = {
+        f"model.diffusion_model.{one}": weights[other].clone()
+        for one, other in ours.items()
+        if other in weights
+    }
+    return load_unet("for_training.safetensors", tensors)
+
+
+@pytest.fixture
+def in_training(started, patcher):
+    """Makes a `UNetInTraining` of a MODEL, on its device."""
+    from llm4gen.nodes import host  # noqa: PLC0415
+    from llm4gen.nodes.training.unet import UNetInTraining  # noqa: PLC0415
+
+    made = []
+
+    def make(model=patcher, rank=None, dtype=torch.float32, seed=0):
+        with torch.inference_mode(False):
+            made.append(UNetInTraining(model, rank=rank, dtype=dtype, seed=seed))
+            host.load_to_train([made[-1].patcher])
+        return made[-1]
+
+    yield make
+    for unet in made:
+        host.release(unet.patcher)
+
+
+@pytest.fixture
+def v_prediction(started, patcher):
+    """The MODEL after core's ModelSamplingDiscrete, set to velocity."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete  # noqa: PLC0415
+
+    return ModelSamplingDiscrete().patch(patcher, "v_prediction", zsnr=False)[0]
+
+
+def batch():
+    torch.manual_seed(5)
+    drawn = []
+    for index, example in enumerate(training.data(3).examples):
+        noise = torch.randn(example.latent.shape)
+        clip = torch.randn(77, 768)
+        drawn.append(Drawn(example.latent, clip, example.text.llm, None, noise, (20, 500, 950)[index]))
+    (found,) = batches(drawn, torch.device("cpu"))
+    return found
+
+
+def losses_and_gradients(predict, schedule, learns=()):
+    """The loss of each example, and the gradients of a new adapter's weights and of other weights."""
+    adapter = new_adapter(CONFIG, seed=3)
+    weights = [*adapter.parameters(), *learns]
+    losses = Denoise(predict, schedule, adapter)(batch())
+    losses.mean().backward()
+    return losses.detach(), [weight.grad.clone() for weight in weights]
+
+
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_the_loss_and_the_adapters_gradients_equal_those_through_diffusers(
+    prediction, in_training, diffusers_unet, patcher, v_prediction
+):
+    unet = in_training(patcher if prediction == "eps" else v_prediction)
+    assert unet.schedule.prediction == prediction
+    torch.testing.assert_close(
+        unet.schedule.alphas, training.ddpm(prediction).alphas_cumprod, rtol=1e-4, atol=0.0
+    )
+    found, gradients = losses_and_gradients(unet.predict, unet.schedule)
+    expected, others = losses_and_gradients(training.predictor(diffusers_unet), training.schedule(prediction))
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=0.0)
+    names = [name for name, _ in new_adapter(CONFIG, 0).named_parameters()]
+    for name, one, other in zip(names, gradients, others, strict=True):
+        if name != "key.bias":  # the true gradient is 0
+            assert relative_error(one, other) <= EXACT, name
+
+
+def test_the_gradients_of_the_lora_equal_those_through_diffusers(in_training, diffusers_unet):
+    """diffusers' weights get the LoRA's product added by hand."""
+    unet = in_training(rank=4)
+    learns = unet.learns
+    with torch.no_grad():
+        for name, weight in learns.items():
+            if name.endswith("lora_down.weight"):
+                weight.normal_(std=0.05)
+    found, gradients = losses_and_gradients(unet.predict, unet.schedule, learns.values())
+
+    copies = {name: weight.detach().clone().requires_grad_() for name, weight in learns.items()}
+    with torch.no_grad():
+        named = {name: weight.clone() for name, weight in diffusers_unet.named_parameters()}
+    changed = {}
+    for ours, theirs in diffusers_names(learns).items():
+        up, down = (copies[f"{ours}.lora_{part}.weight"] for part in ("up", "down"))
+        changed[theirs] = named[theirs] + up @ down
+
+    def predict(noised, timesteps, context):
+        inputs = (noised, timesteps, context)
+        return torch.func.functional_call(diffusers_unet, {**named, **changed}, inputs).sample
+
+    expected, others = losses_and_gradients(predict, training.schedule(), copies.values())
+    assert len(copies) == 2 * 2 * 4 * 4, (
+        "up and down, self- and cross-attention, q, k, v and out, four transformers"
+    )
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=0.0)
+    for name, one, other in zip(copies, gradients[-len(copies) :], others[-len(copies) :], strict=True):
+        assert one.norm() > 0, name
+        assert relative_error(one, other) <= EXACT, name
+
+
+def diffusers_names(learns):
+    """The LoRA's layers as ComfyUI names them → the weights of diffusers' UNet."""
+    layers, names = {name.split(".lora_")[0] for name in learns}, names_in_diffusers()
+    return {layer: names[f"{layer.removeprefix('diffusion_model.')}.weight"] for layer in layers}
+
+
+def names_in_diffusers():
+    """ComfyUI's names of this UNet's weights → diffusers'."""
+    import comfy.utils  # noqa: PLC0415
+
+    sizes = {"transformer_depth": [1], "channel_mult": (1,), "num_res_blocks": [1]}
+    names = comfy.utils.unet_to_diffusers(
+        {**sizes, "transformer_depth_output": [1, 1], "transformer_depth_middle": 1}
+    )
+    return {ours: theirs for theirs, ours in names.items()}
