@@ -42,15 +42,15 @@ def weight_files(path: Path) -> list[Path]:
 def weight_file_in(folder: Path) -> Path:
     """The file, the first shard or the index of the weights that are meant in a folder.
 
-    What is incomplete, empty or a text comes last; what transformers reads by default comes first, then its variants.
-    Of others the largest is taken, because it is the most precise.
+    What transformers reads by default comes first, then its variants. Of others the largest is taken, because it is the
+    most precise. What is incomplete, empty, a text or no model comes last, so that an error can say what it is.
     Raises: UnreadableFile if the folder holds no weights.
     """
     names = sorted(entry.name for entry in folder.iterdir())
     indexes = [folder / name for name in names if INDEX.fullmatch(name)]
     named = {shard.name for index in indexes for shard in shards_of(index)}
     whole: dict[str, Path] = {}
-    for name in model_names(names):
+    for name in model_names(names) or [name for name in names if name.lower().endswith(SUFFIXES)]:
         if name not in named:
             whole.setdefault(set_name(name), folder / name)
     found = [*indexes, *whole.values()]
@@ -72,8 +72,9 @@ def rank(path: Path) -> tuple[bool, int, int]:
     except (UnreadableFile, OSError):
         size, is_whole = 0, False
     name = INDEX.sub(r"\g<stem>\g<variant>", path.name)
-    shard = SHARD.fullmatch(name)
-    name = shard["stem"] + shard["rest"] if shard else name
+    if shard := SHARD.fullmatch(name):
+        name = shard["stem"] + shard["rest"]
+        is_whole = is_whole and len(files) == int(shard["count"])
     if name in FOLDER_NAMES:
         return not is_whole, FOLDER_NAMES.index(name), len(files)  # one file before several
     return not is_whole, len(FOLDER_NAMES) + (VARIANT.fullmatch(name) is None), -size
@@ -95,12 +96,16 @@ def shards_of(index: Path) -> list[Path]:
 
 
 def shards_beside(path: Path) -> list[Path]:
-    """All shards of a model, given one of them, by their numbers. Any other file stands for itself."""
+    """All shards of a model, given one of them, by their numbers.
+
+    Any other file stands for itself, and so does a shard without any other: it may be a whole model under such a name.
+    """
     shard = SHARD.fullmatch(path.name)
     if shard is None or path.suffix.lower() not in SUFFIXES:
         return [path]
     stem, count, rest = shard["stem"], shard["count"], shard["rest"]
-    return [path.with_name(f"{stem}-{number:05}-of-{count}{rest}") for number in range(1, int(count) + 1)]
+    shards = [path.with_name(f"{stem}-{number:05}-of-{count}{rest}") for number in range(1, int(count) + 1)]
+    return shards if any(shard.is_file() for shard in shards if shard != path) else [path]
 
 
 def check_complete(files: list[Path]) -> list[Path]:

@@ -70,6 +70,8 @@ def put(folder, files):
         ({INDEX: list(SHARDS), "model.safetensors": SMALL}, ["model.safetensors"]),
         ({INDEX: list(SHARDS), "pytorch_model.bin": SMALL}, ["pytorch_model.bin"]),
         ({INDEX: list(SHARDS), SHARDS[0]: LARGE, "pytorch_model.bin": SMALL}, ["pytorch_model.bin"]),
+        ({SHARDS[0]: LARGE, "pytorch_model.bin": SMALL}, ["pytorch_model.bin"]),
+        ({"optimizer.bin": SMALL}, ["optimizer.bin"]),  # so that an error can say what it is
         ({INDEX: ["model-00001-of-00003.safetensors"], **dict.fromkeys(SHARDS, SMALL)}, SHARDS),
         ({INDEX: "{", "model.fp16.safetensors": SMALL}, ["model.fp16.safetensors"]),
         # what is no model, is not complete, or stands in a file's place
@@ -88,16 +90,22 @@ def test_the_weights_that_are_meant_in_a_folder_are_read(files, meant, tmp_path)
     assert [file.name for file in weight_files(tmp_path / "model")] == meant
 
 
-@pytest.mark.parametrize("chosen", SHARDS)
+@pytest.mark.parametrize("chosen", [0, 1, 2])
 def test_a_shard_stands_for_all(chosen, tmp_path):
-    for name in SHARDS:
+    names = [f"model-0000{number}-of-00003.safetensors" for number in (1, 2, 3)]
+    for name in names:
         save_file({name: torch.ones(2)}, tmp_path / name)
-    assert open_weights(tmp_path / chosen).tensors.keys() == set(SHARDS)
-    (tmp_path / SHARDS[1]).unlink()
+    assert open_weights(tmp_path / names[chosen]).tensors.keys() == set(names)
+    (tmp_path / names[1]).unlink()
     with pytest.raises(
-        UnreadableFile, match=rf"lacks 1 of 2 shards: {SHARDS[1]}\. Download them into the same"
+        UnreadableFile, match=rf"lacks 1 of 3 shards: {names[1]}\. Download them into the same"
     ):
-        open_weights(tmp_path / SHARDS[0])
+        open_weights(tmp_path / names[0])
+
+
+def test_the_name_of_a_shard_alone_decides_nothing(tmp_path):
+    save_file(tiny.rankgen_tensors(tiny.t5_encoder()), tmp_path / SHARDS[0])
+    assert open_llm(tmp_path / SHARDS[0]).kind == open_llm(tmp_path).kind == "t5"
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
@@ -112,7 +120,7 @@ def test_shards_without_their_index_load(suffix, tmp_path):
     assert torch.equal(loaded.embedding.weight, oracle.shared.weight)
 
 
-@pytest.mark.parametrize("files", [{}, {"config.json": "{}", "training_args.bin": SMALL}, {"a.gguf": SMALL}])
+@pytest.mark.parametrize("files", [{}, {"config.json": "{}", "model.onnx": SMALL}, {"a.gguf": SMALL}])
 def test_a_folder_without_weights_says_which_file_to_put_there(files, tmp_path):
     put(tmp_path / "model", files)
     with pytest.raises(
