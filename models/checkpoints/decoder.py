@@ -126,7 +126,8 @@ def read_config(folder: Path) -> tuple[DecoderConfig, bool]:
             f"{folder.name} holds a {whole.model_type}, which is not a model that reads text from left to right. "
             f"{LOADABLE}"
         )
-    if type(config) not in MODEL_MAPPING:
+    has_sizes = all(hasattr(config, name) for name in ("vocab_size", "hidden_size", "num_hidden_layers"))
+    if type(config) not in MODEL_MAPPING or not has_sizes:
         raise UnknownCheckpoint(
             f"{folder.name} holds a {whole.model_type}, whose text model ({config.model_type}) the installed "
             f"transformers {transformers.__version__} cannot build without the rest. {LOADABLE}"

@@ -125,10 +125,10 @@ class Decoder(nn.Module):
 def build_model(config: DecoderConfig, depth: int) -> Any:
     """transformers' model with only `depth` layers, its weights on the meta device. Raises: UnknownCheckpoint."""
     hf_config = copy.deepcopy(config.hf_config)
-    hf_config.num_hidden_layers = depth
-    if getattr(hf_config, "layer_types", None):
-        hf_config.layer_types = hf_config.layer_types[:depth]
     try:
+        hf_config.num_hidden_layers = depth
+        if getattr(hf_config, "layer_types", None):
+            hf_config.layer_types = hf_config.layer_types[:depth]
         with ParametersOnMeta():
             return MODEL_MAPPING[type(hf_config)](hf_config)
     except Exception as error:  # a family may share states between layers, or demand certain layers
@@ -189,11 +189,13 @@ def replace_layers(model: nn.Module, layers: SimpleNamespace) -> list[Any]:
 
 
 def find_layers(model: nn.Module, depth: int) -> tuple[nn.Module, nn.ModuleList]:
-    """The list of the model's layers, and the module that holds it."""
+    """The list of the model's layers, and the module that holds it. Raises: UnknownCheckpoint if it has none."""
     for name, module in model.named_modules():  # an outer list comes before the lists inside its items
         if isinstance(module, nn.ModuleList) and len(module) == depth:
             return model.get_submodule(name.rpartition(".")[0]), module
-    raise AssertionError(f"{type(model).__name__} has no list of {depth} layers")
+    raise UnknownCheckpoint(
+        f"transformers' {type(model).__name__} has no list of {depth} layers to choose one from. Use another LLM."
+    )
 
 
 def remove_final_norm(parent: nn.Module, layers: nn.ModuleList, family: str) -> None:

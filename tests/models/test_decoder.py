@@ -215,6 +215,22 @@ def test_a_model_without_a_text_model_to_load_is_refused_by_name(config, found, 
         open_llm(tmp_path)
 
 
+@pytest.mark.skipif(OLD_TRANSFORMERS, reason="older versions lack these families")
+@pytest.mark.parametrize(
+    ("family", "message"),
+    [
+        ("Blt", "holds a blt, whose text model"),
+        ("Mamba", "cannot build mamba with"),
+        ("LongcatFlash", "no list of 56 layers"),
+    ],
+)
+def test_a_family_that_is_not_built_layer_by_layer_is_refused_by_name(family, message, tmp_path):
+    getattr(transformers, f"{family}Config")().save_pretrained(tmp_path)
+    save_file({"x": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(UnknownCheckpoint, match=message):
+        open_llm(tmp_path)
+
+
 @pytest.mark.skipif(OLD_TRANSFORMERS, reason="older versions have a tensor for each expert, as the files do")
 def test_experts_that_transformers_keeps_in_other_tensors_are_no_damage(tmp_path):
     make("Mixtral", tmp_path)
