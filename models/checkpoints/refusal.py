@@ -11,9 +11,11 @@ from torch import Tensor
 
 from ..errors import IncompleteCheckpoint, LLM4GENError, UnknownCheckpoint
 from ..files.quantised import ADVICE, OTHER_SCALES, find_scheme
-from ..files.weights import Weights
+from ..files.weights import Weights, weight_files
 
 EXACTLY = "The file must hold the whole model and nothing else. Get the original from the model's publisher."
+# `model-00001-of-00002.safetensors`, also with a variant between the number and the extension.
+SHARD_NAME = re.compile(r"[-_](\d+)-of-(\d+)(?!\d)")
 LORA = re.compile(r"(.*\.)?lora_(A|B|up|down|embedding_A|embedding_B)(\..*)?")
 
 
@@ -29,7 +31,7 @@ def refusal(
 
     It is asked for when something is missing or superfluous, so a trace that changes nothing is no reason to refuse.
     """
-    for cause in (quantised, partitioned, lora):
+    for cause in (quantised, one_shard, partitioned, lora):
         reason = cause(weights)
         if reason is not None:
             return UnknownCheckpoint(f"{weights.name} {reason}")
@@ -68,6 +70,19 @@ def quantisation_method(path: Path) -> str | None:
     if isinstance(entry, dict):
         return entry.get("quant_method")
     return "MLX" if isinstance(config.get("quantization"), dict) else None
+
+
+def one_shard(weights: Weights) -> str | None:
+    files = weight_files(weights.path)
+    match = SHARD_NAME.search(files[0].name)
+    if len(files) > 1 or match is None or int(match[2]) < 2:
+        return None
+    part = "" if files[0] == weights.path else f"holds only {files[0].name}, which "
+    return (
+        f"{part}is part {int(match[1])} of {int(match[2])} of a model, and a part alone cannot be loaded. Put all of "
+        "them, their index (its name ends in .index.json) and the model's config.json into a folder of its own, and "
+        "choose that folder."
+    )
 
 
 def partitioned(weights: Weights) -> str | None:

@@ -13,7 +13,7 @@ import tiny
 from llm4gen.models.checkpoints.adapter import load_cross_adapter
 from llm4gen.models.checkpoints.t5 import recognise_t5
 from llm4gen.models.encoders.rows import all_rows, real_rows
-from llm4gen.models.errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile
+from llm4gen.models.errors import IncompleteCheckpoint, UnknownCheckpoint
 from llm4gen.models.files.weights import Weights
 from llm4gen.models.llm import open_llm
 from tiny import load_encoder
@@ -297,7 +297,7 @@ def test_another_text_encoder_in_one_file_is_refused_by_what_it_is(tensors, foun
     ],
 )
 @pytest.mark.parametrize("model", ["T5", "folder of a T5", "adapter", "LLM"])
-def test_one_shard_alone_says_which_are_missing(name, model, llama, t5, tmp_path):
+def test_one_shard_alone_says_which_part_it_is(name, model, llama, t5, tmp_path):
     whole = {"adapter": tiny.adapter_tensors(), "LLM": load_file(llama / "model.safetensors")}.get(model, t5)
     part = dict(list(whole.items())[: len(whole) // 2])
     folder = tmp_path / "half"
@@ -306,15 +306,20 @@ def test_one_shard_alone_says_which_are_missing(name, model, llama, t5, tmp_path
     if model == "LLM":
         shutil.copy(llama / "config.json", folder)
     in_folder = model in ("LLM", "folder of a T5")
-    with pytest.raises(UnreadableFile) as caught:
+    with pytest.raises(UnknownCheckpoint) as caught:
         (load_cross_adapter if model == "adapter" else open_llm)(folder if in_folder else folder / name)
-    other = name.replace("00001", "00002", 1)
-    assert str(caught.value) == f"half lacks 1 of 2 shards: {other}. Download them into the same folder."
+    found = f"half holds only {name}, which is" if in_folder else f"{name} is"
+    assert str(caught.value).startswith(
+        f"{found} part 1 of 2 of a model, and a part alone cannot be loaded. Put all of"
+    )
+    assert ".index.json" in str(caught.value) and "damaged" not in str(caught.value)
 
 
 def test_the_only_part_of_a_model_is_the_whole_model(t5, tmp_path):
     save_file(t5, tmp_path / "model-00001-of-00001.safetensors")
     open_llm(tmp_path / "model-00001-of-00001.safetensors")
+    save_file(t5, tmp_path / "model-00001-of-00002.safetensors")  # a name alone decides nothing
+    open_llm(tmp_path / "model-00001-of-00002.safetensors")
 
 
 @pytest.mark.parametrize("name", ["lora_A.weight", "lora_up.weight", "lora_A.default.weight"])
