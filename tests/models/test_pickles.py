@@ -202,7 +202,7 @@ UNSAFE = {
     ),
     "a call": (lambda path: torch.save({"a": tiny.Payload(path.with_name("proof"))}, path), "io.open"),
     "TorchScript": (save_torchscript, "TorchScript program"),
-    "no pickle": (lambda path: path.write_bytes(b"<html>404</html>"), "damaged"),
+    "no pickle": (lambda path: path.write_bytes(b"\0<html>404</html>"), "damaged"),
     "another pickle": (
         lambda path: path.write_bytes(pickle.dumps(datetime.date(2020, 1, 1))),
         "datetime.date|damaged",
