@@ -107,7 +107,9 @@ class ManagedLLM:
         """The first `depth` layers. If other layers are loaded, they are dropped first."""
         if self.loaded is None or self.loaded[0] != depth:
             self.loaded = None
-            model = self.llm.file.load(depth, dtype=self.weights_dtype(), operations=host.LAYERS, progress=host.progress)
+            model = self.llm.file.load(
+                depth, dtype=self.weights_dtype(), operations=host.LAYERS, progress=host.progress
+            )
             self.loaded = depth, host.ManagedModel(model, self.device)
         return self.loaded[1]
 

@@ -15,7 +15,9 @@ from tiny import relative_error
 IDS = (5, 9, 33, 7, 41, 60, 12)
 SIZES = {"d_model": 256, "d_ff": 512, "d_kv": 64, "vocab_size": 64, "num_layers": 2}
 DTYPES = {"fp32": 1e-5, "auto": 5e-3, "bf16": 5e-3, "fp16": 5e-3, "fp8": 0.15}
-needs_pretend_card = pytest.mark.skipif("pretend_card" not in sys.modules, reason="only a pretend card counts")
+needs_pretend_card = pytest.mark.skipif(
+    "pretend_card" not in sys.modules, reason="only a pretend card counts"
+)
 
 
 @pytest.fixture
@@ -82,17 +84,22 @@ def test_a_t5_gives_the_states_of_the_cpu(dtype, mode, files):
     check(mode, files("t5.safetensors"), dtype, DTYPES[dtype])
 
 
+@pytest.mark.parametrize("mode", ["legacy", "dynamic"], indirect=True)
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q5_0", "F16", "BF16", "TQ2_0"])
 def test_a_gguf_file_gives_the_states_of_the_cpu(kind, mode, files):
     check(mode, files(f"{kind}.gguf"), "auto", 5e-3)
 
 
+@pytest.mark.parametrize(
+    "mode", ["gpu-only"], indirect=True
+)  # in the other modes they are loaded in part, below
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_decoder_gives_the_states_of_the_cpu(family, mode, files):
     check(mode, files(family), "auto", 5e-3)
 
 
 @needs_pretend_card
+@pytest.mark.parametrize("mode", ["legacy", "dynamic"], indirect=True)
 @pytest.mark.parametrize("name", ["t5.safetensors", "Q8_0.gguf", *FAMILIES])
 def test_loaded_in_part_it_gives_the_same_states(name, mode, files, monkeypatch):
     """As on a card that other models fill: from no weight on it to nearly all of them."""
@@ -126,9 +133,7 @@ def give_layers_memory_in_part(model, part, patch):
     patch.setattr(model_vbar, "vbar_fault", lambda layer: give(layer) if next(faults) % 10 < part else None)
 
 
-load_in_part = {
-    "legacy": load_layers_in_part, "gpu-only": load_layers_in_part, "dynamic": give_layers_memory_in_part,
-}  # fmt: skip
+load_in_part = {"legacy": load_layers_in_part, "dynamic": give_layers_memory_in_part}
 
 
 @needs_pretend_card
@@ -212,8 +217,8 @@ def test_a_dropped_llm_frees_the_card_at_once(mode, files, card):
 
 def test_an_adapter_gives_the_cpus_fused_tokens_and_attention(mode, files, tmp_path):
     from llm4gen.models.checkpoints.adapter import load_cross_adapter  # noqa: PLC0415
-    from llm4gen.models.features.features import Features  # noqa: PLC0415
     from llm4gen.models.encoders.rows import distinct_rows  # noqa: PLC0415
+    from llm4gen.models.features.features import Features  # noqa: PLC0415
     from llm4gen.nodes import host  # noqa: PLC0415
     from llm4gen.nodes.managed import ManagedAdapter  # noqa: PLC0415
 

@@ -16,7 +16,17 @@ def test_the_tests_for_a_gpu_pass_on_a_pretend_one(host):
     environment = os.environ | {
         "PYTHONPATH": str(ROOT / "tests" / "support"), "LLM4GEN_COMFYUI": str(COMFYUI), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "pretend_run", "-p", "no:cacheprovider", "tests/device"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "pretend_run",
+        "-p",
+        "no:cacheprovider",
+        "tests/device",
+    ]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 100

@@ -8,11 +8,11 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
+from decoders import FAMILIES, SIZES, make
 from llm4gen.models.checkpoints.rotary import old_spelling, understand
 from llm4gen.models.encoders.rows import all_rows, real_rows
 from llm4gen.models.errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile
 from llm4gen.models.llm import open_llm
-from decoders import FAMILIES, SIZES, make
 from tiny import load_encoder, relative_error
 
 IDS = torch.tensor([5, 9, 33, 7, 41, 60, 12])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 import weakref
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,8 +30,8 @@ class Card:
 
     total = 8 << 30
     used = peak = uploads = waits = 0
-    operations: Counter[str] = Counter()
-    holders: dict[int, list[int]] = {}  # storage → its bytes, and how many tensors share it
+    operations: ClassVar[Counter[str]] = Counter()
+    holders: ClassVar[dict[int, list[int]]] = {}  # storage → its bytes, and how many tensors share it
 
     @classmethod
     def reset(cls) -> None:
@@ -153,7 +153,9 @@ def copied(source, kwargs):
     values = values_of(source)
     if values.is_meta:
         raise NotImplementedError("Cannot copy out of meta tensor; no data!")
-    options = {name: value for name, value in kwargs.items() if name not in ("device", "non_blocking", "pin_memory")}
+    options = {
+        name: value for name, value in kwargs.items() if name not in ("device", "non_blocking", "pin_memory")
+    }
     result = aten._to_copy.default(values, **options, device=target)
     count_copy(source, to_card, values.nbytes, "to")
     return OnCard(result) if to_card else result
@@ -247,6 +249,10 @@ def made_then_moved(make):
     def moved(data, *args, device=None, **kwargs):
         if isinstance(data, OnCard):
             return data.to(device=device, dtype=kwargs.get("dtype"))
-        return make(data, *args, **kwargs).to(device) if is_card(device) else make(data, *args, device=device, **kwargs)
+        return (
+            make(data, *args, **kwargs).to(device)
+            if is_card(device)
+            else make(data, *args, device=device, **kwargs)
+        )
 
     return moved
