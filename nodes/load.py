@@ -36,8 +36,9 @@ class LoadLLMEncoder(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="The dtype of the weights in memory. auto: the file's dtype (an fp32 file becomes fp16 on "
-                    "a GPU), computed in the fastest way that stays within 2% of fp32 on a CPU and 0.5% on a GPU. fp32: exact. The weights of a .gguf file "
-                    "stay quantised and are dequantised layer by layer; fp32 then means exact products with them.",
+                    "a GPU), computed in the fastest way that stays within 2% of fp32 on a CPU and 0.5% on a GPU. "
+                    "fp32: exact. The weights of a .gguf file stay quantised and are dequantised layer by layer; "
+                    "fp32 then means exact products with them.",
                 ),
                 io.Combo.Input(
                     "device",

@@ -72,8 +72,13 @@ def check(mode, path, dtype, bound, reference="fp32"):
     padding = "keep" if path.suffix else "drop"
     expected, _ = states(managed(path, reference, "cpu"), padding)
     llm = managed(path, dtype)
+    if "pretend_card" in sys.modules:
+        sys.modules["pretend_card"].Card.reset()
     found, device = states(llm, padding)
     assert llm.patcher.load_device.type == "cuda"
+    if "pretend_card" in sys.modules:  # it must have run there, not only have ended there
+        operations = sys.modules["pretend_card"].Card.operations
+        assert operations["linear"] + operations["addmm"] + operations["mm"] >= 4
     assert device == ("cuda" if mode == "gpu-only" else "cpu")
     assert relative_error(found, expected) <= bound
     return llm
@@ -109,7 +114,7 @@ def test_loaded_in_part_it_gives_the_same_states(name, mode, files, monkeypatch)
     llm = managed(path)
     model = llm.load(llm.llm.file.config.layers)
     model.ready()
-    for part in range(10) if path.suffix else (0, 5):
+    for part in range(10) if path.suffix else (0, 5) if mode == "legacy" else (5,):
         with monkeypatch.context() as patch:
             load_in_part[mode](model, part, patch)
             found, _ = states(llm, padding)
