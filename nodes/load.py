@@ -35,9 +35,10 @@ class LoadLLMEncoder(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="The dtype of the weights in memory. auto: the file's dtype, computed in the fastest way "
-                    "that stays within 2% of fp32 on a CPU and 0.5% on a GPU. fp32: exact. The weights of a .gguf file "
-                    "stay quantised and are dequantised layer by layer; fp32 then means exact products with them.",
+                    tooltip="The dtype of the weights in memory. auto: the file's dtype (an fp32 file becomes fp16 on "
+                    "a GPU), computed in the fastest way that stays within 2% of fp32 on a CPU and 0.5% on a GPU. "
+                    "fp32: exact. The weights of a .gguf file stay quantised and are dequantised layer by layer; "
+                    "fp32 then means exact products with them.",
                 ),
                 io.Combo.Input(
                     "device",
@@ -45,7 +46,8 @@ class LoadLLMEncoder(io.ComfyNode):
                     default="default",
                     optional=True,
                     advanced=True,
-                    tooltip="default: where ComfyUI runs text encoders. cpu: leaves the GPU to the picture.",
+                    tooltip="default: where ComfyUI runs text encoders. cpu: leaves the GPU to the "
+                    "picture. gpu:0, gpu:1 and so on: one of several GPUs.",
                 ),
             ],
             outputs=[sockets.LLM.Output(tooltip="Connect it to LLM4GEN Conditioning or LLM4GEN CLIP.")],

@@ -58,10 +58,14 @@ class Layout:
         step = (CPU_CHUNK_ELEMENTS if data.is_cpu else GPU_CHUNK_ELEMENTS) // self.numbers
         for start in range(0, len(blocks), step):
             integers, scale, least = self.unpack(blocks[start : start + step])
-            numbers = integers.float().mul_(scale)
+            target = in_blocks[start : start + step].view(integers.shape)
+            # Where the result is fp32, it needs no copy of its own to be computed in.
+            numbers = target if dtype is torch.float32 else torch.empty_like(target, dtype=torch.float32)
+            numbers.copy_(integers).mul_(scale)
             if least is not None:
                 numbers.sub_(least)
-            in_blocks[start : start + step] = numbers.flatten(1)
+            if numbers is not target:
+                target.copy_(numbers)
         return out
 
     def fp16_numbers(self, data: Tensor) -> Tensor:
@@ -134,7 +138,7 @@ def unpack_q5_k(block: Tensor) -> Unpacked:
 
 
 def unpack_q6_k(block: Tensor) -> Unpacked:
-    """Lower four bits and upper two bits of 256 integers, of which 32 is zero; 16 scales of 8 bits; their scale (fp16)."""
+    """Lower four and upper two bits of 256 integers (32 is zero), 16 scales of 8 bits, the scale of these (fp16)."""
     upper = bit_planes(block[:, 128:192].unflatten(1, (2, 32)), 2, dim=2)
     integers = with_high_bits(nibbles(block[:, :128], 64).flatten(1), upper.flatten(1))
     scale = (halves(block[:, 208:]) * block[:, 192:208].view(torch.int8))[..., None]

@@ -1,11 +1,14 @@
 """Models under ComfyUI's memory management: it moves, streams and frees them, and we choose their compute dtype."""
 
+import re
+
 import pytest
 import torch
 
 import in_process
+from decoders import FAMILIES, make
 from sandbox.standins import ADAPTER, ENCODER
-from tiny import relative_error
+from tiny import load_encoder, relative_error
 
 CPU = torch.device("cpu")
 
@@ -103,16 +106,30 @@ def test_the_compute_dtype_on_a_gpu_is_fp16_where_comfyui_trusts_it(
     assert host_module.compute_dtype(torch.float16, torch.device("cuda"), "fp32") == torch.float32
 
 
+def foreign_parameters(model):
+    """Parameters that ComfyUI cannot leave in RAM and bring to the device when they are used."""
+    return [
+        f"{name}.{parameter}"
+        for name, module in model.named_modules()
+        for parameter, _ in module.named_parameters(recurse=False)
+        if not hasattr(module, "comfy_cast_weights")
+    ]
+
+
 @pytest.mark.floor
 @pytest.mark.parametrize("model", ["LLM4GEN_LoadLLMEncoder", "LLM4GEN_LoadCrossAdapter"])
 def test_every_layer_with_weights_is_one_of_comfyuis(model, started):
     inputs = {"encoder_name": ENCODER} if "Encoder" in model else {"adapter_name": ADAPTER}
     loaded = in_process.run(started.ours[model], **inputs)
     loaded = (loaded.load(LAYERS) if "Encoder" in model else loaded).model
-    with_weights = [(name, module) for name, module in loaded.named_modules() if module._parameters]
-    assert with_weights
-    others = [name for name, module in with_weights if not hasattr(module, "comfy_cast_weights")]
-    assert others == []
+    assert list(loaded.parameters()) and foreign_parameters(loaded) == []
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_comfyui_can_stream_every_parameter_of_a_decoder(family, host_module, tmp_path):
+    make(family, tmp_path)
+    loaded = load_encoder(tmp_path, operations=host_module.LAYERS)
+    assert list(loaded.parameters()) and foreign_parameters(loaded) == []
 
 
 def test_comfyui_finds_the_models_in_a_nodes_output(started):
@@ -124,6 +141,22 @@ def test_comfyui_finds_the_models_in_a_nodes_output(started):
     llm.load(LAYERS)
     for output in (llm, adapter):
         assert comfy.model_patcher.is_model_patcher_output(output)
+
+
+def test_dynamic_models_are_not_dropped_from_the_cache_in_mid_prompt(started, monkeypatch):
+    """ComfyUI's rule: an output is kept if it says that it is dynamic."""
+    from comfy_execution.caching import all_outputs_dynamic  # noqa: PLC0415
+
+    adapter = in_process.run(started.ours["LLM4GEN_LoadCrossAdapter"], adapter_name=ADAPTER)
+    llm = load(started)
+    assert all_outputs_dynamic([[llm]]) and not all_outputs_dynamic(
+        [[adapter]]
+    )  # an LLM without weights holds none
+    llm.load(LAYERS)
+    assert not all_outputs_dynamic([[llm]])
+    for patcher in (llm.patcher, adapter.patcher):
+        monkeypatch.setattr(patcher, "is_dynamic", lambda: True)
+    assert all_outputs_dynamic([[llm], [adapter]])
 
 
 @pytest.mark.floor
@@ -236,6 +269,62 @@ def test_a_second_out_of_memory_is_an_error_that_says_what_to_try(short_of_memor
     with pytest.raises(Exception, match="choose bf16, or a smaller file") as caught:
         states(llm, recipe)
     assert type(caught.value).__name__ == "OutOfMemory" and ENCODER in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "[enforce fail at alloc_cpu.cpp:118] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to "
+        "allocate 42949672960 bytes. Error code 12 (Cannot allocate memory)",
+        "[enforce fail at alloc_cpu.cpp:121] data. DefaultCPUAllocator: not enough memory: you tried to allocate "
+        "42949672960 bytes.",
+        "unable to mmap 4910000000 bytes from file <model.safetensors>: Cannot allocate memory (12)",
+        "The paging file is too small for this operation to complete. (os error 1455)",
+        "CUDA out of memory. Tried to allocate 2.00 GiB.",
+        "HIP out of memory. Tried to allocate 2.00 GiB.",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
+        "UR error: UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
+    ],
+)
+def test_out_of_memory_is_recognised_in_the_words_of_every_system(
+    message, host_module, tmp_path, monkeypatch
+):
+    from llm4gen.models.files.weights import open_weights  # noqa: PLC0415
+
+    assert host_module.is_out_of_memory(RuntimeError(message))
+    # Nor is a file called damaged for it.
+    torch.save({"weight": torch.zeros(2)}, tmp_path / "model.bin")
+
+    def full(*args, **kwargs):
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(torch, "load", full)
+    with pytest.raises(RuntimeError, match=re.escape(message)):
+        open_weights(tmp_path / "model.bin")
+
+
+@pytest.mark.parametrize(
+    "message", ["invalid memory format", "CUDA error: illegal memory access", "size mismatch"]
+)
+def test_other_errors_are_not_taken_for_out_of_memory(message, host_module):
+    assert not host_module.is_out_of_memory(RuntimeError(message))
+
+
+def test_a_card_can_be_chosen_and_one_that_is_missing_is_named(started, host_module, management, monkeypatch):
+    """ComfyUI names its cards gpu:0, gpu:1, … if it has several."""
+    cards = [torch.device("cuda", 0), torch.device("cuda", 1)]
+    monkeypatch.setattr(management, "get_all_torch_devices", lambda *_: cards)
+    assert host_module.device_options() == ["default", "cpu", "gpu:0", "gpu:1"]
+    assert host_module.ManagedModel(torch.nn.Linear(2, 2), "gpu:1").patcher.load_device == cards[1]
+    node = started.ours["LLM4GEN_LoadLLMEncoder"]
+    assert (
+        node.validate_inputs(encoder_name=ENCODER, device="gpu:2") is True
+    )  # so that our error is the one that shows
+    with pytest.raises(
+        Exception, match=r"device gpu:2 was chosen, but this ComfyUI has default, cpu, gpu:0, gpu:1"
+    ):
+        load(started, device="gpu:2")
 
 
 def test_with_device_cpu_a_model_stays_on_the_cpu(started, host_module, management, monkeypatch):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import types
 import weakref
 from collections import Counter
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,8 +30,8 @@ class Card:
 
     total = 8 << 30
     used = peak = uploads = waits = 0
-    operations: Counter[str] = Counter()
-    holders: dict[int, list[int]] = {}  # storage → its bytes, and how many tensors share it
+    operations: ClassVar[Counter[str]] = Counter()
+    holders: ClassVar[dict[int, list[int]]] = {}  # storage → its bytes, and how many tensors share it
 
     @classmethod
     def reset(cls) -> None:

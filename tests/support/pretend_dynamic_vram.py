@@ -66,10 +66,7 @@ def install() -> None:
     """Before ComfyUI is imported, which takes these by their modules."""
     import comfy_aimdo.host_buffer  # noqa: PLC0415
     import comfy_aimdo.torch  # noqa: PLC0415
-    from comfy_aimdo import (
-        control,
-        model_vbar,
-    )
+    from comfy_aimdo import control, model_vbar  # noqa: PLC0415
 
     control.init = control.init_devices = lambda *_, **__: True
     model_vbar.ModelVBAR, model_vbar.vbar_fault = ModelVBAR, vbar_fault

@@ -1,4 +1,4 @@
-"""A pytest plugin (`-p pretend_run`): the tests run on the pretend card, with a ComfyUI that takes it for a real one."""
+"""A pytest plugin (`-p pretend_run`): tests run on the pretend card, and ComfyUI takes it for a real one."""
 
 import sys
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 
 def start_dynamic_vram() -> bool:
-    """Returns whether Dynamic VRAM is on: it needs an NVIDIA card and its own library. Call it before any model is made.
+    """Returns whether Dynamic VRAM is on: it needs an NVIDIA card and its own library.
 
-    ComfyUI must be importable, and its arguments set.
+    To be called when ComfyUI's arguments are set, and before any model is made.
     """
     import comfy.cli_args  # noqa: PLC0415
     import comfy.memory_management  # noqa: PLC0415
