@@ -272,6 +272,16 @@ def test_only_a_new_adapter_gets_a_quiet_start(train, new, fresh):
     assert equal(started_from, weights_of(trained.adapter))
 
 
+def test_the_llms_half_is_left_out_only_where_the_unet_learns(nodes):
+    """An adapter that learns alone would learn nothing from such a step."""
+    rates = {"drop_text": 0.1, "drop_llm": 0.2, "drop_clip": 0.3}
+    frozen, lora = (
+        nodes.job_of(**{**JOB, **rates, "unet": unet}).settings.drops for unet in ("frozen", "LoRA")
+    )
+    assert (frozen.text, frozen.llm, frozen.clip) == (0.1, 0.0, 0.3)
+    assert (lora.text, lora.llm, lora.clip) == (0.1, 0.2, 0.3)
+
+
 def test_a_new_adapter_can_be_used_as_any_other(fresh, condition):
     ((states, _),) = conditioned(condition, fresh)
     assert states.shape == (1, 77 + 12, 768)
