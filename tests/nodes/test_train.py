@@ -252,6 +252,23 @@ def test_a_state_is_kept_every_few_steps(train, states, monkeypatch):
     assert len(states()) == 1
 
 
+def test_a_full_disk_is_named_and_costs_nothing_but_the_state(train, states, monkeypatch, caplog):
+    from llm4gen.nodes.training import run  # noqa: PLC0415
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    expected = train(steps=2, seed=41)
+    for file in states():
+        file.unlink()
+    monkeypatch.setattr(run, "save_state", full)
+    found = train(steps=2, seed=41, save_every=1)
+    assert equal(weights_of(found[0].adapter), weights_of(expected[0].adapter))
+    assert "The state after step 1 cannot be kept" in caplog.text
+    assert "No space left on device" in caplog.text
+    assert states() == []
+
+
 def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(train, started, clip, llm, fresh, model):
     """The teacher reads the same captions through the same adapter, so the first loss is 0 but for rounding."""
     with torch.inference_mode():
