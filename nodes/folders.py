@@ -144,13 +144,13 @@ def training_folder() -> Path:
 
 
 def new_adapter_file(prefix: str) -> Path:
-    """A new file in the first folder of adapters: the prefix, as in core's Save nodes, and a number.
+    """A new file in models/llm4gen: the prefix, as in core's Save nodes, and a number. Makes the folder.
 
     Raises: WrongTraining if the prefix leads out of the folder.
     """
-    root = Path(folder_paths.get_folder_paths(ADAPTERS)[0])
-    place = root / prefix
-    if not place.resolve().is_relative_to(root.resolve()) or not place.name.strip() or place == root:
+    root = Path(folder_paths.models_dir) / ADAPTERS
+    place = (root / prefix).resolve()
+    if not prefix.strip() or place == root.resolve() or not place.is_relative_to(root.resolve()):
         raise WrongTraining(f"The prefix {prefix!r} leads out of {root.name}. Use a name such as my_adapter.")
     folder, name, number, *_ = folder_paths.get_save_image_path(prefix, str(root))
     return Path(folder) / f"{name}_{number:05}_.safetensors"

@@ -1,6 +1,6 @@
 // The token meter: how much of a prompt CLIP and the LLM will read, and which part of it is cut off.
 
-import { ADAPTER_LOADER, CONDITIONING, ENCODER_LOADER, FUSE, fusedClip, isLinked, loaded, value } from "./graph.js";
+import { ADAPTER_LOADER, CONDITIONING, ENCODER_LOADER, FUSE, fusedClip, isLinked, loaded, source, value } from "./graph.js";
 import { Question } from "./server.js";
 import { fill } from "./texts.js";
 
@@ -26,8 +26,12 @@ export function meter(node, _report, texts) {
     encoder: loaded(fused, "llm", ENCODER_LOADER, "encoder_name"),
     adapter: loaded(fused, "adapter", ADAPTER_LOADER, "adapter_name"),
   });
-  // No count where only the run can tell the LLM's text, and none with strength 0, where the LLM reads nothing.
-  const isUnread = (isLinked(node, "llm_text") && typeof llmText !== "string") || value(fused, "strength") === 0;
+  // No count where only the run can tell the LLM's text or the adapter's recipe, as behind a node that trains it, and
+  // none with strength 0, where the LLM reads nothing.
+  const isUnread =
+    (isLinked(node, "llm_text") && typeof llmText !== "string") ||
+    (source(fused, "adapter")?.comfyClass ?? ADAPTER_LOADER) !== ADAPTER_LOADER ||
+    value(fused, "strength") === 0;
   const about = CHANGES.test(typed) ? "≈ " : "";
   // ComfyUI's tokenizer fails on a text with half a syntax in it, as while the user types: then there is no count.
   if (!question.answer?.clip) return [];

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from comfy.sd import load_lora_for_models
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -211,7 +212,7 @@ class Run:
 
         def on_step() -> None:
             if self.job.save_every and self.trainer.steps % self.job.save_every == 0:
-                save_state(self.trainer, self.state_file, self.digest)
+                self.save()
             show()
 
         self.trainer.run(on_step)
@@ -224,12 +225,25 @@ class Run:
             yield
         finally:
             if self.trainer.steps > before:
-                save_state(self.trainer, self.state_file, self.digest)
-                log.info(
-                    "The state after step %d is kept in %s. The same node with the same inputs goes on from there.",
-                    self.trainer.steps,
-                    self.state_file,
-                )
+                self.save()
+
+    def save(self) -> None:
+        """Keeps the state. Where that fails, as on a full disk, the training goes on and the log says so."""
+        try:
+            save_state(self.trainer, self.state_file, self.digest)
+        except (OSError, SafetensorError) as error:
+            log.warning(
+                "The state after step %d cannot be kept in %s: %s.",
+                self.trainer.steps,
+                self.state_file,
+                error,
+            )
+            return
+        log.info(
+            "The state after step %d is kept in %s. The same node with the same inputs goes on from there.",
+            self.trainer.steps,
+            self.state_file,
+        )
 
 
 def shown(what: str, trainer: Trainer) -> Callable[[], None]:

@@ -62,33 +62,40 @@ def test_a_weight_that_had_no_gradient_yet_goes_on_too(tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="NO FORK: Windows cannot copy a process.")
 def test_a_run_that_is_killed_at_any_moment_leaves_a_state_that_goes_on(tmp_path):
-    """A copy of this process saves after every step, and is killed at 20 random moments."""
+    """A copy of this process saves after every step, and is killed 20 times, at a random moment after its first."""
     path, chance, steps = tmp_path / "state.safetensors", random.Random(0), 0
     for _ in range(20):
+        told, tell = os.pipe()
         child = os.fork()
         if child == 0:
-            go_on_for_ever(path)
-        time.sleep(chance.uniform(0.0, 0.3))
+            go_on_for_ever(path, tell)
+        assert os.read(told, 1) == b"."
+        time.sleep(chance.uniform(0.0, 0.1))
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        if path.exists():
-            trainer = fresh(0)
-            load_state(trainer, path, JOB)
-            assert trainer.steps >= steps
-            steps = trainer.steps
-    assert steps > 0
+        os.close(told)
+        os.close(tell)
+        trainer = fresh(0)
+        load_state(trainer, path, JOB)
+        assert trainer.steps > steps
+        steps = trainer.steps
     whole = fresh(steps)
     whole.run()
     assert equal(state_of(trainer), state_of(whole))
 
 
-def go_on_for_ever(path):
-    """Trains and saves until it is killed. It must not come back to pytest, whatever happens."""
+def go_on_for_ever(path, tell):
+    """Trains until it is killed, and writes a byte for each state saved. It never comes back to pytest."""
     try:
         trainer = fresh(10**9)
         if path.exists():
             load_state(trainer, path, JOB)
-        trainer.run(lambda: save_state(trainer, path, JOB))
+
+        def save():
+            save_state(trainer, path, JOB)
+            os.write(tell, b".")
+
+        trainer.run(save)
     finally:
         os._exit(1)
 

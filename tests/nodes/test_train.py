@@ -252,6 +252,23 @@ def test_a_state_is_kept_every_few_steps(train, states, monkeypatch):
     assert len(states()) == 1
 
 
+def test_a_full_disk_is_named_and_costs_nothing_but_the_state(train, states, monkeypatch, caplog):
+    from llm4gen.nodes.training import run  # noqa: PLC0415
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    expected = train(steps=2, seed=41)
+    for file in states():
+        file.unlink()
+    monkeypatch.setattr(run, "save_state", full)
+    found = train(steps=2, seed=41, save_every=1)
+    assert equal(weights_of(found[0].adapter), weights_of(expected[0].adapter))
+    assert "The state after step 1 cannot be kept" in caplog.text
+    assert "No space left on device" in caplog.text
+    assert states() == []
+
+
 def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(train, started, clip, llm, fresh, model):
     """The teacher reads the same captions through the same adapter, so the first loss is 0 but for rounding."""
     with torch.inference_mode():
@@ -270,6 +287,16 @@ def test_only_a_new_adapter_gets_a_quiet_start(train, new, fresh):
     assert equal(weights_of(trained.adapter), weights_of(fresh.adapter))
     started_from = weights_of(train(adapter=trained, steps=0, quiet_start=2)[0].adapter)
     assert equal(started_from, weights_of(trained.adapter))
+
+
+def test_the_llms_half_is_left_out_only_where_the_unet_learns(nodes):
+    """An adapter that learns alone would learn nothing from such a step."""
+    rates = {"drop_text": 0.1, "drop_llm": 0.2, "drop_clip": 0.3}
+    frozen, lora = (
+        nodes.job_of(**{**JOB, **rates, "unet": unet}).settings.drops for unet in ("frozen", "LoRA")
+    )
+    assert (frozen.text, frozen.llm, frozen.clip) == (0.1, 0.0, 0.3)
+    assert (lora.text, lora.llm, lora.clip) == (0.1, 0.2, 0.3)
 
 
 def test_a_new_adapter_can_be_used_as_any_other(fresh, condition):
@@ -421,5 +448,5 @@ def test_a_training_that_is_cancelled_in_a_server_goes_on_and_its_adapter_is_lis
     assert int(outputs["9"]["text"][0]) >= 1, "what was learnt before Cancel"
     loader = client.object_info()["LLM4GEN_LoadCrossAdapter"]
     assert file in loader["input"]["required"]["adapter_name"][1]["options"]
-    (saved,) = server.base.rglob(file)
+    (saved,) = (server.base / "models" / "llm4gen").glob(file)
     saved.unlink()  # other tests expect the stand-in alone

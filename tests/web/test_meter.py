@@ -103,6 +103,13 @@ CONNECT_LLM_TEXT = """([id, type, text]) => {
   source.widgets[0].value = text;
   source.connect(0, node, node.findInputSlot("llm_text"));
 }"""
+# Connects a new adapter, which has another recipe than the published one, to a node.
+CONNECT_NEW_ADAPTER = """(id) => {
+  const node = app.graph.getNodeById(id);
+  const made = LiteGraph.createNode("LLM4GEN_NewCrossAdapter");
+  app.graph.add(made);
+  made.connect(0, node, node.findInputSlot("adapter"));
+}"""
 # The note's distances on the screen from the left, top, right and bottom of its node, and its height.
 DISTANCES = """(id) => {
   const node = app.graph.getNodeById(id);
@@ -262,6 +269,14 @@ def test_the_llms_own_text_is_counted_where_it_is_known(page, graph, count):
     says(page, graph, counts(clip, llm))
     # The page cannot know the result of this node.
     page.evaluate(CONNECT_LLM_TEXT, [graph, "StringConcatenate", "Half a sentence"])
+    says(page, graph, f"CLIP {clip}/75")
+
+
+def test_the_llms_half_has_no_count_where_only_the_run_can_tell_the_adapters_recipe(page, graph, count):
+    clip, llm = count("")
+    page.evaluate(SET, [graph, "text", ""])
+    says(page, graph, counts(clip, llm))
+    page.evaluate(CONNECT_NEW_ADAPTER, graph)
     says(page, graph, f"CLIP {clip}/75")
 
 
