@@ -36,7 +36,8 @@ class Input(NamedTuple):
 
     def first(self, rows: int) -> Input:
         """The first of the rows."""
-        return Input(*(None if part is None else part[:rows] for part in self))
+        scale = None if self.scale is None else self.scale[:rows]
+        return Input(self.x[:rows], self.rows[:rows], scale)
 
 
 def prepare(x: Tensor, compute_dtype: torch.dtype) -> Input:
