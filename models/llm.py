@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,13 +119,23 @@ def identity_of(path: Path) -> str:
 
     Raises: UnreadableFile.
     """
+    return digest_of(path, lambda file, status: f"{file.name} {status.st_size} {status.st_mtime_ns}")
+
+
+def content_digest(path: Path) -> str:
+    """A digest of the sizes and both ends of an LLM's files, wherever they lie. Raises: UnreadableFile."""
+    return digest_of(path, lambda _, status: f"{status.st_size}")
+
+
+def digest_of(path: Path, facts: Callable[[Path, os.stat_result], str]) -> str:
+    """facts: what counts beside a file's ends. Raises: UnreadableFile."""
     digest = hashlib.sha256()
     config = [path / "config.json"] if (path / "config.json").is_file() else []
     for file in [*weight_files(path), *config]:
         try:
             status = file.stat()
             with file.open("rb") as stream:
-                digest.update(f"{file.name} {status.st_size} {status.st_mtime_ns}\n".encode())
+                digest.update(f"{facts(file, status)}\n".encode())
                 digest.update(stream.read(SAMPLE_BYTES))
                 stream.seek(max(0, status.st_size - SAMPLE_BYTES))
                 digest.update(stream.read(SAMPLE_BYTES))
@@ -158,7 +169,7 @@ class LLM:
         if not -layers - 1 <= recipe.layer <= layers:
             raise WrongRecipe(
                 f"The adapter wants hidden state {recipe.layer} of its LLM, but this encoder has {layers} layers. "
-                "Load the encoder that the adapter was trained with."
+                "Load the encoder that the adapter was trained with, or choose another layer for a new adapter."
             )
         return recipe.layer % (layers + 1)
 

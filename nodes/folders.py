@@ -9,12 +9,13 @@ from __future__ import annotations
 import importlib.util
 import re
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import folder_paths
 
 from ..models.errors import MissingFile, WrongTraining
-from ..models.files.formats import GGUF, SUFFIXES, has_tokenizer, tokenizer_beside
+from ..models.files.formats import GGUF, SUFFIXES, has_tokenizer, is_hidden, tokenizer_beside
 from ..models.files.listing import models_under, stamp
 
 ADAPTERS = "llm4gen"
@@ -28,6 +29,10 @@ ADVICE = {
 }
 # The last list of each key: the folders that were searched, and what was found.
 LISTED: dict[str, tuple[list[str], dict[str, Path]]] = {}
+# A name that Windows, Linux and macOS can store: no control characters or signs that one of them keeps for itself, and
+# neither a space at its ends nor a full stop at its end.
+FILE_NAME = re.compile(r'(?=\S)[^<>:"|?*/\\\x00-\x1f]{1,100}(?<![\s.])')
+RESERVED = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", re.IGNORECASE)  # devices of Windows
 # The folders in front of a file name in a message, from a drive, a root or a network share on.
 FOLDERS_IN_TEXT = re.compile(r"(?<![\w.~/\\])(?:[A-Za-z]:)?[/\\]{1,2}(?:[^\s/\\'\":]+[/\\])+")
 
@@ -63,10 +68,14 @@ def find(key: str, name: str | None) -> Path | None:
     """As `resolve`, but None for a name that is not listed, and from the last list that was made.
 
     So a keystroke and a fingerprint do not search the folders, which may be on a slow drive. ComfyUI makes a list when
-    the page is refreshed and before each run. The file may have gone since then.
+    the page is refreshed and before each run. If the file has gone since then, the folders are searched once more.
     """
     roots, found = LISTED.get(key, ([], {}))
-    return look_up(key, found if roots == folder_paths.get_folder_paths(key) else listed(key), name)
+    if roots == folder_paths.get_folder_paths(key):
+        path = look_up(key, found, name)
+        if path is None or path.exists():
+            return path
+    return look_up(key, listed(key), name)
 
 
 def fingerprint(key: str, name: str | None) -> str:
@@ -146,14 +155,24 @@ def training_folder() -> Path:
 def new_adapter_file(prefix: str) -> Path:
     """A new file in models/llm4gen: the prefix, as in core's Save nodes, and a number. Makes the folder.
 
-    Raises: WrongTraining if the prefix leads out of the folder.
+    A name that another root has is not taken, because the loader would find that file first.
+    Raises: WrongTraining if the prefix is no name that every system can store and Load Cross-Adapter lists.
     """
     root = Path(folder_paths.models_dir) / ADAPTERS
-    place = (root / prefix).resolve()
-    if not prefix.strip() or place == root.resolve() or not place.is_relative_to(root.resolve()):
-        raise WrongTraining(f"The prefix {prefix!r} leads out of {root.name}. Use a name such as my_adapter.")
-    folder, name, number, *_ = folder_paths.get_save_image_path(prefix, str(root))
-    return Path(folder) / f"{name}_{number:05}_.safetensors"
+    parts = prefix.replace("\\", "/").split("/")
+    if any(not FILE_NAME.fullmatch(part) or RESERVED.fullmatch(part) or is_hidden(part) for part in parts):
+        raise WrongTraining(
+            f"The prefix {prefix!r} is no file name that every system can store in {root.name}. Use a name such as "
+            "my_adapter or mine/my_adapter."
+        )
+    place = root.joinpath(*parts)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    taken = {name.lower() for name in listed(ADAPTERS)}
+    for number in count(1):
+        path = place.with_name(f"{place.name}_{number:05}_.safetensors")
+        if path.relative_to(root).as_posix().lower() not in taken and not path.exists():
+            return path
+    raise AssertionError("count has no end")
 
 
 def tokenizer_folder(encoder: Path) -> Path | None:

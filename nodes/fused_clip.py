@@ -39,8 +39,8 @@ class FusedCLIP(CLIP):
         """
         if clip is None:
             raise MissingCLIP(
-                "The clip input got no CLIP: the checkpoint holds none. Connect the CLIP of an SD1.5 checkpoint, or "
-                "one from Load CLIP."
+                "The clip input got no CLIP: the checkpoint holds none. Connect the CLIP of another checkpoint, or one "
+                f"from Load CLIP. The adapter is made for {fusion.wanted_clip}."
             )
         fused = cls(no_init=True)
         fused.__dict__.update(clip.__dict__, fusion=fusion)

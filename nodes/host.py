@@ -95,7 +95,7 @@ def load_device_of(choice: str) -> torch.device:
     if choice == "default":
         return management.text_encoder_device()
     device = management.resolve_gpu_device_option(choice)
-    if device is None:
+    if device is None or (choice != "cpu" and management.is_device_cpu(device)):
         raise MissingDevice(
             f"The device {choice} was chosen, but this ComfyUI has {', '.join(device_options())}. Choose one of these "
             "in Load LLM Encoder."

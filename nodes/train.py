@@ -38,6 +38,7 @@ class NewCrossAdapter(io.ComfyNode):
                 ),
                 io.String.Input(
                     "template",
+                    multiline=True,
                     default="{text}",
                     tooltip="What the LLM reads. The word text in braces stands for the prompt, the word system in "
                     "braces for the system text.",
@@ -92,6 +93,8 @@ class NewCrossAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, llm, heads, mlp_dim, seed, start_from=None, **recipe) -> io.NodeOutput:
+        recipe = Recipe(**recipe, heads=heads if start_from is None else start_from.adapter.config.heads)
+        llm.llm.depth(recipe)  # raises WrongRecipe for a layer that the LLM does not have
         with torch.inference_mode(False):
             if start_from is None:
                 adapter = new_adapter(CrossAdapterConfig(SD15_WIDTH, llm.width, mlp_dim, heads), seed)
@@ -101,7 +104,7 @@ class NewCrossAdapter(io.ComfyNode):
                 ManagedAdapter.holding(
                     adapter.state_dict(),
                     adapter.config,
-                    Recipe(**recipe, heads=adapter.config.heads),
+                    recipe,
                     is_new=start_from is None,
                 )
             )
@@ -147,6 +150,10 @@ class TrainingSetNode(io.ComfyNode):
     def execute(cls, texts, clip, llm, adapter, images=None, vae=None, latents=None) -> io.NodeOutput:
         if (images is None) == (latents is None) or (images is not None and vae is None):
             raise WrongTraining("Connect either images and vae, or latents.")
+        if vae and vae[0] is None:
+            raise WrongTraining(
+                "The vae input got no VAE: the checkpoint holds none. Connect one from Load VAE."
+            )
         found = (
             latents_of(images, vae[0])
             if latents is None
@@ -212,7 +219,7 @@ class SaveCrossAdapter(io.ComfyNode):
             search_aliases=["LLM4GEN", "export adapter"],
             is_output_node=True,
             inputs=[
-                sockets.ADAPTER.Input("adapter", tooltip="From Train Cross-Adapter, or any other."),
+                sockets.ADAPTER.Input("adapter", tooltip="From Train Cross-Adapter or Load Cross-Adapter."),
                 io.String.Input(
                     "prefix",
                     default="my_adapter",
@@ -231,6 +238,10 @@ class SaveCrossAdapter(io.ComfyNode):
 
     @classmethod
     def execute(cls, adapter, prefix, notes="") -> io.NodeOutput:
+        if adapter.is_new:
+            raise WrongTraining(
+                "This adapter has not been trained. Connect the one that Train Cross-Adapter gives."
+            )
         entry = {**json.loads(adapter.training or "{}"), **({"notes": notes} if notes else {})}
         metadata = {TRAINING_KEY: json.dumps(entry)} if entry else {}
         path = folders.new_adapter_file(prefix)

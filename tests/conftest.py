@@ -23,7 +23,7 @@ pytest_plugins = ["host_fixtures"]
 # Fixtures that start a ComfyUI, in a server or in this process. All others that need one ask for one of these.
 NEED_COMFYUI = {"host", "started", "place"}
 # The folders whose files take longest come first, so that the workers end at about the same time.
-ORDER = ("web", "laws", "tools", "nodes", "models")
+ORDER = ("device", "web", "laws", "tools", "nodes", "models")
 
 
 def pytest_collection_modifyitems(items):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -86,8 +87,15 @@ def recognise_adapter(weights: Weights) -> tuple[Recognised[CrossAdapterConfig],
 
 
 def read_training(path: Path) -> str | None:
-    """The JSON text that says how an adapter was trained; None if its file does not say. Raises: UnreadableFile."""
-    return open_weights(path).metadata.get(TRAINING_KEY)
+    """The JSON object, as text, that says how an adapter was trained; None if its file does not say.
+
+    Raises: UnreadableFile.
+    """
+    text = open_weights(path).metadata.get(TRAINING_KEY)
+    try:
+        return text if isinstance(json.loads(text or "null"), dict) else None
+    except ValueError:
+        return None
 
 
 def save_cross_adapter(

@@ -38,8 +38,21 @@ GGUF_UNUSED = re.compile(rf"output\.weight|{re.escape(ROPE_FACTORS)}")
 
 
 def is_transformers_folder(path: Path) -> bool:
-    """Whether a folder's config.json names a model other than T5, whose encoder this pack has itself."""
-    return path.is_dir() and model_type(path) not in (None, *T5_TYPES)
+    """Whether a folder's config.json names a model other than T5, whose encoder this pack has itself.
+
+    Raises: UnreadableFile for a config.json that is damaged.
+    """
+    if not (path / "config.json").is_file():
+        return False
+    try:
+        is_config = isinstance(json.loads((path / "config.json").read_text(encoding="utf-8")), dict)
+    except ValueError:
+        is_config = False
+    if not is_config:
+        raise UnreadableFile(
+            f"{path.name}/config.json is damaged: it holds no JSON object. Download it again."
+        )
+    return model_type(path) not in (None, *T5_TYPES)
 
 
 def model_type(folder: Path) -> str | None:

@@ -156,8 +156,9 @@ def fill(
         step()
     if broken:
         raise IncompleteCheckpoint(
-            f"{weights.name} has NaN or infinite values in {list_tensors(broken)}. "
-            "The file is damaged, or its weights do not fit the chosen dtype; download it again or choose fp32."
+            f"{weights.name} has NaN or infinite values in {list_tensors(broken)}. The file is damaged, or its weights "
+            "do not fit the dtype in which they are loaded (with auto, an fp32 file becomes fp16 on a GPU). Choose "
+            "fp32 or bf16, or download it again."
         )
     model = found.build(operations=operations, **sizes)
     model.load_state_dict(state, strict=True, assign=True)
@@ -184,8 +185,14 @@ def dtypes_of(blueprint: nn.Module, dtype: torch.dtype) -> dict[str, torch.dtype
 
 
 def linear_weights(blueprint: nn.Module) -> list[str]:
-    """The names of the weights of linear layers."""
-    return [f"{name}.weight" for name, module in blueprint.named_modules() if isinstance(module, nn.Linear)]
+    """The names of the weights of linear layers, those left out that a family computes in its own way, as Falcon's."""
+    linear = (module for module in blueprint.named_modules() if isinstance(module[1], nn.Linear))
+    return [f"{name}.weight" for name, module in linear if not is_transformers(module)]
+
+
+def is_transformers(module: nn.Module) -> bool:
+    """Whether a module's class is one of transformers' own. Such a module wants its weights in the input's dtype."""
+    return type(module).__module__.startswith("transformers.")
 
 
 def file_dtype(blueprint: Any, names: Mapping[str, str], weights: Weights) -> torch.dtype:

@@ -87,7 +87,7 @@ def one_shard(weights: Weights) -> str | None:
 
 def partitioned(weights: Weights) -> str | None:
     empty = [name for name, tensor in weights.tensors.items() if not tensor.numel()]
-    if len(empty) * 2 < len(weights.tensors):
+    if not empty or len(empty) * 2 < len(weights.tensors):
         return None
     return (
         f"is a checkpoint of a training on several GPUs, which left its weights in other files: {list_tensors(empty)} "

@@ -219,6 +219,8 @@ def remove_final_norm(parent: nn.Module, layers: nn.ModuleList, family: str) -> 
 
 
 def is_norm(module: nn.Module) -> bool:
-    """Whether all of a module's parameters are vectors (and there are any)."""
+    """Whether all of a module's parameters are vectors. A norm without any, as OLMo's, is known by its class's name."""
     parameters = list(module.parameters())
-    return bool(parameters) and all(parameter.ndim == 1 for parameter in parameters)
+    return all(parameter.ndim == 1 for parameter in parameters) and (
+        bool(parameters) or type(module).__name__.endswith("Norm")
+    )

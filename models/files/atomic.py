@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 UNFINISHED_SUFFIX = ".part"
+READABLE = 0o644  # by all users of the machine; a temporary file is its owner's alone
 
 
 @contextlib.contextmanager
@@ -19,6 +20,7 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=UNFINISHED_SUFFIX)
     os.close(handle)
+    os.chmod(name, READABLE)
     try:
         yield Path(name)
         os.replace(name, path)

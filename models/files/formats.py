@@ -17,7 +17,7 @@ DTYPE_NAMES = ("fp32", "bf16", "fp16", "fp8")
 NO_MODEL = re.compile(
     r"training_args|(optimizer|scheduler|scaler|sampler|rng_state|random_states)([-_]?\d+)*|.*_optim_states"
     r"|pytorch_lora_weights|learned_embeds.*|diffusion_pytorch_model.*|openvino_.*"
-    r"|(.*[-_.])?(mmproj|imatrix)([-_.].*)?",
+    r"|(.*[-_.])?mmproj([-_.].*)?|imatrix([-_.].*)?|.*[-_.]imatrix",
     re.IGNORECASE,
 )
 # What download programs append to the name of a file or folder that is not complete.

@@ -23,7 +23,7 @@ from .formats import (
 )
 
 CONFIG_FILE = "config.json"
-FILE_SUFFIXES = (*SUFFIXES, GGUF, ".json", ".txt", ".md", ".model")  # of names that no folder has
+FILE_SUFFIXES = (*SUFFIXES, GGUF, ".json", ".txt", ".md", ".model")  # of links that are not followed
 
 
 def models_under(root: Path, suffixes: tuple[str, ...], within: str = "") -> Iterator[str]:
@@ -45,7 +45,8 @@ def models_under(root: Path, suffixes: tuple[str, ...], within: str = "") -> Ite
         names = alone
     yield from (within + name for name in first_shards(names))
     for name, entry in entries.items():
-        if not name.lower().endswith(FILE_SUFFIXES) and not is_hidden(name) and is_folder(entry):
+        looks_like_a_file = entry.is_symlink() and name.lower().endswith(FILE_SUFFIXES)
+        if not looks_like_a_file and not is_hidden(name) and is_folder(entry):
             yield from models_under(root, suffixes, f"{within}{name}/")
 
 

@@ -65,6 +65,10 @@ def refuse_text(path: Path, *allowed: str) -> None:
             f"{path.name} is a pointer of Git LFS: a text of {size} bytes that stands for {whole}. Run `git lfs pull` "
             "in its folder, or download the file itself in its place."
         )
+    if not text:
+        raise UnreadableFile(
+            f"{path.name} is {size} bytes of white space in place of the file. Download it again."
+        )
     kind = "a web page" if text.startswith("<") else "a text"
     raise UnreadableFile(
         f"{path.name} is {kind} of {size} bytes in place of the file: it begins with {text[:SHOWN].splitlines()[0]!r}. "

@@ -88,5 +88,7 @@ def put(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
         if moments:
             # AdamW keeps the number of its steps on the CPU.
             trainer.optimizer.state[weight] = {
-                kind: value if kind == "step" else value.to(weight) for kind, value in moments.items()
+                # Copies, because a tensor of the mapped file would keep Windows from replacing it.
+                kind: value.clone() if kind == "step" else value.to(weight, copy=True)
+                for kind, value in moments.items()
             }

@@ -84,7 +84,8 @@ class Trainer:
         if not math.isfinite(loss) or not norm.isfinite():
             raise TrainingDiverged(
                 f"In step {self.steps + 1} the loss is {loss:g} and the norm of its gradients {norm:g}. Use a lower "
-                "learning rate or a longer warm-up, or fp32 as precision, and look for broken pictures."
+                "learning rate or a longer warm-up, or fp32 as precision, and look for broken pictures. With "
+                f"{self.steps} steps and all else as it is you get what was learnt so far, to train it further."
             )
         for group in self.optimizer.param_groups:
             group["lr"] = group["base"] * rate_factor(self.settings, self.steps)

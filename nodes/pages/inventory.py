@@ -100,11 +100,11 @@ def check_header(path: Path) -> None:
                 f"{file.name} is on a cloud drive, and its content is not on this machine. Let the drive keep it here "
                 "(Windows: Always keep on this device; macOS: Download Now), or put the file outside of that drive."
             )
-    if is_legacy_pickle(path) and path.stat().st_size > LEGACY_PICKLE_BYTES:
-        raise UnknownCheckpoint(
-            f"{path.name} is in the format of torch before 1.6, which has no header. tools/convert.py makes a "
-            "safetensors file of it, which has one."
-        )
+        if is_legacy_pickle(file) and file.stat().st_size > LEGACY_PICKLE_BYTES:
+            raise UnknownCheckpoint(
+                f"{file.name} is in the format of torch before 1.6, which has no header. tools/convert.py makes a "
+                "safetensors file of it, which has one."
+            )
 
 
 def where_tokenizer(file: LLMFile) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...models.errors import WrongTraining
 from ...models.features.features import Features
+from ...models.llm import content_digest
 from ...models.recipe import Recipe
 from ...models.training.data import EncodedText, Example, TrainingData
 from .. import host
@@ -19,6 +20,8 @@ from ..fused_clip import LLM_TOKENS, FusedCLIP, without_llm
 from ..fusion import Fusion
 
 log = logging.getLogger(__name__)
+
+LATENT_CHANNELS = 4  # of SD1.5's VAE
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class TrainingSet:
     latents: [c, h, w] each, as ComfyUI's VAE gives them. texts: the caption of each.
     encoded: text → its states, for every caption and for "".
     recipe:  with which the LLM read them.
-    llm:     name and identity of the LLM.
+    llm:     the LLM's name, and a digest of what is in its files.
     """
 
     latents: Sequence[Tensor]
@@ -57,6 +60,12 @@ def training_set(latents: Sequence[Tensor], texts: Sequence[str], fusion: Fusion
             f"There are {len(latents)} pictures and {len(texts)} captions. Each picture needs one caption, as Load "
             "Image-Text (from Folder) gives them."
         )
+    odd = next((latent for latent in latents if latent.ndim != 3 or latent.shape[0] != LATENT_CHANNELS), None)
+    if odd is not None:
+        raise WrongTraining(
+            f"A latent has the shape {list(odd.shape)}; SD1.5 has {LATENT_CHANNELS} channels, height and width. "
+            "Use the VAE of an SD1.5 checkpoint."
+        )
     empty = [str(index + 1) for index, text in enumerate(texts) if not text.strip()]
     if empty:
         log.warning(
@@ -79,7 +88,7 @@ def training_set(latents: Sequence[Tensor], texts: Sequence[str], fusion: Fusion
         [text for _, text in pairs],
         encoded,
         fusion.adapter.recipe,
-        {"name": fusion.llm.llm.file.path.name, "identity": fusion.llm.llm.file.identity},
+        {"name": fusion.llm.llm.file.path.name, "sha256_of_ends": content_digest(fusion.llm.llm.file.path)},
     )
 
 

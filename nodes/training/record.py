@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,16 +14,21 @@ from torch import Tensor
 from ...models.training.settings import COSINE
 from ..managed import ManagedAdapter
 from .data import TrainingSet
-from .job import Job
+from .job import FROZEN, LORA, Job
 
 
 def digest(tensors: Mapping[str, Tensor], *others: object) -> str:
-    """A sha256 that changes with the names and bytes of tensors and with the other values."""
+    """A sha256 that changes with the names and bytes of tensors, in whatever order, and with the other values."""
     found = hashlib.sha256(repr(others).encode())
-    for name, tensor in tensors.items():
+    for name, tensor in sorted(tensors.items()):
         found.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
         found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """A sha256 of weights that is the same for fp16 or bf16 weights and for the same numbers in fp32."""
+    return digest({name: tensor.float() for name, tensor in tensors.items()})
 
 
 def job_digest(
@@ -42,17 +48,36 @@ def job_digest(
     tensors |= {f"clip {text}": states.clip for text, states in pairs.encoded.items()}
     tensors |= {f"llm {text}": states.llm.states for text, states in pairs.encoded.items()}
     tensors |= {f"teacher {text}": context for text, context in known.items()}
-    return digest(
-        tensors, pairs.texts, pairs.recipe, settings, job.rank, job.quiet_start, job.precision, models
-    )
+    others = (pairs.texts, pairs.recipe, settings, job.rank, job.quiet_start, job.precision)
+    return digest(tensors, *others, start.is_new, models)
 
 
 def facts_of(job: Job, pairs: TrainingSet, start: ManagedAdapter) -> dict[str, Any]:
-    """What an adapter's file says of the data and the settings that it was trained with."""
+    """What an adapter's file says of the data and the job that it was trained with, by the names of the node's inputs.
+
+    version: of these entries. start: what the adapter said of itself that this training started from.
+    """
+    settings = job.settings
+    before = json.loads(start.training or "{}")
     return {
+        "version": 1,
         "pictures": len(pairs.latents),
         "captions": len(set(pairs.texts)),
         "llm": dict(pairs.llm),
-        "settings": asdict(job.settings),
-        "quiet_start": job.quiet_start if start.is_new else 0,
+        "job": {
+            "batch_size": settings.batch_size,
+            "accumulate": settings.accumulate,
+            "learning_rate": settings.learning_rate,
+            "unet": FROZEN if job.rank is None else LORA,
+            "rank": job.rank,
+            "drop_text": settings.drops.text,
+            "drop_llm": settings.drops.llm,
+            "drop_clip": settings.drops.clip,
+            "min_snr": settings.gamma,
+            "quiet_start": job.quiet_start if start.is_new else 0,
+            "seed": settings.seed,
+            "precision": job.precision,
+        },
+        **({"start": before} if before else {}),
+        **({"notes": before["notes"]} if "notes" in before else {}),
     }

@@ -29,7 +29,7 @@ from .. import folders, host
 from ..managed import ManagedAdapter
 from .data import TrainingSet, contexts
 from .job import Job
-from .record import digest, facts_of, job_digest
+from .record import digest, facts_of, job_digest, weights_digest
 from .unet import Teacher, UNetInTraining
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,12 @@ def train(
     """
     check_fit(data, adapter, teacher_clip, teacher_model)
     known = contexts(teacher_clip, data.encoded) if teacher_clip is not None else None
+    widths = {context.shape[1] for context in (known or {}).values()} - {adapter.adapter.config.clip_dim}
+    if widths:
+        raise WrongTraining(
+            f"The teacher's CLIP gives states that are {widths.pop()} wide; an SD1.5 model reads "
+            f"{adapter.adapter.config.clip_dim}. Connect LLM4GEN CLIP over the CLIP of an SD1.5 checkpoint."
+        )
     with torch.inference_mode(False):
         unet = UNetInTraining(
             model,
@@ -119,8 +125,9 @@ class Run:
     ):
         self.model, self.unet, self.pairs, self.start = model, unet, pairs, start
         self.job, self.teacher = job, teacher
-        self.base = digest(unet.patcher.model.diffusion_model.state_dict())
+        self.base = weights_digest(unet.patcher.model.diffusion_model.state_dict())
         models = [self.base, host.origin(model), teacher and host.origin(teacher.patcher)]
+        models += [unet.schedule.prediction, digest({"alphas": unet.schedule.alphas})]
         self.digest = job_digest(job, pairs, start, models, known or {})
         self.data = pairs.data(unet.patcher.model.process_latent_in, known)
         self.device = host.load_to_train([unet.patcher, *([teacher.patcher] if teacher else [])])
@@ -170,8 +177,9 @@ class Run:
                 "steps": self.trainer.steps,
                 "objective": "denoise" if self.teacher is None else "match",
                 **facts_of(self.job, self.pairs, self.start),
-                "unet": self.base,
-                "lora": digest(lora) if lora else None,
+                "base": self.base,
+                "base_is_patched": bool(self.model.patches),
+                "lora": weights_digest(lora) if lora else None,
             }
         )
         adapter = ManagedAdapter.holding(weights, self.adapter.config, self.start.recipe, training=entry)
@@ -179,7 +187,14 @@ class Run:
 
     def resumed(self) -> bool:
         """Goes on from the state of the same job, if there is one."""
-        if not self.job.resume or not self.state_file.is_file():
+        if not self.state_file.is_file():
+            if self.job.resume:
+                log.info("There is no kept state of these inputs, so the training starts anew.")
+            return False
+        if not self.job.resume:
+            before = self.state_file.with_suffix(".before.safetensors")
+            self.state_file.replace(before)
+            log.warning("resume is off, so the training starts anew. Its state so far is kept as %s.", before)
             return False
         load_state(self.trainer, self.state_file, self.digest)
         log.info("The training goes on after step %d of %d.", self.trainer.steps, self.job.settings.steps)
@@ -206,6 +221,7 @@ class Run:
         )
         trainer.run(shown("quiet start", trainer))
         self.trainer.restart_average()
+        self.save()
 
     def run(self) -> None:
         show = shown("training", self.trainer)

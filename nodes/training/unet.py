@@ -98,7 +98,9 @@ def schedule_of(patcher: Any) -> NoiseSchedule:
     found = sampling.calculate_denoised(torch.tensor([2.0]), torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1))
     predictions = {EPS: -2.0, V: -2.0 / 5**0.5}
     kind = next((name for name, value in predictions.items() if abs(found.item() - value) < 1e-3), None)
-    if kind is None:
+    # Flow models mix latents and noise in another way, which shows in what the UNet is given.
+    given = sampling.calculate_input(torch.tensor([2.0]), torch.ones(1, 1, 1, 1)).item()
+    if kind is None or abs(given - 1 / 5**0.5) > 1e-3:
         raise UntrainableModel(
             f"This MODEL predicts neither noise nor velocity, but what {type(sampling).__name__} stands for. {WHICH}"
         )
@@ -134,7 +136,9 @@ def add_lora(patcher: Any, rank: int, seed: int) -> dict[str, nn.Parameter]:
         torch.manual_seed(seed)
         for name, module in patcher.model.named_modules():
             if (".attn1.to_" in name or ".attn2.to_" in name) and hasattr(module, "weight_function"):
-                lora = adapter_maps["LoRA"].create_train(module.weight, rank=rank, alpha=float(rank))
+                # On the CPU, so that the seed decides alone, wherever the weights are.
+                shape = torch.empty_like(module.weight, device="cpu")
+                lora = adapter_maps["LoRA"].create_train(shape, rank=rank, alpha=float(rank))
                 patcher.add_weight_wrapper(f"{name}.weight", lora)
                 found |= {f"{name}.{part}": weight for part, weight in lora.named_parameters()}
     return found

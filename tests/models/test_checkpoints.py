@@ -357,6 +357,8 @@ def test_damaged_bytes_in_a_pickle_give_a_typed_error_or_a_whole_model(zipped, t
         ('{"feed_forward_proj": "gated-silu"}', UnknownCheckpoint),
         ('{"relative_attention_max_distance": 256}', UnknownCheckpoint),
         ("{", UnreadableFile),
+        ("", UnreadableFile),
+        ("[]", UnreadableFile),
     ],
 )
 def test_a_folder_whose_config_describes_another_t5_is_refused(config, error, oracle, tmp_path):

@@ -28,7 +28,7 @@ def hidden_states(oracle, ids=IDS, length=LENGTH):
     return [states[0] for states in out.hidden_states]
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "Falcon", "Olmo"])  # Olmo's norms have no weights
 def test_hidden_states_of_every_layer_equal_transformers(family, tmp_path):
     states_of_layers = hidden_states(make(family, tmp_path))
     file = open_llm(tmp_path)
@@ -240,6 +240,14 @@ def test_experts_that_transformers_keeps_in_other_tensors_are_no_damage(tmp_path
 
 def count_parameters(module):
     return sum(weight.numel() for weight in module.parameters())
+
+
+def test_linear_layers_of_a_familys_own_stay_in_fp32(tmp_path):
+    expected = hidden_states(make("Falcon", tmp_path))[-1][: len(IDS)]
+    states = load_encoder(tmp_path, dtype=torch.bfloat16)(
+        IDS, real_rows(len(IDS)), compute_dtype=torch.bfloat16
+    )
+    assert relative_error(states, expected) <= 2e-2
 
 
 def test_layers_above_the_wanted_one_are_not_built(tmp_path):

@@ -135,6 +135,7 @@ TEXTS = {
     POINTER: r"pointer of Git LFS: a text of \d+ bytes that stands for the file of 4,917,893,319 bytes\. Run `git",
     XET_POINTER: "pointer of Git LFS.*4,917,893,319 bytes.*download the file itself",
     "<!DOCTYPE html>\n<html><title>Log in</title>": r"a web page of \d+ bytes.*begins with '<!DOCTYPE html>'",
+    " \n": "white space in place of the file",
     '\ufeff<?xml version="1.0"?><Error><Code>AccessDenied</Code></Error>': "a web page.*AccessDenied",
     "Access to model google/gemma-3-1b-it is restricted.": r"a text of 51 bytes.*log in or accept a licence",
     "Entry not found": r"begins with 'Entry not found'.*download the file again",

@@ -1,6 +1,7 @@
 """The nodes that train, in a real ComfyUI and in inference mode, as ComfyUI runs every node."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -90,6 +91,11 @@ def train(nodes, model, training_set, fresh):
     return train
 
 
+@pytest.fixture(scope="module")
+def trained(train):
+    return train(steps=1)[0]
+
+
 @pytest.fixture
 def states(started):
     """The files of states that the test's trainings leave."""
@@ -143,8 +149,11 @@ def test_a_saved_adapter_gives_to_the_bit_what_the_trained_one_gave(
     assert entry.pop("notes") == "for tests"
     assert entry == json.loads(adapter.training)
     assert (entry["steps"], entry["pictures"], entry["captions"], entry["objective"]) == (2, 2, 2, "denoise")
-    assert entry["llm"] == {"name": llm.llm.file.path.name, "identity": llm.llm.file.identity}
-    assert entry["settings"]["learning_rate"] == JOB["learning_rate"]
+    assert entry["llm"]["name"] == llm.llm.file.path.name
+    assert entry["version"] == 1
+    assert {name: JOB[name] for name in entry["job"] if name != "rank"} == {
+        name: value for name, value in entry["job"].items() if name != "rank"
+    }
     assert len(states()) == 1
 
 
@@ -347,6 +356,11 @@ def test_pictures_without_a_caption_are_named_and_left_out(nodes, checkpoint, ll
         ({"texts": TEXTS[:1]}, "There are 2 pictures and 1 captions"),
         ({"texts": ["", " "]}, "no picture with a caption"),
         ({"vae": None}, "either images and vae, or latents"),
+        ({"vae": [None]}, "got no VAE"),
+        (
+            {"images": None, "vae": None, "latents": [{"samples": torch.zeros(2, 16, 8, 8)}]},
+            "SD1.5 has 4 channels",
+        ),
         ({"images": None, "vae": None}, "either images and vae, or latents"),
         ({"latents": [{"samples": torch.zeros(2, 4, 8, 8)}]}, "either images and vae, or latents"),
     ],
@@ -379,15 +393,17 @@ def test_a_teachers_model_without_its_clip_is_refused(train, model):
 
 def test_models_that_cannot_be_trained_say_which_can(train, model, started, monkeypatch):
     advice = "Connect a MODEL of SD1.5 from Load Checkpoint or Load Diffusion Model, in fp32, fp16 or bf16"
-    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete  # noqa: PLC0415
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3  # noqa: PLC0415
 
     unknown = model.clone()
     unknown.cached_patcher_init = None
     with pytest.raises(UntrainableModel, match=f"does not know the file.*{advice}"):
         train(model=unknown)
     clean = ModelSamplingDiscrete().patch(model, "x0", zsnr=False)[0]
-    with pytest.raises(UntrainableModel, match=f"predicts neither noise nor velocity.*{advice}"):
-        train(model=clean)
+    flow = ModelSamplingSD3().patch(model, 3.0)[0]
+    for other in (clean, flow):
+        with pytest.raises(UntrainableModel, match=f"predicts neither noise nor velocity.*{advice}"):
+            train(model=other)
     other = model.clone()
     monkeypatch.setitem(other.model.model_config.unet_config, "in_channels", 9)
     with pytest.raises(UntrainableModel, match=f"This MODEL is SD15 .*in_channels: 9.*{advice}"):
@@ -403,10 +419,64 @@ def test_a_quantised_model_is_refused(train, started, put, standin):
         train(model=model)
 
 
-def test_a_prefix_that_leads_out_of_the_folder_is_refused(nodes, fresh):
-    for prefix in ("../elsewhere", "/tmp/elsewhere", "", "."):
-        with pytest.raises(WrongTraining, match="leads out of llm4gen"):
-            nodes.SaveCrossAdapter.execute(fresh, prefix)
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "../elsewhere",
+        "/tmp/elsewhere",
+        "",
+        ".",
+        "mine/",
+        "a//b",
+        "a\nb",
+        "a:b",
+        "a?",
+        "nul",
+        "con.x",
+        ".hid",
+        "x" * 300,
+    ],
+)
+def test_a_prefix_that_is_no_name_on_every_system_is_refused(nodes, trained, prefix):
+    with pytest.raises(WrongTraining, match="is no file name that every system can store in llm4gen"):
+        nodes.SaveCrossAdapter.execute(trained, prefix)
+
+
+def test_no_saved_file_is_overwritten_and_other_users_can_read_it(nodes, trained, started):
+    names = [nodes.SaveCrossAdapter.execute(trained, "mine\\twice").ui["text"][0] for _ in range(2)]
+    assert names == ["twice_00001_.safetensors", "twice_00002_.safetensors"]
+    folder = Path(started.folders.models_dir, "llm4gen", "mine")
+    assert {path.name for path in folder.glob("twice*")} == set(names)
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.glob("twice*"))
+
+
+def test_an_adapter_that_has_not_been_trained_is_not_saved(nodes, fresh):
+    with pytest.raises(WrongTraining, match="has not been trained"):
+        nodes.SaveCrossAdapter.execute(fresh, "mine")
+
+
+def test_training_further_keeps_what_the_adapter_said_of_itself(train, trained):
+    entry = json.loads(train(adapter=trained, steps=1)[0].training)
+    assert entry["start"] == json.loads(trained.training)
+
+
+def test_another_prediction_starts_another_training(train, model, states):
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete  # noqa: PLC0415
+
+    train(steps=1, seed=51)
+    velocity = ModelSamplingDiscrete().patch(model, "v_prediction", zsnr=False)[0]
+    train(model=velocity, steps=1, seed=51, resume=True)
+    assert len(states()) == 2
+
+
+def test_a_kept_state_is_not_lost_when_resume_is_off(train, states):
+    train(steps=2, seed=61)
+    train(steps=1, seed=61)
+    losses = []
+    for file in states():
+        with safe_open(file, framework="pt") as state:
+            losses.append(len(state.get_tensor("losses")))
+    assert sorted(losses) == [1, 2]
 
 
 def graph(**job):
