@@ -68,14 +68,10 @@ def find(key: str, name: str | None) -> Path | None:
     """As `resolve`, but None for a name that is not listed, and from the last list that was made.
 
     So a keystroke and a fingerprint do not search the folders, which may be on a slow drive. ComfyUI makes a list when
-    the page is refreshed and before each run. If the file has gone since then, the folders are searched once more.
+    the page is refreshed and before each run. The file may have gone since then.
     """
     roots, found = LISTED.get(key, ([], {}))
-    if roots == folder_paths.get_folder_paths(key):
-        path = look_up(key, found, name)
-        if path is None or path.exists():
-            return path
-    return look_up(key, listed(key), name)
+    return look_up(key, found if roots == folder_paths.get_folder_paths(key) else listed(key), name)
 
 
 def fingerprint(key: str, name: str | None) -> str:

@@ -92,8 +92,8 @@ class NewCrossAdapter(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, llm, heads, mlp_dim, seed, start_from=None, **recipe) -> io.NodeOutput:
-        recipe = Recipe(**recipe, heads=heads if start_from is None else start_from.adapter.config.heads)
+    def execute(cls, llm, heads, mlp_dim, seed, start_from=None, **reading) -> io.NodeOutput:
+        recipe = Recipe(**reading, heads=heads if start_from is None else start_from.adapter.config.heads)
         llm.llm.depth(recipe)  # raises WrongRecipe for a layer that the LLM does not have
         with torch.inference_mode(False):
             if start_from is None:

@@ -20,9 +20,9 @@ def written_whole(path: Path) -> Iterator[Path]:
     """
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=UNFINISHED_SUFFIX)
     os.close(handle)
-    os.chmod(name, READABLE)
     try:
         yield Path(name)
+        os.chmod(name, READABLE)
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -8,7 +8,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from decoders import FAMILIES, SIZES, make
+from decoders import FAMILIES, PECULIAR, SIZES, make
 from llm4gen.models.checkpoints.rotary import OLD_TRANSFORMERS, old_spelling, understand
 from llm4gen.models.conversion.plans import plan_conversion
 from llm4gen.models.encoders.rows import all_rows, real_rows
@@ -28,7 +28,7 @@ def hidden_states(oracle, ids=IDS, length=LENGTH):
     return [states[0] for states in out.hidden_states]
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, "Falcon", "Olmo"])  # Olmo's norms have no weights
+@pytest.mark.parametrize("family", FAMILIES | PECULIAR)
 def test_hidden_states_of_every_layer_equal_transformers(family, tmp_path):
     states_of_layers = hidden_states(make(family, tmp_path))
     file = open_llm(tmp_path)

@@ -32,6 +32,8 @@ FAMILIES = {
     "OPT": {"ffn_dim": 48, "word_embed_proj_dim": 32},
     "Bloom": {},
 }
+# Families whose norms have no weights, or whose linear layers are of a class of their own.
+PECULIAR = {"Olmo": {}, "Falcon": {"head_dim": None}}
 
 
 def make(family, folder, **changes):
@@ -39,7 +41,9 @@ def make(family, folder, **changes):
     if not hasattr(transformers, f"{family}Config"):
         pytest.skip(f"transformers {transformers.__version__} has no {family} yet")
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**(SIZES | FAMILIES.get(family, {}) | changes))
+    sizes = SIZES | (FAMILIES | PECULIAR).get(family, {}) | changes
+    sizes = {name: size for name, size in sizes.items() if size is not None}
+    config = getattr(transformers, f"{family}Config")(**sizes)
     model = transformers.AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for name, weight in model.named_parameters():  # norm weights of 1 would hide a missing norm
         if weight.ndim == 1 and ("norm" in name or "ln_" in name):
