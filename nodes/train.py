@@ -219,7 +219,7 @@ class SaveCrossAdapter(io.ComfyNode):
             search_aliases=["LLM4GEN", "export adapter"],
             is_output_node=True,
             inputs=[
-                sockets.ADAPTER.Input("adapter", tooltip="From Train Cross-Adapter or Load Cross-Adapter."),
+                sockets.ADAPTER.Input("adapter", tooltip="From Train Cross-Adapter, or any other."),
                 io.String.Input(
                     "prefix",
                     default="my_adapter",

@@ -157,8 +157,7 @@ def fill(
     if broken:
         raise IncompleteCheckpoint(
             f"{weights.name} has NaN or infinite values in {list_tensors(broken)}. The file is damaged, or its weights "
-            "do not fit the dtype in which they are loaded (with auto, an fp32 file becomes fp16 on a GPU). Choose "
-            "fp32 or bf16, or download it again."
+            "do not fit the chosen dtype (on a GPU, auto makes fp16 of an fp32 file); download it again or choose fp32."
         )
     model = found.build(operations=operations, **sizes)
     model.load_state_dict(state, strict=True, assign=True)
