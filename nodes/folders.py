@@ -164,11 +164,10 @@ def new_adapter_file(prefix: str) -> Path:
     place = root.joinpath(*parts)
     place.parent.mkdir(parents=True, exist_ok=True)
     taken = {name.lower() for name in listed(ADAPTERS)}
-    for number in count(1):
-        path = place.with_name(f"{place.name}_{number:05}_.safetensors")
-        if path.relative_to(root).as_posix().lower() not in taken and not path.exists():
-            return path
-    raise AssertionError("count has no end")
+    paths = (place.with_name(f"{place.name}_{number:05}_.safetensors") for number in count(1))
+    return next(
+        path for path in paths if path.relative_to(root).as_posix().lower() not in taken and not path.exists()
+    )
 
 
 def tokenizer_folder(encoder: Path) -> Path | None:

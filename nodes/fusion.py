@@ -191,9 +191,8 @@ def has_pairs(states: Tensor) -> bool:
     if states.shape[1] % 2:
         return False
     keys, values = states[:, 0::2], states[:, 1::2]
-    return torch.equal(keys.abs(), values.abs()) and bool(
-        keys.any()
-    )  # Conditioning (Zero Out) has zeros alone
+    # Conditioning (Zero Out) has zeros alone.
+    return torch.equal(keys.abs(), values.abs()) and bool(keys.any())
 
 
 def clip_tokens_of(states: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ from ..errors import UnknownCheckpoint, UnreadableFile, words_of
 from ..files.gguf import GgufFile, Quantised, gguf_library
 from ..files.weights import Weights
 from .fill import Recognised, check_names, find_prefix
-from .refusal import list_tensors, refusal
+from .refusal import list_tensors, read_json, refusal
 from .rotary import OLD_TRANSFORMERS, understand
 
 T5_TYPES = ("t5", "mt5", "umt5")
@@ -45,23 +45,19 @@ def is_transformers_folder(path: Path) -> bool:
     if not (path / "config.json").is_file():
         return False
     try:
-        is_config = isinstance(json.loads((path / "config.json").read_text(encoding="utf-8")), dict)
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     except ValueError:
-        is_config = False
-    if not is_config:
+        config = None
+    if not isinstance(config, dict):
         raise UnreadableFile(
             f"{path.name}/config.json is damaged: it holds no JSON object. Download it again."
         )
-    return model_type(path) not in (None, *T5_TYPES)
+    return config.get("model_type") not in (None, *T5_TYPES)
 
 
 def model_type(folder: Path) -> str | None:
     """The `model_type` in a folder's config.json; None if that cannot be read."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return config.get("model_type") if isinstance(config, dict) else None
+    return read_json(folder / "config.json").get("model_type")
 
 
 def recognise_decoder(weights: Weights) -> Recognised[DecoderConfig]:
@@ -123,9 +119,8 @@ def read_config(folder: Path) -> tuple[DecoderConfig, bool]:
             f"({words_of(error)}). Models that bring code of their own are never run; for a newer family, update "
             "transformers."
         ) from error
-    if not isinstance(
-        config, PretrainedConfig
-    ):  # an entry that an older version does not know stays a dictionary
+    # An entry that an older version does not know stays a dictionary.
+    if not isinstance(config, PretrainedConfig):
         raise UnknownCheckpoint(
             f"{folder.name}/config.json describes the text model of a {whole.model_type} in a way that the installed "
             f"transformers {transformers.__version__} does not know. Update transformers."

@@ -21,18 +21,8 @@ NO_MODEL = re.compile(
     re.IGNORECASE,
 )
 # What download programs append to the name of a file or folder that is not complete.
-UNFINISHED = (
-    *(
-        ".aria2",
-        ".part",
-        ".partial",
-        ".crdownload",
-        ".opdownload",
-        ".download",
-        ".incomplete",
-        ".tmp",
-        ".!qb",
-    ),
+UNFINISHED = tuple(
+    [".aria2", ".part", ".partial", ".crdownload", ".opdownload", ".download", ".incomplete", ".tmp", ".!qb"]
 )
 CONTROL_FILE = ".aria2"  # lies beside an incomplete file, which may have its full name and size already
 # Folders of operating systems and network drives, with copies and deleted files in them.

@@ -15,9 +15,8 @@ JSON_STARTS = ("{", "[")
 SHOWN = 60  # characters of a text in a message
 POINTERS = ("version https://git-lfs.github.com/spec/", "# xet version")
 # The marks of a file whose content a cloud drive keeps online and fetches when it is read: Windows', then macOS'.
-ONLINE_ATTRIBUTES = (
-    stat.FILE_ATTRIBUTE_OFFLINE | 0x40000 | 0x400000
-)  # the others: RECALL_ON_OPEN, …_ON_DATA_ACCESS
+RECALL_ON_OPEN, RECALL_ON_DATA_ACCESS = 0x40000, 0x400000
+ONLINE_ATTRIBUTES = stat.FILE_ATTRIBUTE_OFFLINE | RECALL_ON_OPEN | RECALL_ON_DATA_ACCESS
 ONLINE_FLAG = 0x40000000  # SF_DATALESS
 MAGIC = (b"PK", b"GGUF")  # with which PyTorch's and llama.cpp's files begin
 SIZE_IN_POINTER = re.compile(r"^(?:size |filesize = )(\d+)$", re.MULTILINE)

@@ -101,9 +101,8 @@ class Trainer:
         for drawn in draw_step(self.data, self.settings, self.timesteps, self.steps):
             for batch in batches(drawn, self.device):
                 loss = self.objective(batch).sum() / examples
-                if (
-                    loss.requires_grad
-                ):  # without the LLM's half and with a frozen UNet, nothing that learns takes part
+                # Without the LLM's half and with a frozen UNet, nothing that learns takes part.
+                if loss.requires_grad:
                     loss.backward()
                 total += loss.item()
         return total

@@ -17,18 +17,22 @@ from .data import TrainingSet
 from .job import FROZEN, LORA, Job
 
 
-def digest(tensors: Mapping[str, Tensor], *others: object) -> str:
-    """A sha256 that changes with the names and bytes of tensors, in whatever order, and with the other values."""
+def digest(tensors: Mapping[str, Tensor], *others: object, dtype: torch.dtype | None = None) -> str:
+    """A sha256 that changes with the names and bytes of tensors, in whatever order, and with the other values.
+
+    dtype: to which each tensor is cast before, one at a time; None: as it is.
+    """
     found = hashlib.sha256(repr(others).encode())
     for name, tensor in sorted(tensors.items()):
-        found.update(f"{name} {tensor.dtype} {list(tensor.shape)} ".encode())
-        found.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        plain = tensor.detach().cpu().to(dtype or tensor.dtype).contiguous()
+        found.update(f"{name} {plain.dtype} {list(plain.shape)} ".encode())
+        found.update(plain.reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """A sha256 of weights that is the same for fp16 or bf16 weights and for the same numbers in fp32."""
-    return digest({name: tensor.float() for name, tensor in tensors.items()})
+    return digest(tensors, dtype=torch.float32)
 
 
 def job_digest(

@@ -78,13 +78,10 @@ def predict(
 
     ComfyUI takes latents that are larger by √(sigma² + 1), and returns the clean latents that the prediction implies.
     """
-    alphas = schedule.alphas.to(noised.device)[timesteps, None, None, None]
-    sigma = ((1 - alphas) / alphas).sqrt()
-    x = noised / alphas.sqrt()
+    signal, spread = schedule.factors(timesteps)
+    x, sigma = noised / signal, spread / signal
     clean = model.apply_model(x, sigma.flatten(), c_crossattn=context)
-    noise = (x - clean) / sigma
-    # v = √a · noise - √(1 - a) · clean
-    return noise if schedule.prediction == EPS else alphas.sqrt() * noise - (1 - alphas).sqrt() * clean
+    return schedule.target(clean, (x - clean) / sigma, timesteps)
 
 
 def schedule_of(patcher: Any) -> NoiseSchedule:

@@ -60,6 +60,12 @@ def only_batch(drawn):
     return batch
 
 
+def stacked(drawn, *names):
+    """The examples' timesteps, and each named tensor of theirs, as a batch."""
+    tensors = (torch.stack([getattr(one, name) for one in drawn]) for name in names)
+    return torch.tensor([one.timestep for one in drawn]), *tensors
+
+
 def expected_contexts(weights, drawn):
     """The UNet's context of each example, from the states at every position."""
     rows = [(one.clip, one.llm.rows.expand(one.llm.states)) for one in drawn]
@@ -88,8 +94,7 @@ def assert_equal_with_gradients(objective, adapter, drawn, expected_loss):
 def test_denoise_and_its_gradients_equal_diffusers_and_autograd(prediction, gamma):
     unet, scheduler, drawn = training.unet(), training.ddpm(prediction), drawn_examples()
     adapter = training.adapter()
-    timesteps = torch.tensor([one.timestep for one in drawn])
-    latents, noise = (torch.stack([getattr(one, name) for one in drawn]) for name in ("latent", "noise"))
+    timesteps, latents, noise = stacked(drawn, "latent", "noise")
 
     def expected_loss(weights):
         noised = scheduler.add_noise(latents, noise, timesteps)
@@ -109,10 +114,7 @@ def test_denoise_and_its_gradients_equal_diffusers_and_autograd(prediction, gamm
 def test_match_and_its_gradients_equal_diffusers_and_autograd():
     student, teacher, drawn = training.unet(), training.unet(seed=1), drawn_examples(teacher=True)
     adapter, scheduler = training.adapter(), training.ddpm("eps")
-    timesteps = torch.tensor([one.timestep for one in drawn])
-    latents, noise, known = (
-        torch.stack([getattr(one, name) for one in drawn]) for name in ("latent", "noise", "teacher")
-    )
+    timesteps, latents, noise, known = stacked(drawn, "latent", "noise", "teacher")
 
     def expected_loss(weights):
         noised = scheduler.add_noise(latents, noise, timesteps)
@@ -134,10 +136,7 @@ def test_quiet_start_and_its_gradients_equal_diffusers_and_autograd():
         training.adapter(),
         training.ddpm("eps"),
     )
-    timesteps = torch.tensor([one.timestep for one in drawn])
-    latents, noise, clip = (
-        torch.stack([getattr(one, name) for one in drawn]) for name in ("latent", "noise", "clip")
-    )
+    timesteps, latents, noise, clip = stacked(drawn, "latent", "noise", "clip")
 
     def expected_loss(weights):
         noised = scheduler.add_noise(latents, noise, timesteps)

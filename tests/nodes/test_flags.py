@@ -18,20 +18,6 @@ CPU, GPU = torch.device("cpu"), torch.device("meta")  # a device that is there e
 LAYERS = 2
 
 
-@pytest.fixture(scope="module")
-def management(started):
-    import comfy.model_management  # noqa: PLC0415
-
-    return comfy.model_management
-
-
-@pytest.fixture(scope="module")
-def host_module(started):
-    from llm4gen.nodes import host  # noqa: PLC0415
-
-    return host
-
-
 @pytest.fixture
 def start_with(started, management, monkeypatch):
     """Sets flags as if ComfyUI had been started with them."""

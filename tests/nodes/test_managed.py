@@ -14,20 +14,6 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def management(started):
-    import comfy.model_management  # noqa: PLC0415
-
-    return comfy.model_management
-
-
-@pytest.fixture(scope="module")
-def host_module(started):
-    from llm4gen.nodes import host  # noqa: PLC0415
-
-    return host
-
-
-@pytest.fixture(scope="module")
 def recipe(started):
     from llm4gen.models.recipe import Recipe  # noqa: PLC0415
 

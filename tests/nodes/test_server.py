@@ -28,8 +28,10 @@ NODES = {
 
 # Their many inputs are held by tests/laws/promises alone.
 TRAINING_NODES = {
-    *("LLM4GEN_NewCrossAdapter", "LLM4GEN_TrainingSet"),
-    *("LLM4GEN_TrainCrossAdapter", "LLM4GEN_SaveCrossAdapter"),
+    "LLM4GEN_NewCrossAdapter",
+    "LLM4GEN_TrainingSet",
+    "LLM4GEN_TrainCrossAdapter",
+    "LLM4GEN_SaveCrossAdapter",
 }
 
 

@@ -142,6 +142,22 @@ def started(put):
 
 
 @pytest.fixture(scope="session")
+def management(started):
+    """ComfyUI's memory management."""
+    import comfy.model_management  # noqa: PLC0415
+
+    return comfy.model_management
+
+
+@pytest.fixture(scope="session")
+def host_module(started):
+    """Our module `nodes/host.py`."""
+    from llm4gen.nodes import host  # noqa: PLC0415
+
+    return host
+
+
+@pytest.fixture(scope="session")
 def load_checkpoint(started, put):
     """Load Checkpoint on new tensors: MODEL, CLIP and VAE."""
 
