@@ -16,7 +16,7 @@ from . import folders, sockets
 from .fusion import Fusion
 from .managed import ManagedAdapter
 from .training.data import latents_of, training_set
-from .training.job import job_inputs, job_of, seed_input
+from .training.job import job_inputs, job_of, late_inputs, seed_input
 from .training.run import train
 
 SD15_WIDTH = 768  # of the context of SD1.5's UNet
@@ -169,18 +169,19 @@ class TrainCrossAdapter(io.ComfyNode):
             node_id="LLM4GEN_TrainCrossAdapter",
             display_name="Train Cross-Adapter",
             category="LLM4GEN/training",
-            description="Trains a Cross-Adapter for an SD1.5 model, alone or with a LoRA for its UNet. Cancel keeps "
-            "what was learnt: run it again to go on.",
+            description="Trains a Cross-Adapter for an SD1.5 model, alone, with a LoRA for its UNet, or with the UNet. "
+            "Cancel keeps what was learnt: run it again to go on.",
             search_aliases=["LLM4GEN", "train", "finetune", "distill"],
-            inputs=[*model_inputs(), *job_inputs(), *teacher_inputs()],
+            inputs=[*model_inputs(), *job_inputs(), *teacher_inputs(), *late_inputs()],
             outputs=[
                 sockets.ADAPTER.Output(tooltip="The trained adapter. Connect it to Save Cross-Adapter."),
                 sockets.LORA_MODEL.Output(
                     display_name="lora",
-                    tooltip="The UNet's LoRA, for Save LoRA Weights. Empty if unet is frozen.",
+                    tooltip="The UNet's LoRA, for Save LoRA Weights. Empty unless unet is LoRA.",
                 ),
                 io.Model.Output(
-                    tooltip="The model that belongs to the adapter: with the LoRA, if there is one."
+                    tooltip="The model that belongs to the adapter: with the LoRA or the UNet that learnt. Save Model "
+                    "keeps it."
                 ),
                 sockets.LOSS_MAP.Output(
                     display_name="loss_map", tooltip="The loss of each step, for Plot Loss Graph."

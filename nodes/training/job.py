@@ -9,7 +9,12 @@ from comfy_api.latest import io
 
 from ...models.training.settings import Drops, Settings
 
-FROZEN, LORA = "frozen", "LoRA"  # choices of the input `unet`; saved workflows hold these strings
+FROZEN, LORA, WHOLE = (
+    "frozen",
+    "LoRA",
+    "whole",
+)  # choices of the input `unet`; saved workflows hold these strings
+WHOLE_RATE = 0.1  # a whole UNet's learning rate, in adapter's: its weights have learnt already
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,8 @@ class Job:
     """What Train Cross-Adapter is asked for.
 
     settings:      of the trainer.
-    rank:          of the UNet's LoRA; None: the UNet stays as it is.
+    unet:          what learns of the UNet: FROZEN, LORA or WHOLE.
+    rank:          of the UNet's LoRA.
     quiet_start:   steps that a new adapter first learns to change nothing.
     precision:     "auto", "bf16" or "fp32", of the UNet.
     checkpointing: whether the UNet's layers are computed again for their gradients.
@@ -26,7 +32,8 @@ class Job:
     """
 
     settings: Settings
-    rank: int | None
+    unet: str
+    rank: int
     quiet_start: int
     precision: str
     checkpointing: bool
@@ -58,9 +65,10 @@ def job_inputs() -> list[io.Input]:
         ),
         io.Combo.Input(
             "unet",
-            options=[FROZEN, LORA],
+            options=[FROZEN, LORA, WHOLE],
             default=FROZEN,
-            tooltip="frozen: the adapter learns alone. LoRA: a LoRA for the UNet's attention learns with it.",
+            tooltip="frozen: the adapter learns alone. LoRA: a LoRA for the UNet's attention learns with it. whole: "
+            "the UNet itself does, which takes a GPU of 24 GB.",
         ),
         io.Int.Input("rank", default=32, min=1, max=1024, tooltip="Rank of the LoRA."),
         rate_input(
@@ -69,7 +77,7 @@ def job_inputs() -> list[io.Input]:
         rate_input(
             "drop_llm",
             0.1,
-            "How often the LLM's half is left out, so that strength 0 stays good. Needs unet: LoRA.",
+            "How often the LLM's half is left out, so that strength 0 stays good. Needs unet: LoRA or whole.",
         ),
         rate_input(
             "drop_clip", 0.1, "How often CLIP reads nothing, so that the LLM must tell the picture alone."
@@ -123,6 +131,23 @@ def job_inputs() -> list[io.Input]:
     ]
 
 
+def late_inputs() -> list[io.Input]:
+    """Inputs of the job that came after the first release. In saved workflows, new ones must stand last."""
+    return [
+        io.Float.Input(
+            "unet_learning_rate",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=1e-6,
+            round=False,
+            optional=True,
+            advanced=True,
+            tooltip="Of the LoRA or the whole UNet. 0: as learning_rate for a LoRA, a tenth of it for the whole UNet.",
+        ),
+    ]
+
+
 def seed_input(tooltip: str) -> io.Input:
     return io.Int.Input(
         "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=False, tooltip=tooltip
@@ -133,11 +158,12 @@ def rate_input(name: str, default: float, tooltip: str) -> io.Input:
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, advanced=True, tooltip=tooltip)
 
 
-def job_of(unet: str, rank: int, **inputs: Any) -> Job:
-    """The inputs of `job_inputs` → a job. Raises: WrongTraining."""
+def job_of(unet: str, rank: int, unet_learning_rate: float = 0.0, **inputs: Any) -> Job:
+    """The inputs of `job_inputs` and `late_inputs` → a job. Raises: WrongTraining."""
+    usual_rate = inputs["learning_rate"] * (WHOLE_RATE if unet == WHOLE else 1.0)
     settings = Settings(
         **{name: inputs[name] for name in ("steps", "batch_size", "accumulate", "learning_rate", "seed")},
-        unet_learning_rate=inputs["learning_rate"],
+        unet_learning_rate=unet_learning_rate or usual_rate,
         gamma=inputs["min_snr"],
         drops=Drops(inputs["drop_text"], inputs["drop_llm"], inputs["drop_clip"]),
     )
@@ -145,7 +171,8 @@ def job_of(unet: str, rank: int, **inputs: Any) -> Job:
         settings = replace(settings, drops=replace(settings.drops, llm=0.0))
     return Job(
         settings,
-        rank=rank if unet == LORA else None,
+        unet=unet,
+        rank=rank,
         checkpointing=inputs["gradient_checkpointing"],
         **{name: inputs[name] for name in ("quiet_start", "precision", "save_every", "resume")},
     )

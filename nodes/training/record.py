@@ -52,7 +52,9 @@ def job_digest(
     tensors |= {f"clip {text}": states.clip for text, states in pairs.encoded.items()}
     tensors |= {f"llm {text}": states.llm.states for text, states in pairs.encoded.items()}
     tensors |= {f"teacher {text}": context for text, context in known.items()}
-    others = (pairs.texts, pairs.recipe, settings, job.rank, job.quiet_start, job.precision)
+    # A frozen UNet has no rank. States that were kept before a whole UNet could learn have their old digest.
+    unet = {FROZEN: None, LORA: job.rank}.get(job.unet, job.unet)
+    others = (pairs.texts, pairs.recipe, settings, unet, job.quiet_start, job.precision)
     return digest(tensors, *others, start.is_new, models)
 
 
@@ -72,8 +74,9 @@ def facts_of(job: Job, pairs: TrainingSet, start: ManagedAdapter) -> dict[str, A
             "batch_size": settings.batch_size,
             "accumulate": settings.accumulate,
             "learning_rate": settings.learning_rate,
-            "unet": FROZEN if job.rank is None else LORA,
-            "rank": job.rank,
+            "unet_learning_rate": settings.unet_learning_rate,
+            "unet": job.unet,
+            "rank": job.rank if job.unet == LORA else None,
             "drop_text": settings.drops.text,
             "drop_llm": settings.drops.llm,
             "drop_clip": settings.drops.clip,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from comfy.sd import load_lora_for_models
 from safetensors import SafetensorError
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -39,7 +38,7 @@ QUIET_RATE = 1e-3  # the learning rate of the quiet start, which ends at 0
 
 @dataclass(frozen=True)
 class Trained:
-    """adapter and lora: what was learnt. model: the user's MODEL with the LoRA. losses: of each step."""
+    """adapter and lora: what was learnt. model: the user's MODEL, with what it learnt. losses: of each step."""
 
     adapter: ManagedAdapter
     lora: dict[str, Tensor]
@@ -72,6 +71,7 @@ def train(
     with torch.inference_mode(False):
         unet = UNetInTraining(
             model,
+            what=job.unet,
             rank=job.rank,
             dtype=host.training_dtype(model, job.precision),
             seed=job.settings.seed,
@@ -138,7 +138,7 @@ class Run:
             job.settings,
             timesteps=len(unet.schedule.alphas),
             adapter=self.adapter,
-            unet=unet.learns,
+            unet=unet.learns(),
             device=self.device,
         )
 
@@ -168,9 +168,8 @@ class Run:
                 self.quiet_start()
             with self.kept():
                 self.run()
-        lora = {name: weight.detach().clone().cpu() for name, weight in self.unet.lora.items()}
-        lora |= {name: weight.cpu() for name, weight in self.trainer.result("unet").items()}
-        model = load_lora_for_models(self.model, None, lora, 1.0, 0)[0] if lora else self.model
+        learnt = self.unet.learnt(self.trainer.result("unet"))
+        lora = {} if self.unet.whole else learnt
         weights = {name: weight.cpu() for name, weight in self.trainer.result("adapter").items()}
         entry = json.dumps(
             {
@@ -180,10 +179,11 @@ class Run:
                 "base": self.base,
                 "base_is_patched": bool(self.model.patches),
                 "lora": weights_digest(lora) if lora else None,
+                "unet": weights_digest(learnt) if self.unet.whole else None,
             }
         )
         adapter = ManagedAdapter.holding(weights, self.adapter.config, self.start.recipe, training=entry)
-        return Trained(adapter, lora, model, self.trainer.losses)
+        return Trained(adapter, lora, self.unet.changed(learnt), self.trainer.losses)
 
     def resumed(self) -> bool:
         """Goes on from the state of the same job, if there is one."""

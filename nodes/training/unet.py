@@ -1,17 +1,19 @@
-"""A MODEL's UNet as the trainer calls it: a copy that lets gradients through, with or without a LoRA that learns."""
+"""A MODEL's UNet as the trainer calls it: a copy that lets gradients through, and that may learn itself."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from comfy.sd import load_lora_for_models
 from comfy.weight_adapter import adapter_maps
 from torch import Tensor, nn
 
 from ...models.errors import UntrainableModel
 from ...models.training.schedule import EPS, NoiseSchedule, V
 from .. import host
+from .job import LORA, WHOLE
 
 WHICH = "Connect a MODEL of SD1.5 from Load Checkpoint or Load Diffusion Model, in fp32, fp16 or bf16."
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -23,26 +25,55 @@ class UNetInTraining:
     ComfyUI loads models in inference mode, so gradients cannot pass through the weights of the user's MODEL. The copy
     also keeps the user's weights as they are. Make and use it outside of inference mode.
 
-    rank:  of the LoRA on the projections of all attention layers; None: the UNet stays as it is.
-    dtype: in which the UNet is computed.
+    what:  learns of the UNet: nothing (FROZEN), a LoRA on the projections of all attention layers, or WHOLE.
+    rank:  of the LoRA.
+    dtype: in which the UNet is computed. What learns is fp32.
     Raises: UntrainableModel.
     """
 
-    def __init__(self, model: Any, *, rank: int | None, dtype: torch.dtype, seed: int):
+    def __init__(self, model: Any, *, what: str, rank: int, dtype: torch.dtype, seed: int):
         check_kind(model)
         self.patcher = host.copy_from_file(model)
         if self.patcher is None:
             raise UntrainableModel(f"This MODEL does not know the file that it was loaded from. {WHICH}")
         check_weights(self.patcher.model)
+        self.model = model
         self.patcher.model.requires_grad_(False)
         self.patcher.set_model_compute_dtype(dtype)
         self.schedule = schedule_of(self.patcher)
-        self.lora = {} if rank is None else add_lora(self.patcher, rank, seed)
+        self.lora = add_lora(self.patcher, rank, seed) if what == LORA else {}
+        self.whole = what == WHOLE
+        if self.whole:
+            self.patcher.model.diffusion_model.float()
 
-    @property
     def learns(self) -> dict[str, nn.Parameter]:
-        """The LoRA's matrices."""
+        """What learns, by ComfyUI's names: the LoRA's matrices, or all of the UNet's weights.
+
+        Call it when the UNet is on its device: weights that are patched there, as by a LoRA, are other objects then.
+        """
+        if self.whole:
+            weights = self.patcher.model.diffusion_model.requires_grad_(True).named_parameters()
+            return {f"diffusion_model.{name}": weight for name, weight in weights}
         return {name: weight for name, weight in self.lora.items() if weight.requires_grad}
+
+    def learnt(self, averages: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What a user keeps, in main memory, given the trainer's averages by the names of `learns`.
+
+        A LoRA's file also holds its alpha, which does not learn. A whole UNet has the dtype of the user's MODEL.
+        """
+        found = {name: weight.detach().clone() for name, weight in self.lora.items()} | dict(averages)
+        if self.whole:
+            own = self.model.model_state_dict("diffusion_model.")
+            found = {name: weight.to(own[name].dtype) for name, weight in found.items()}
+        return {name: weight.cpu() for name, weight in found.items()}
+
+    def changed(self, learnt: Mapping[str, Tensor]) -> Any:
+        """The user's MODEL with what was learnt as patches on it, which core's nodes also save."""
+        if not self.whole:
+            return load_lora_for_models(self.model, None, dict(learnt), 1.0, 0)[0] if learnt else self.model
+        changed = self.model.clone()
+        changed.add_patches({name: ("set", (weight,)) for name, weight in learnt.items()})
+        return changed
 
     @property
     def blocks(self) -> Iterator[nn.Module]:

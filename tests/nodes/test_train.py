@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file
 
 import in_process
 from llm4gen.models.errors import UntrainableModel, WrongTraining
@@ -151,20 +152,20 @@ def test_a_saved_adapter_gives_to_the_bit_what_the_trained_one_gave(
     assert (entry["steps"], entry["pictures"], entry["captions"], entry["objective"]) == (2, 2, 2, "denoise")
     assert entry["llm"]["name"] == llm.llm.file.path.name
     assert entry["version"] == 1
-    assert {name: JOB[name] for name in entry["job"] if name != "rank"} == {
-        name: value for name, value in entry["job"].items() if name != "rank"
-    }
+    decided = {"rank": None, "unet_learning_rate": JOB["learning_rate"]}  # of a frozen UNet
+    assert entry["job"] == {name: JOB[name] for name in entry["job"].keys() & JOB.keys()} | decided
     assert len(states()) == 1
 
 
+@pytest.mark.parametrize("unet", ["LoRA", "whole"])
 def test_training_leaves_the_users_models_as_they_are(
-    train, model, checkpoint, llm, fresh, sample, condition
+    train, model, checkpoint, llm, fresh, sample, condition, unet
 ):
     before = weights_of(model.model), weights_of(checkpoint[1].cond_stage_model), weights_of(fresh.adapter)
     positive = conditioned(condition, fresh)
     latent = sample(positive, positive).samples
     patches = dict(model.patches)
-    train(unet="LoRA", quiet_start=1)
+    train(unet=unet, quiet_start=1)
     after = weights_of(model.model), weights_of(checkpoint[1].cond_stage_model), weights_of(fresh.adapter)
     assert all(equal(one, other) for one, other in zip(before, after, strict=True))
     assert dict(model.patches) == patches
@@ -196,6 +197,44 @@ def test_a_lora_that_was_learnt_is_one_that_core_takes(train, started, model, sa
     assert not torch.equal(ours, plain)
     layers = {name.split(".lora_")[0] for name in lora if ".lora_" in name}
     assert len(with_lora.patches) == len(layers), "core knows every layer of the LoRA"
+
+
+def test_a_whole_unet_that_was_learnt_is_a_model_that_core_samples_and_saves(
+    train, started, model, sample, condition, put
+):
+    """It begins with the LoRA of the user's MODEL, and it can be trained further."""
+    from comfy_extras.nodes_model_merging import ModelSave  # noqa: PLC0415
+
+    def latent(model):
+        return sample(positive, positive, model=model).samples
+
+    adapter, _, with_lora, _, _ = train(unet="LoRA", learning_rate=1e-2)
+    positive = conditioned(condition, adapter)
+    unchanged = train(with_lora, unet="whole", steps=0)[2]
+    assert (
+        relative_error(latent(unchanged), latent(with_lora))
+        < 1e-4
+        < relative_error(latent(unchanged), latent(model))
+    )
+    learnt, lora, changed, _, _ = train(with_lora, unet="whole", unet_learning_rate=1e-3)
+    assert lora == {}
+    assert json.loads(learnt.training)["job"]["unet_learning_rate"] == 1e-3
+    assert relative_error(latent(changed), latent(unchanged)) > 1e-4
+    assert torch.equal(latent(train(changed, unet="whole", steps=0)[2]), latent(changed))
+    with torch.inference_mode():
+        ModelSave().save(changed, "whole_unet")
+        (saved,) = Path(started.folders.get_output_directory()).glob("whole_unet*")
+        put("diffusion_models", "whole_unet.safetensors", load_file(saved))
+        (loaded,) = started.core.UNETLoader().load_unet("whole_unet.safetensors", "default")
+    assert torch.equal(latent(loaded), latent(changed))
+
+
+def test_a_whole_unet_learns_at_a_tenth_of_the_adapters_rate_unless_told(nodes):
+    rates = {
+        unet: nodes.job_of(**JOB | {"unet": unet, "unet_learning_rate": own}).settings.unet_learning_rate
+        for unet, own in (("LoRA", 0.0), ("whole", 0.0), ("frozen", 2e-5))
+    }
+    assert rates == {"LoRA": 1e-3, "whole": pytest.approx(1e-4), "frozen": 2e-5}
 
 
 def test_the_same_job_gives_the_same_adapter_with_and_without_checkpointing(train):

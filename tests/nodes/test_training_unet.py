@@ -52,9 +52,9 @@ def in_training(started, patcher):
 
     made = []
 
-    def make(model=patcher, rank=None, dtype=torch.float32, seed=0):
+    def make(model=patcher, what="frozen", dtype=torch.float32, seed=0):
         with torch.inference_mode(False):
-            made.append(UNetInTraining(model, rank=rank, dtype=dtype, seed=seed))
+            made.append(UNetInTraining(model, what=what, rank=4, dtype=dtype, seed=seed))
             host.load_to_train([made[-1].patcher])
         return made[-1]
 
@@ -111,8 +111,8 @@ def test_the_loss_and_the_adapters_gradients_equal_those_through_diffusers(
 
 def test_the_gradients_of_the_lora_equal_those_through_diffusers(in_training, diffusers_unet):
     """diffusers' weights get the LoRA's product added by hand."""
-    unet = in_training(rank=4)
-    learns = unet.learns
+    unet = in_training(what="LoRA")
+    learns = unet.learns()
     with torch.no_grad():
         for name, weight in learns.items():
             if name.endswith("lora_down.weight"):
@@ -139,6 +139,36 @@ def test_the_gradients_of_the_lora_equal_those_through_diffusers(in_training, di
     for name, one, other in zip(copies, gradients[-len(copies) :], others[-len(copies) :], strict=True):
         assert one.norm() > 0, name
         assert relative_error(one, other) <= EXACT, name
+
+
+def test_the_gradients_of_the_whole_unet_equal_those_through_diffusers(in_training, diffusers_unet):
+    unet = in_training(what="whole")
+    learns = unet.learns()
+    found, gradients = losses_and_gradients(unet.predict, unet.schedule, learns.values())
+    named = {name: weight.clone().requires_grad_() for name, weight in diffusers_unet.named_parameters()}
+
+    def predict(noised, timesteps, context):
+        return torch.func.functional_call(diffusers_unet, named, (noised, timesteps, context)).sample
+
+    theirs = names_in_diffusers()
+    names = [theirs[name.removeprefix("diffusion_model.")] for name in learns]
+    expected, others = losses_and_gradients(predict, training.schedule(), [named[name] for name in names])
+    assert sorted(names) == sorted(named)
+    torch.testing.assert_close(found, expected, rtol=EXACT, atol=0.0)
+    for name, one, other in zip(names, gradients[-len(names) :], others[-len(names) :], strict=True):
+        assert one.norm() > 0, name
+        assert relative_error(one, other) <= EXACT, name
+
+
+def test_what_learns_is_fp32_whatever_the_unet_is_computed_in(in_training):
+    for what in ("LoRA", "whole"):
+        unet = in_training(what=what, dtype=torch.bfloat16)
+        learns = unet.learns()
+        noise = torch.randn(1, 4, 8, 8)
+        unet.predict(noise, torch.tensor([500]), torch.randn(1, 77, 768)).sum().backward()
+        assert {weight.dtype for weight in learns.values()} == {torch.float32}
+        with_gradients = [name for name, weight in learns.items() if weight.grad is not None]
+        assert set(with_gradients) == learns.keys()
 
 
 def diffusers_names(learns):
