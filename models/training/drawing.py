@@ -1,5 +1,5 @@
-"""Everything random in a training. A step's draws depend on the seed and the step alone, so a resumed run goes on as
-if it had never stopped, and no state of a random generator must be kept."""
+"""Everything random in a training. The draws for an example depend on the seed and its place alone, so a resumed run
+goes on as if it had never stopped, any process can draw its share, and no state of a random generator must be kept."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..features.features import Features
 from .data import Drawn, Example, TrainingData
+from .ranks import ALONE, Ranks
 from .settings import Drops, Settings
 
 
@@ -21,22 +22,24 @@ def generator(*origin: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
-def draw_step(data: TrainingData, settings: Settings, timesteps: int, step: int) -> Iterator[list[Drawn]]:
-    """The examples of one step: `accumulate` lists of `batch_size` examples.
+def draw_step(
+    data: TrainingData, settings: Settings, timesteps: int, step: int, ranks: Ranks = ALONE
+) -> Iterator[list[Drawn]]:
+    """This process's share of one step: `accumulate` lists of `batch_size` examples.
+
+    The shares of several processes are, together, what one process would draw with a larger batch.
 
     timesteps: length of the noise schedule. step: counted from 0.
     """
-    source = generator(settings.seed, "step", step)
-    first = step * settings.accumulate * settings.batch_size
     for number in range(settings.accumulate):
-        places = range(first + number * settings.batch_size, first + (number + 1) * settings.batch_size)
-        yield [draw_example(data, place, settings, timesteps, source) for place in places]
+        batch = (step * settings.accumulate + number) * ranks.count + ranks.number
+        places = range(batch * settings.batch_size, (batch + 1) * settings.batch_size)
+        yield [draw_example(data, place, settings, timesteps) for place in places]
 
 
-def draw_example(
-    data: TrainingData, place: int, settings: Settings, timesteps: int, source: torch.Generator
-) -> Drawn:
+def draw_example(data: TrainingData, place: int, settings: Settings, timesteps: int) -> Drawn:
     """place: the example's place in the order of all rounds through the data."""
+    source = generator(settings.seed, "example", place)
     example = data.examples[shuffled(place, len(data.examples), settings.seed)]
     clip, llm, teacher = draw_text(data, example, settings.drops, torch.rand((), generator=source).item())
     timestep = int(torch.randint(timesteps, (), generator=source))

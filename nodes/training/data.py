@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +18,13 @@ from ...models.training.data import EncodedText, Example, TrainingData
 from .. import host
 from ..fused_clip import LLM_TOKENS, FusedCLIP, without_llm
 from ..fusion import Fusion
+from ..managed import ManagedLLM
 
 log = logging.getLogger(__name__)
 
 LATENT_CHANNELS = 4  # of SD1.5's VAE
+
+Scale = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class TrainingSet:
     encoded: text → its states, for every caption and for "".
     recipe:  with which the LLM read them.
     llm:     the LLM's name, and a digest of what is in its files.
+    origin:  what decides on latents and states, where that is known without reading them all; None: it is not.
     """
 
     latents: Sequence[Tensor]
@@ -39,15 +43,31 @@ class TrainingSet:
     encoded: Mapping[str, EncodedText]
     recipe: Recipe
     llm: Mapping[str, str]
+    origin: str | None = None
 
-    def data(self, scale: Any, teacher: Mapping[str, Tensor] | None = None) -> TrainingData:
+    def data(self, scale: Scale, teacher: Mapping[str, Tensor] | None = None) -> TrainingData:
         """scale: the UNet's own scaling of latents. teacher: text → the teacher's context."""
-        texts = {
-            text: EncodedText(states.clip, states.llm, teacher[text] if teacher else None)
-            for text, states in self.encoded.items()
-        }
-        pairs = zip(self.latents, self.texts, strict=True)
-        return TrainingData([Example(scale(latent), texts[text]) for latent, text in pairs], texts[""])
+        examples = Examples(self, scale, teacher or {})
+        return TrainingData(examples, examples.text(""))
+
+
+@dataclass(frozen=True)
+class Examples(Sequence[Example]):
+    """The pairs of a training set as the trainer sees them, each made when it is asked for."""
+
+    pairs: TrainingSet
+    scale: Scale
+    teacher: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.pairs.latents)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Example(self.scale(self.pairs.latents[index]), self.text(self.pairs.texts[index]))
+
+    def text(self, text: str) -> EncodedText:
+        states = self.pairs.encoded[text]
+        return EncodedText(states.clip, states.llm, self.teacher.get(text))
 
 
 def training_set(latents: Sequence[Tensor], texts: Sequence[str], fusion: Fusion, clip: Any) -> TrainingSet:
@@ -88,8 +108,14 @@ def training_set(latents: Sequence[Tensor], texts: Sequence[str], fusion: Fusion
         [text for _, text in pairs],
         encoded,
         fusion.adapter.recipe,
-        {"name": fusion.llm.llm.file.path.name, "sha256_of_ends": content_digest(fusion.llm.llm.file.path)},
+        identity_of(fusion.llm),
     )
+
+
+def identity_of(llm: ManagedLLM) -> dict[str, str]:
+    """What an adapter's file says of the LLM that it was trained with."""
+    path = llm.llm.file.path
+    return {"name": path.name, "sha256_of_ends": content_digest(path)}
 
 
 def encode(fused: FusedCLIP, text: str) -> EncodedText:

@@ -20,6 +20,7 @@ from ...models.training.checkpointing import recomputed
 from ...models.training.denoise import Denoise
 from ...models.training.match import Match
 from ...models.training.quiet_start import QuietStart
+from ...models.training.ranks import ALONE, Ranks
 from ...models.training.settings import COSINE, Drops
 from ...models.training.start import adapter_from
 from ...models.training.state import load_state, save_state
@@ -54,10 +55,17 @@ def train(
     *,
     teacher_clip: Any = None,
     teacher_model: Any = None,
+    ranks: Ranks = ALONE,
+    state_file: Path | None = None,
+    watch: Callable[[Run], None] = lambda _: None,
 ) -> Trained:
     """Trains a copy of the adapter. The user's models stay as they are, whatever ends it.
 
     With a teacher's CLIP the objective is `Match`, else `Denoise`.
+
+    ranks:      the processes that train together. The first of them keeps the state.
+    state_file: where the state is kept; None: in ComfyUI's output folder, under the job's digest.
+    watch:      called after each step.
     Raises: WrongTraining, UntrainableModel, TrainingDiverged, UnusableState, OutOfMemory.
     """
     check_fit(data, adapter, teacher_clip, teacher_model)
@@ -78,7 +86,7 @@ def train(
         )
         teacher = None if known is None else Teacher(teacher_model or model)
         try:
-            return Run(model, unet, data, adapter, job, teacher, known).result()
+            return Run(model, unet, data, adapter, job, teacher, known, ranks, state_file, watch).result()
         except Exception as error:
             if not host.is_out_of_memory(error):
                 raise
@@ -122,13 +130,17 @@ class Run:
         job: Job,
         teacher: Teacher | None,
         known: dict[str, Tensor] | None,
+        ranks: Ranks,
+        state_file: Path | None,
+        watch: Callable[[Run], None],
     ):
         self.model, self.unet, self.pairs, self.start = model, unet, pairs, start
-        self.job, self.teacher = job, teacher
+        self.job, self.teacher, self.ranks, self.watch = job, teacher, ranks, watch
         self.base = weights_digest(unet.patcher.model.diffusion_model.state_dict())
         models = [self.base, host.origin(model), teacher and host.origin(teacher.patcher)]
         models += [unet.schedule.prediction, digest({"alphas": unet.schedule.alphas})]
         self.digest = job_digest(job, pairs, start, models, known or {})
+        self.state_file = state_file or folders.training_folder() / f"{self.digest[:16]}.safetensors"
         self.data = pairs.data(unet.patcher.model.process_latent_in, known)
         self.device = host.load_to_train([unet.patcher, *([teacher.patcher] if teacher else [])])
         self.adapter = adapter_from(start.adapter, start.adapter.config.llm_dim, 0).to(self.device)
@@ -140,11 +152,8 @@ class Run:
             adapter=self.adapter,
             unet=unet.learns(),
             device=self.device,
+            ranks=ranks,
         )
-
-    @property
-    def state_file(self) -> Path:
-        return folders.training_folder() / f"{self.digest[:16]}.safetensors"
 
     def objective(self) -> Objective:
         gamma = self.job.settings.gamma
@@ -192,6 +201,8 @@ class Run:
                 log.info("There is no kept state of these inputs, so the training starts anew.")
             return False
         if not self.job.resume:
+            if self.ranks.number > 0:
+                return False
             before = self.state_file.with_suffix(".before.safetensors")
             self.state_file.replace(before)
             log.warning("resume is off, so the training starts anew. Its state so far is kept as %s.", before)
@@ -218,6 +229,7 @@ class Run:
             timesteps=self.trainer.timesteps,
             adapter=self.adapter,
             device=self.device,
+            ranks=self.ranks,
         )
         trainer.run(shown("quiet start", trainer))
         self.trainer.restart_average()
@@ -229,6 +241,7 @@ class Run:
         def on_step() -> None:
             if self.job.save_every and self.trainer.steps % self.job.save_every == 0:
                 self.save()
+            self.watch(self)
             show()
 
         self.trainer.run(on_step)
@@ -245,6 +258,8 @@ class Run:
 
     def save(self) -> None:
         """Keeps the state. Where that fails, as on a full disk, the training goes on and the log says so."""
+        if self.ranks.number > 0:  # all have the same
+            return
         try:
             save_state(self.trainer, self.state_file, self.digest)
         except (OSError, SafetensorError) as error:
@@ -256,7 +271,7 @@ class Run:
             )
             return
         log.info(
-            "The state after step %d is kept in %s. The same node with the same inputs goes on from there.",
+            "The state after step %d is kept in %s. Run it again with the same inputs to go on from there.",
             self.trainer.steps,
             self.state_file,
         )

@@ -153,6 +153,7 @@ def test_a_saved_adapter_gives_to_the_bit_what_the_trained_one_gave(
     assert entry["llm"]["name"] == llm.llm.file.path.name
     assert entry["version"] == 1
     decided = {"rank": None, "unet_learning_rate": JOB["learning_rate"]}  # of a frozen UNet
+    decided |= {"weight_decay": 1e-2, "warm_up": 100, "decay": "constant", "clip_norm": 1.0, "ema": 0.999}
     assert entry["job"] == {name: JOB[name] for name in entry["job"].keys() & JOB.keys()} | decided
     assert len(states()) == 1
 

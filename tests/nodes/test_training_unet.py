@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-import training
+import tiny_training as training
 from llm4gen.models.cross_adapter import CrossAdapterConfig
 from llm4gen.models.training.data import Drawn, batches
 from llm4gen.models.training.denoise import Denoise
