@@ -4,14 +4,15 @@ goes on as if it had never stopped, any process can draw its share, and no state
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..features.features import Features
-from .data import Drawn, Example, TrainingData
+from .data import Drawn, EncodedText, Example, Pair, TrainingData
 from .ranks import ALONE, Ranks
 from .settings import Drops, Settings
 
@@ -41,28 +42,46 @@ def draw_example(data: TrainingData, place: int, settings: Settings, timesteps: 
     """place: the example's place in the order of all rounds through the data."""
     source = generator(settings.seed, "example", place)
     example = data.examples[shuffled(place, len(data.examples), settings.seed)]
-    clip, llm, teacher = draw_text(data, example, settings.drops, torch.rand((), generator=source).item())
+    text = draw_text(data, example, settings.drops, torch.rand((), generator=source).item())
     timestep = int(torch.randint(timesteps, (), generator=source))
     noise = torch.randn(example.latent.shape, generator=source)
-    return Drawn(example.latent, clip, llm, teacher, noise, timestep)
+    return Drawn(example.latent, text.clip, text.llm, text.teacher, noise, timestep, text.pairs)
 
 
-def draw_text(
-    data: TrainingData, example: Example, drops: Drops, chance: float
-) -> tuple[Tensor, Features | None, Tensor | None]:
-    """What CLIP, the LLM and the teacher read. chance: uniform in [0, 1), decides on what is dropped.
+@dataclass(frozen=True)
+class SeenText:
+    """What CLIP, the LLM and the teacher read. llm is None where that half is left out. pairs: see `Drawn`."""
+
+    clip: Tensor
+    llm: Features | None
+    teacher: Tensor | None
+    pairs: tuple[Pair, ...]
+
+
+def draw_text(data: TrainingData, example: Example, drops: Drops, chance: float) -> SeenText:
+    """chance: uniform in [0, 1), decides on what is dropped.
 
     The teacher reads "" where the student gets no text at all, and the full text otherwise: a student that misses one
     half should still predict what the teacher does.
     """
     text, empty = example.text, data.empty
     if chance < drops.text:
-        return empty.clip, empty.llm, empty.teacher
+        return SeenText(empty.clip, empty.llm, empty.teacher, ())
     if chance < drops.text + drops.llm:
-        return text.clip, None, text.teacher
+        return SeenText(text.clip, None, text.teacher, seen_pairs(text, lambda place: place < len(text.clip)))
     if chance < drops.text + drops.llm + drops.clip:
-        return empty.clip, text.llm, text.teacher
-    return text.clip, text.llm, text.teacher
+        # The LLM's tokens move if CLIP reads "" in fewer chunks.
+        moved = len(empty.clip) - len(text.clip)
+        pairs = seen_pairs(text, lambda place: place >= len(text.clip))
+        pairs = tuple((tuple(p + moved for p in a), tuple(p + moved for p in b)) for a, b in pairs)
+        return SeenText(empty.clip, text.llm, text.teacher, pairs)
+    return SeenText(text.clip, text.llm, text.teacher, text.pairs)
+
+
+def seen_pairs(text: EncodedText, is_seen: Callable[[int], bool]) -> tuple[Pair, ...]:
+    """The pairs by those tokens that are seen. A pair goes if nothing of one of its words is."""
+    found = [tuple(tuple(filter(is_seen, word)) for word in pair) for pair in text.pairs]
+    return tuple((attribute, entity) for attribute, entity in found if attribute and entity)
 
 
 def shuffled(place: int, count: int, seed: int) -> int:

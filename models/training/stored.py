@@ -73,12 +73,14 @@ class Store:
 class StoredTexts(Mapping[str, EncodedText]):
     """Text → its states.
 
-    owner:  what made them: the LLM, the recipe, CLIP.
+    key:    everything that decides on them: the LLM, the recipe, CLIP, the text itself.
     encode: makes them.
     """
 
-    def __init__(self, store: Store, owner: Sequence[str], encode: Callable[[str], EncodedText]):
-        self.store, self.owner, self.encode = store, owner, encode
+    def __init__(
+        self, store: Store, key: Callable[[str], Sequence[str]], encode: Callable[[str], EncodedText]
+    ):
+        self.store, self.key, self.encode = store, key, encode
         self.texts: dict[str, None] = {}
 
     def add(self, text: str) -> None:
@@ -87,7 +89,7 @@ class StoredTexts(Mapping[str, EncodedText]):
         self.texts[text] = None
 
     def __getitem__(self, text: str) -> EncodedText:
-        return unpacked(self.store.kept([*self.owner, text], lambda: packed(self.encode(text))))
+        return unpacked(self.store.kept(self.key(text), lambda: packed(self.encode(text))))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.texts)
@@ -128,9 +130,15 @@ def packed(text: EncodedText) -> dict[str, Tensor]:
         "positions": rows.positions,
         "row_of": rows.row_of,
         "real": torch.tensor(rows.real),
+        "pairs": torch.tensor(list(json.dumps(text.pairs).encode()), dtype=torch.uint8),
     }
 
 
 def unpacked(tensors: Mapping[str, Tensor]) -> EncodedText:
     rows = Rows(int(tensors["real"]), tensors["positions"], tensors["row_of"])
-    return EncodedText(tensors["clip"], Features(tensors["llm"], rows))
+    pairs = json.loads(bytes(tensors["pairs"].tolist()))
+    return EncodedText(
+        tensors["clip"],
+        Features(tensors["llm"], rows),
+        pairs=tuple((tuple(attribute), tuple(entity)) for attribute, entity in pairs),
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from .. import host
 from ..fused_clip import LLM_TOKENS, FusedCLIP, without_llm
 from ..fusion import Fusion
 from ..managed import ManagedLLM
+from .words import Words, places_of, words_of
 
 log = logging.getLogger(__name__)
 
@@ -67,12 +68,15 @@ class Examples(Sequence[Example]):
 
     def text(self, text: str) -> EncodedText:
         states = self.pairs.encoded[text]
-        return EncodedText(states.clip, states.llm, self.teacher.get(text))
+        return replace(states, teacher=self.teacher.get(text))
 
 
-def training_set(latents: Sequence[Tensor], texts: Sequence[str], fusion: Fusion, clip: Any) -> TrainingSet:
+def training_set(
+    latents: Sequence[Tensor], texts: Sequence[str], fusion: Fusion, clip: Any, pairs: Sequence[str] = ()
+) -> TrainingSet:
     """Encodes the captions. Pictures without a caption are named in the log and left out.
 
+    pairs: the words that belong together in each caption, see `words_of`; none: in no caption.
     Raises: WrongTraining if pictures and captions do not pair up, and what encoding raises.
     """
     if len(latents) != len(texts):
@@ -94,18 +98,23 @@ def training_set(latents: Sequence[Tensor], texts: Sequence[str], fusion: Fusion
             len(texts),
             ", ".join(empty),
         )
-    pairs = [(latent, text) for latent, text in zip(latents, texts, strict=True) if text.strip()]
-    if not pairs:
+    if pairs and len(pairs) != len(texts):
+        raise WrongTraining(
+            f"There are {len(texts)} captions and {len(pairs)} texts of pairs. Give one for each caption."
+        )
+    words = dict(zip(texts, map(words_of, pairs), strict=True)) if pairs else {}
+    kept = [(latent, text) for latent, text in zip(latents, texts, strict=True) if text.strip()]
+    if not kept:
         raise WrongTraining("There is no picture with a caption to learn from. Give at least one of each.")
-    fused, distinct = FusedCLIP.around(clip, fusion), list(dict.fromkeys(["", *(text for _, text in pairs)]))
+    fused, distinct = FusedCLIP.around(clip, fusion), list(dict.fromkeys(["", *(text for _, text in kept)]))
     step = host.progress(len(distinct))
     encoded = {}
     for text in distinct:
-        encoded[text] = encode(fused, text)
+        encoded[text] = encode(fused, text, words.get(text, ()))
         step()
     return TrainingSet(
-        [ordinary(latent) for latent, _ in pairs],
-        [text for _, text in pairs],
+        [ordinary(latent) for latent, _ in kept],
+        [text for _, text in kept],
         encoded,
         fusion.adapter.recipe,
         identity_of(fusion.llm),
@@ -118,13 +127,20 @@ def identity_of(llm: ManagedLLM) -> dict[str, str]:
     return {"name": path.name, "sha256_of_ends": content_digest(path)}
 
 
-def encode(fused: FusedCLIP, text: str) -> EncodedText:
-    """The states of a caption, as LLM4GEN Conditioning would get them, but that parentheses are ordinary characters."""
+def encode(fused: FusedCLIP, text: str, words: Sequence[Words] = ()) -> EncodedText:
+    """The states of a caption, as LLM4GEN Conditioning would get them, but that parentheses are ordinary characters.
+
+    words: those that belong together, for the entity-guided loss.
+    """
     tokens = fused.tokenize(text, disable_weights=True)
     states = fused.plain().encode_from_tokens(without_llm(tokens))
     fused.check_fit(tokens, states)
     features = fused.fusion.features(tokens[LLM_TOKENS][0])
-    return EncodedText(ordinary(states[0]), Features(ordinary(half(features.states)), features.rows))
+    return EncodedText(
+        ordinary(states[0]),
+        Features(ordinary(half(features.states)), features.rows),
+        pairs=places_of(fused, text, words) if words else (),
+    )
 
 
 def contexts(clip: Any, texts: Iterable[str]) -> dict[str, Tensor]:

@@ -29,6 +29,7 @@ class Job:
     checkpointing: whether the UNet's layers are computed again for their gradients.
     save_every:    steps after which the state is saved; 0: only at the end.
     resume:        whether to go on from the saved state of the same job.
+    entity_weight: of the entity-guided loss; 0: there is none.
     """
 
     settings: Settings
@@ -39,6 +40,7 @@ class Job:
     checkpointing: bool
     save_every: int
     resume: bool
+    entity_weight: float
 
 
 def job_inputs() -> list[io.Input]:
@@ -145,6 +147,18 @@ def late_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Of the LoRA or the whole UNet. 0: as learning_rate for a LoRA, a tenth of it for the whole UNet.",
         ),
+        io.Float.Input(
+            "entity_weight",
+            default=0.0,
+            min=0.0,
+            max=1000.0,
+            step=0.001,
+            round=False,
+            optional=True,
+            advanced=True,
+            tooltip="Weight of a loss that makes an attribute look where its entity looks, such as 0.001. Needs pairs "
+            "in Training Set.",
+        ),
     ]
 
 
@@ -158,7 +172,9 @@ def rate_input(name: str, default: float, tooltip: str) -> io.Input:
     return io.Float.Input(name, default=default, min=0.0, max=1.0, step=0.01, advanced=True, tooltip=tooltip)
 
 
-def job_of(unet: str, rank: int, unet_learning_rate: float = 0.0, **inputs: Any) -> Job:
+def job_of(
+    unet: str, rank: int, unet_learning_rate: float = 0.0, entity_weight: float = 0.0, **inputs: Any
+) -> Job:
     """The inputs of `job_inputs` and `late_inputs` → a job. Raises: WrongTraining."""
     usual_rate = inputs["learning_rate"] * (WHOLE_RATE if unet == WHOLE else 1.0)
     settings = Settings(
@@ -173,6 +189,7 @@ def job_of(unet: str, rank: int, unet_learning_rate: float = 0.0, **inputs: Any)
         settings,
         unet=unet,
         rank=rank,
+        entity_weight=entity_weight,
         checkpointing=inputs["gradient_checkpointing"],
         **{name: inputs[name] for name in ("quiet_start", "precision", "save_every", "resume")},
     )

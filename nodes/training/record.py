@@ -56,7 +56,12 @@ def job_digest(
     # A frozen UNet has no rank. States that were kept before a whole UNet could learn have their old digest.
     unet = {FROZEN: None, LORA: job.rank}.get(job.unet, job.unet)
     others = (pairs.texts, pairs.recipe, settings, unet, job.quiet_start, job.precision)
-    return digest(tensors, *others, start.is_new, models, *filter(None, [pairs.origin]))
+    # What came later leaves the digests of jobs without it as they were.
+    later: list[object] = [] if pairs.origin is None else [pairs.origin]
+    if job.entity_weight:
+        words = None if pairs.origin else [states.pairs for states in pairs.encoded.values()]
+        later += [job.entity_weight, words]
+    return digest(tensors, *others, start.is_new, models, *later)
 
 
 def facts_of(job: Job, pairs: TrainingSet, start: ManagedAdapter) -> dict[str, Any]:
@@ -82,6 +87,7 @@ def facts_of(job: Job, pairs: TrainingSet, start: ManagedAdapter) -> dict[str, A
             "drop_llm": settings.drops.llm,
             "drop_clip": settings.drops.clip,
             "min_snr": settings.gamma,
+            "entity_weight": job.entity_weight,
             "quiet_start": job.quiet_start if start.is_new else 0,
             "seed": settings.seed,
             "precision": job.precision,

@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 from ...models.errors import OutOfMemory, WrongTraining
 from ...models.training.checkpointing import recomputed
 from ...models.training.denoise import Denoise
+from ...models.training.entity import EntityGuided
 from ...models.training.match import Match
 from ...models.training.quiet_start import QuietStart
 from ...models.training.ranks import ALONE, Ranks
@@ -68,7 +69,7 @@ def train(
     watch:      called after each step.
     Raises: WrongTraining, UntrainableModel, TrainingDiverged, UnusableState, OutOfMemory.
     """
-    check_fit(data, adapter, teacher_clip, teacher_model)
+    check_fit(data, adapter, job, teacher_clip, teacher_model)
     known = contexts(teacher_clip, data.encoded) if teacher_clip is not None else None
     widths = {context.shape[1] for context in (known or {}).values()} - {adapter.adapter.config.clip_dim}
     if widths:
@@ -98,7 +99,9 @@ def train(
             host.release(unet.patcher)
 
 
-def check_fit(data: TrainingSet, adapter: ManagedAdapter, teacher_clip: Any, teacher_model: Any) -> None:
+def check_fit(
+    data: TrainingSet, adapter: ManagedAdapter, job: Job, teacher_clip: Any, teacher_model: Any
+) -> None:
     """Raises: WrongTraining if adapter and training set do not belong together."""
     if data.recipe != adapter.recipe:
         raise WrongTraining(
@@ -110,6 +113,11 @@ def check_fit(data: TrainingSet, adapter: ManagedAdapter, teacher_clip: Any, tea
         raise WrongTraining(
             f"The training set's LLM states are {width} wide, but the adapter takes {adapter.adapter.config.llm_dim}. "
             "Connect the same LLM to New Cross-Adapter and Training Set."
+        )
+    if job.entity_weight and not any(states.pairs for states in data.encoded.values()):
+        raise WrongTraining(
+            "entity_weight is set, but no caption has pairs of an attribute and its entity that stand in it. Give "
+            "Training Set pairs such as red: ball; blue: cube, or set entity_weight to 0."
         )
     if teacher_model is not None and teacher_clip is None:
         raise WrongTraining("There is a teacher_model without a teacher_clip. Connect both, or none.")
@@ -156,6 +164,15 @@ class Run:
         )
 
     def objective(self) -> Objective:
+        """`Match` with a teacher, else `Denoise`; with an entity weight, `EntityGuided` around it."""
+        weight = self.job.entity_weight
+        return (
+            EntityGuided(self.plain_objective(), self.unet.watched, weight)
+            if weight
+            else self.plain_objective()
+        )
+
+    def plain_objective(self) -> Objective:
         gamma = self.job.settings.gamma
         if self.teacher is None:
             return Denoise(self.unet.predict, self.unet.schedule, self.adapter, gamma)

@@ -142,6 +142,13 @@ def test_features_are_read_from_the_disk_the_second_time_and_a_damaged_one_is_ma
     assert equal(weights(run("resume=false")[0]), weights(first))
 
 
+def test_pairs_beside_the_pictures_guide_the_attention(run, folder):
+    (folder / "pictures" / "0.json").write_text('{"pairs": [["red", "cat"]]}')
+    guided, without = run("steps=1", "entity_weight=1", "run=guided")[0], run("steps=1", "run=without")[0]
+    assert guided.losses[0] > without.losses[0]
+    assert run("steps=2", "entity_weight=1", "run=guided")[0].losses[:1] == guided.losses
+
+
 def test_features_that_would_take_more_than_allowed_are_refused(run):
     with pytest.raises(NoSpace, match=r"would take more than .* Allow more"):
         run("features_gb=0.001")

@@ -82,6 +82,24 @@ def test_the_files_of_one_name_in_a_tar_file_are_one_pair(tmp_path):
     assert captions(find_pairs([tmp_path / "00000.tar"], Problems())) == ["red", "blue"]
 
 
+def test_words_that_belong_together_stand_in_a_json_beside_the_picture(tmp_path):
+    """Other entries are for others, as those of datasets in WebDataset's format."""
+    put(tmp_path, "a.png")
+    (tmp_path / "a.json").write_text('{"pairs": [["red", "square"]], "width": 5}')
+    put(tmp_path, "b.png")
+    (tmp_path / "b.json").write_text('{"width": 5}')
+    for name, text in (("c", "{"), ("d", '{"pairs": ["red"]}'), ("e", '{"pairs": [["red", 3]]}')):
+        put(tmp_path, f"{name}.png")
+        (tmp_path / f"{name}.json").write_text(text)
+    make_tar(tmp_path / "f.tar", {"0.png": picture(), "0.txt": b"red", "0.json": b'{"pairs": [["a", "b"]]}'})
+    problems = Problems()
+    words = [pair.words for pair in find_pairs([tmp_path], problems)]
+    assert words == [(("red", "square"),), (), (), (), (), (("a", "b"),)]
+    (line,) = problems.lines()
+    assert line.startswith("without its pairs, ")
+    assert line.endswith("3 (c.png, d.png, e.png)")
+
+
 def test_a_damaged_tar_file_gives_what_stands_before_the_damage(tmp_path):
     make_tar(tmp_path / "a.tar", {"0.png": picture(), "0.txt": b"red", "1.png": picture(), "1.txt": b"blue"})
     whole = (tmp_path / "a.tar").read_bytes()

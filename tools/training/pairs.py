@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +13,7 @@ from pathlib import Path
 from PIL import Image, ImageOps
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tiff")
-CAPTION = ".txt"
+CAPTION, WORDS = ".txt", ".json"
 UNIT = 64  # pixels: SD1.5's UNet halves its latents, of 8 pixels each, three times
 LISTED = 5  # how many names of each problem are printed
 
@@ -28,6 +29,7 @@ class Pair:
     name:    for messages. stamp: changes when the picture does.
     repeats: how often a round of the training sees it.
     read:    gives the picture's bytes.
+    words:   attributes with their entities, as they stand in the caption.
     """
 
     name: str
@@ -35,11 +37,12 @@ class Pair:
     caption: str
     repeats: int
     read: Callable[[], bytes]
+    words: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass
 class Problems:
-    """What was left out, by the reason."""
+    """What was left out, and why."""
 
     names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
@@ -49,7 +52,7 @@ class Problems:
     def lines(self) -> Iterator[str]:
         for reason, names in self.names.items():
             rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
-            yield f"left out, {reason}: {len(names)} ({', '.join(names[:LISTED])}{rest})"
+            yield f"{reason}: {len(names)} ({', '.join(names[:LISTED])}{rest})"
 
 
 def find_pairs(places: Iterable[Path], problems: Problems) -> list[Pair]:
@@ -74,16 +77,14 @@ def pairs_of_folder(folder: Path, problems: Problems) -> Iterator[Pair]:
             yield from pairs_of_tar(path, problems)
         if path.suffix.lower() not in PICTURES:
             continue
-        text = path.with_suffix(CAPTION)
         name, status = path.relative_to(folder).as_posix(), path.stat()
-        caption = text.read_bytes() if text.is_file() else None
+        caption, words = (
+            beside.read_bytes() if (beside := path.with_suffix(ending)).is_file() else None
+            for ending in (CAPTION, WORDS)
+        )
+        stamp = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
         yield from pair_of(
-            name,
-            f"{path.resolve()} {status.st_size} {status.st_mtime_ns}",
-            caption,
-            repeats_of(path.parent.name),
-            path.read_bytes,
-            problems,
+            name, stamp, caption, words, repeats_of(path.parent.name), path.read_bytes, problems
         )
 
 
@@ -97,16 +98,18 @@ def pairs_of_tar(path: Path, problems: Problems) -> Iterator[Pair]:
                     stem, _, ending = member.name.partition(".")
                     samples.setdefault(stem, {})[f".{ending.lower()}"] = member.offset_data, member.size
     except tarfile.TarError as error:
-        problems.add(f"no readable tar file ({error})", path.name)
+        problems.add(f"left out, no readable tar file ({error})", path.name)
     for stem, parts in samples.items():
         picture = next((ending for ending in parts if ending in PICTURES), None)
         if picture is not None:
-            caption = read_part(path, *parts[CAPTION]) if CAPTION in parts else None
+            caption, words = (
+                read_part(path, *parts[ending]) if ending in parts else None for ending in (CAPTION, WORDS)
+            )
             stamp = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {stem}"
             offset, size = parts[picture]
             name = f"{path.name}:{stem}{picture}"
             yield from pair_of(
-                name, stamp, caption, 1, lambda o=offset, s=size: read_part(path, o, s), problems
+                name, stamp, caption, words, 1, lambda o=offset, s=size: read_part(path, o, s), problems
             )
 
 
@@ -120,25 +123,43 @@ def pair_of(
     name: str,
     stamp: str,
     caption: bytes | None,
+    words: bytes | None,
     repeats: int,
     read: Callable[[], bytes],
     problems: Problems,
 ) -> Iterator[Pair]:
     """The pair, unless its caption is of no use."""
     if caption is None:
-        problems.add("without a caption", name)
+        problems.add("left out, without a caption", name)
         return
     try:
         text = caption.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
-        problems.add("with a caption that is not UTF-8", name)
+        problems.add("left out, with a caption that is not UTF-8", name)
         return
     if not text:
-        problems.add("with an empty caption", name)
+        problems.add("left out, with an empty caption", name)
     elif repeats == 0:
-        problems.add("in a folder whose name says 0 times", name)
+        problems.add("left out, in a folder whose name says 0 times", name)
     else:
-        yield Pair(name, stamp, text, repeats, read)
+        yield Pair(name, stamp, text, repeats, read, words_in(words, name, problems))
+
+
+def words_in(data: bytes | None, name: str, problems: Problems) -> tuple[tuple[str, str], ...]:
+    """The entry `pairs` of the `.json` beside a picture: [["red", "ball"], …]. Other entries are for others."""
+    try:
+        given = json.loads(data or b"{}")
+        pairs = given.get("pairs", []) if isinstance(given, dict) else []
+        fits = isinstance(pairs, list) and all(
+            isinstance(pair, list) and len(pair) == 2 and all(isinstance(word, str) and word for word in pair)
+            for pair in pairs
+        )
+    except ValueError:
+        fits = False
+    if not fits:
+        problems.add('without its pairs, which are no list [["red", "ball"], …] in its .json', name)
+        return ()
+    return tuple((attribute, entity) for attribute, entity in pairs)
 
 
 def repeats_of(folder: str) -> int:

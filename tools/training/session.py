@@ -159,7 +159,12 @@ def stored_set(
     seen_by = [checkpoint, str(job["resolution"])]
 
     def gather(share: Sequence[Pair], problems: Problems) -> tuple[StoredTexts, StoredLatents, list[str]]:
-        texts = StoredTexts(store, ["text", *read_by], lambda text: encode(fused, text))
+        words = {pair.caption: pair.words for pair in share if pair.words}
+        texts = StoredTexts(
+            store,
+            lambda text: ["text", *read_by, *map(repr, words.get(text, ())), text],
+            lambda text: encode(fused, text, words.get(text, ())),
+        )
         latents, captions = StoredLatents(store), []
         texts.add("")
         step = host.progress(len(share))
@@ -169,9 +174,9 @@ def stored_set(
                 latents.add(["picture", *seen_by, pair.stamp], lambda: latent(pair), pair.repeats)  # noqa: B023
                 captions += [pair.caption] * pair.repeats
             except UnreadablePicture as error:
-                problems.add(f"unreadable ({error})", pair.name)
+                problems.add(f"left out, unreadable ({error})", pair.name)
             except UnreadableText:
-                problems.add("with a caption that the tokenizer cannot read", pair.name)
+                problems.add("left out, with a caption that the tokenizer cannot read", pair.name)
             step()
         return texts, latents, captions
 
@@ -185,5 +190,5 @@ def stored_set(
     texts, latents, captions = gather(pairs, problems)
     if not captions:
         raise WrongTraining("There is no picture with a caption to learn from. Give at least one of each.")
-    origin = digest({}, read_by, seen_by, latents.keys, captions)
+    origin = digest({}, latents.keys, [texts.key(caption) for caption in captions])
     return TrainingSet(latents, captions, texts, adapter.recipe, identity_of(llm), origin)
