@@ -35,6 +35,14 @@ def host():
 
 
 @pytest.fixture(scope="session")
+def gpu():
+    """Skips a test where torch sees no GPU, real or pretended."""
+    here = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if not here and not (hasattr(torch, "accelerator") and torch.accelerator.is_available()):
+        pytest.skip("NO GPU HERE: the tests marked gpu are not run")
+
+
+@pytest.fixture(scope="session")
 def models(tmp_path_factory):
     """A models directory of the server's, empty at first, for files that a test makes."""
     return tmp_path_factory.mktemp("models")

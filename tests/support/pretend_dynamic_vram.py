@@ -6,6 +6,8 @@ gets memory ("fault") and keeps it until memory is short, or gets none and the l
 
 from __future__ import annotations
 
+import types
+
 import torch
 
 from pretend_card import Card, OnCard
@@ -54,9 +56,25 @@ def aimdo_to_tensor(part, device):
     return vbar.memory[start][0]
 
 
+class VRAMBuffer:
+    """Memory for weights that are copied for one use, while other layers compute."""
+
+    def __init__(self, *_):
+        pass
+
+    def get(self, size, offset=0):
+        memory = {offset: (OnCard(torch.zeros(size, dtype=torch.uint8)), 0)}
+        return types.SimpleNamespace(memory=memory), offset, size
+
+
 class HostBuffer:
+    """Pinned memory, of which there is none: ComfyUI then copies from ordinary memory."""
+
     def __init__(self, size, *_, **__):
         self.size = size
+
+    def extend(self, *_, **__):
+        raise RuntimeError("the pretend card pins no memory")
 
     def truncate(self, *_, **__):
         pass
@@ -66,7 +84,7 @@ def install() -> None:
     """Before ComfyUI is imported, which takes these by their modules."""
     import comfy_aimdo.host_buffer  # noqa: PLC0415
     import comfy_aimdo.torch  # noqa: PLC0415
-    from comfy_aimdo import control, model_vbar  # noqa: PLC0415
+    from comfy_aimdo import control, model_vbar, vram_buffer  # noqa: PLC0415
 
     control.init = control.init_devices = lambda *_, **__: True
     model_vbar.ModelVBAR, model_vbar.vbar_fault = ModelVBAR, vbar_fault
@@ -75,4 +93,4 @@ def install() -> None:
     model_vbar.vbars_analyze = lambda *_: 0
     model_vbar.vbars_reset_watermark_limits = lambda *_: None
     comfy_aimdo.torch.aimdo_to_tensor = aimdo_to_tensor
-    comfy_aimdo.host_buffer.HostBuffer = HostBuffer
+    comfy_aimdo.host_buffer.HostBuffer, vram_buffer.VRAMBuffer = HostBuffer, VRAMBuffer

@@ -106,8 +106,11 @@ class Transformers:
     @cached_property
     def adapter(self) -> dict[str, Tensor]:
         file = options.models / "llm4gen" / ADAPTER
-        weights = torch.load(file, map_location=self.way.device, weights_only=True)
-        return {name.removeprefix("CrossFusionModule.0."): tensor for name, tensor in weights.items()}
+        weights = torch.load(file, weights_only=True)
+        return {
+            name.removeprefix("CrossFusionModule.0."): tensor.to(self.way.device)
+            for name, tensor in weights.items()
+        }
 
 
 class Ours:
@@ -234,6 +237,9 @@ def memory(way: Way) -> dict[str, float]:
     """The most bytes that this process has had in memory, and on the accelerator. Pages of a mapped file count once
     they were read. `way` is not needed: its process is this one."""
     device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    if dynamic_vram := sys.modules.get("comfy_aimdo.control"):
+        # Its memory is not torch's. What it counts may contain torch's, so the two are not added.
+        device = max(device, dynamic_vram.get_total_vram_usage())
     if sys.platform == "win32":
         return {"peak": psutil.Process().memory_info().peak_wset, "device": device}
     if sys.platform == "linux":
