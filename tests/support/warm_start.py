@@ -1,7 +1,7 @@
 """Starts ComfyUI servers as forks of one process that has imported ComfyUI's requirements.
 
-Four fifths of the processor time of a start are the imports of torch and other packages. A fork has them already, and
-then runs ComfyUI's main.py from its first line, with its own arguments, folder, environment, log and process group.
+Three quarters of the processor time of a start are the imports of torch and other packages. A fork has them already,
+and then runs ComfyUI's main.py from its first line, with its own arguments, folder, log and process group.
 ComfyUI's own modules are not among the imports, because they read the arguments when they are imported.
 """
 
@@ -38,15 +38,17 @@ PACKAGES = (
 class WarmStart:
     """Stands for `ProcessTree` in a Server: a command of the same Python in the same environment is forked.
 
-    Any other command is started as ever, so a test that changes the environment gets a process that read it.
+    Any other command is started as ever, so a test that changes the environment gets a process that read it. So is
+    any on a GPU, where main.py sets variables before torch is imported.
     """
 
-    def __init__(self, python, environment):
-        self.python, self.environment = str(python), fixed(environment)
+    def __init__(self, host):
+        self.host, self.python, self.environment = host, str(host.python), fixed(host.environment())
         self._source = None
 
     def __call__(self, command, *, folder, environment, log):
-        if command[0] != self.python or fixed(environment) != self.environment:
+        same = command[0] == self.python and fixed(environment) == self.environment
+        if not same or self.host.has_accelerator:
             return ProcessTree(command, folder=folder, environment=environment, log=log)
         if self._source is None:
             self._source = self._import()
@@ -115,11 +117,11 @@ def fixed(environment):
 
 @contextmanager
 def servers(host):
-    """Servers are forked inside this block, except on a GPU: main.py sets variables before torch is imported."""
-    if not hasattr(os, "pidfd_open") or host.has_accelerator:
+    """Servers are forked inside this block, where the system can wait for a process that is not a child."""
+    if not hasattr(os, "pidfd_open"):
         yield
         return
-    before, Server.start = Server.start, WarmStart(host.python, host.environment())
+    before, Server.start = Server.start, WarmStart(host)
     try:
         yield
     finally:
