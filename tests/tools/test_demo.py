@@ -141,7 +141,10 @@ def test_outputs_are_complete_when_every_node_was_cached(client, server):
     assert first == second and len(first) == 1 and first[0].is_file()
 
 
-def test_the_server_ends_with_its_block_and_frees_its_port(host, tmp_path):
+@pytest.mark.parametrize("start", ["as a user's", "as the tests'"])
+def test_the_server_ends_with_its_block_and_frees_its_port(start, host, tmp_path, request):
+    if start == "as a user's":
+        request.getfixturevalue("cold_start")
     with Server(host, tmp_path / "base") as server:
         assert server.alive and server.get("/system_stats")["system"]
         again = server.port

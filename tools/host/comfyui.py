@@ -72,8 +72,8 @@ class Installation:
         env.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", PYTHONUTF8="1", PYTHONUNBUFFERED="1")
         without_proxy = [env.get("NO_PROXY") or env.get("no_proxy"), "127.0.0.1", "localhost"]
         env["NO_PROXY"] = env["no_proxy"] = ",".join(filter(None, without_proxy))
-        if not self.owned:
-            env["PYTHONDONTWRITEBYTECODE"] = "1"  # so that the user's folder gets no __pycache__
+        # The user's folder gets no __pycache__. Our own does in any case, or each start would compile ComfyUI anew.
+        env["PYTHONDONTWRITEBYTECODE"] = "" if self.owned else "1"
         return env
 
     @functools.cached_property
