@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import in_process
 from llm4gen.models.errors import UntrainableModel, WrongTraining
-from sandbox.client import Interrupted
+from sandbox.client import ExecutionError, Interrupted
 from sandbox.standins import CHECKPOINT, ENCODER
 from tiny import identical, relative_error
 
@@ -139,7 +139,7 @@ def test_a_saved_adapter_gives_to_the_bit_what_the_trained_one_gave(
 ):
     adapter, lora, _, losses, steps = train()
     assert not equal(weights_of(adapter.adapter), weights_of(fresh.adapter))
-    assert (lora, steps, len(losses["loss"])) == ({}, 2, 2)
+    assert (lora.message.count("frozen"), steps, len(losses["loss"])) == (1, 2, 2)
     with torch.inference_mode():
         nodes.SaveCrossAdapter.execute(adapter, "a folder/mine", notes="for tests")
         started.folders.filename_list_cache.clear()
@@ -219,7 +219,7 @@ def test_a_whole_unet_that_was_learnt_is_a_model_that_core_samples_and_saves(
         < relative_error(latent(unchanged), latent(model))
     )
     learnt, lora, changed, _, _ = train(with_lora, unet="whole", unet_learning_rate=1e-3)
-    assert lora == {}
+    assert "its input unet is whole" in lora.message
     assert json.loads(learnt.training)["job"]["unet_learning_rate"] == 1e-3
     assert relative_error(latent(changed), latent(unchanged)) > 1e-4
     assert torch.equal(latent(train(changed, unet="whole", steps=0)[2]), latent(changed))
@@ -662,7 +662,7 @@ def graph(**job):
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
-def test_a_training_that_is_cancelled_in_a_server_goes_on_and_its_adapter_is_listed(client, server):
+def test_a_training_that_is_cancelled_in_a_server_goes_on_and_saves_its_adapter_but_no_lora(client, server):
     def cancel(kind, data):
         if kind == "progress" and data["node"] == "5":
             client.interrupt()
@@ -675,5 +675,9 @@ def test_a_training_that_is_cancelled_in_a_server_goes_on_and_its_adapter_is_lis
     assert int(outputs["9"]["text"][0]) >= 1, "what was learnt before Cancel"
     loader = client.object_info()["LLM4GEN_LoadCrossAdapter"]
     assert file in loader["input"]["required"]["adapter_name"][1]["options"]
+    saves_lora = {"10": {"class_type": "SaveLoRA", "inputs": {"lora": ["5", 1], "prefix": "loras/none"}}}
+    with pytest.raises(ExecutionError, match="learnt no LoRA, because its input unet is frozen"):
+        client.run(graph(steps=1, batch_size=1) | saves_lora)
+    assert list(server.output.rglob("none*")) == []
     (saved,) = (server.base / "models" / "llm4gen").glob(file)
     saved.unlink()  # other tests expect the stand-in alone
