@@ -231,6 +231,23 @@ def test_a_whole_unet_that_was_learnt_is_a_model_that_core_samples_and_saves(
     assert torch.equal(latent(loaded), latent(changed))
 
 
+def test_a_loaded_adapter_says_once_what_it_was_trained_with(train, nodes, started, caplog):
+    loader = started.ours["LLM4GEN_LoadCrossAdapter"]
+    alone = train(steps=1)[0]
+    with_lora, _, patched, _, _ = train(steps=1, unet="LoRA")
+    with_unet, on_lora = train(patched, steps=1, unet="whole")[0], train(patched, steps=1)[0]
+    expected = {"together with a LoRA": with_lora, "together with the whole UNet": with_unet}
+    for text, adapter in (expected | {"on a UNet with a LoRA or a merge": on_lora, "": alone}).items():
+        caplog.clear()
+        with torch.inference_mode(), caplog.at_level("INFO"):
+            name = nodes.SaveCrossAdapter.execute(adapter, "said").ui["text"][0]
+            started.folders.filename_list_cache.clear()
+            loaded = in_process.run(loader, adapter_name=name)
+        found = [line for line in caplog.messages if "was trained" in line]
+        assert len(found) == (text != "") and all(f"{name} was trained {text}" in line for line in found)
+        assert loaded.training == adapter.training
+
+
 def test_a_whole_unet_learns_at_a_tenth_of_the_adapters_rate_unless_told(nodes):
     rates = {
         unet: nodes.job_of(**JOB | {"unet": unet, "unet_learning_rate": own}).settings.unet_learning_rate
