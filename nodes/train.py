@@ -182,8 +182,8 @@ class TrainCrossAdapter(io.ComfyNode):
                 sockets.ADAPTER.Output(tooltip="The trained adapter. Connect it to Save Cross-Adapter."),
                 sockets.LORA_MODEL.Output(
                     display_name="lora",
-                    tooltip="The UNet's LoRA, for Save LoRA Weights. If unet is not LoRA, the node that is connected here "
-                    "says so.",
+                    tooltip="The UNet's LoRA, for Save LoRA Weights. If unet is not LoRA, the node that is connected "
+                    "here says so.",
                 ),
                 io.Model.Output(
                     tooltip="The model that belongs to the adapter: with the LoRA or the UNet that learnt. Save Model "

@@ -106,7 +106,7 @@ def training_of(metadata: Mapping[str, str]) -> str | None:
 
 
 def trained_with(training: str | None) -> str | None:
-    """The change of the UNet with which an adapter was trained and should be used: WITH_UNET, WITH_LORA or WITH_PATCHES.
+    """The change of the UNet with which an adapter was trained and should be used: WITH_UNET, WITH_LORA, WITH_PATCHES.
 
     None if the UNet was as its file has it, or if `training`, a result of `read_training`, does not say.
     """
