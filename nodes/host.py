@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from ..models import errors
 from ..models.errors import MissingDevice
-from ..models.progress import Step
 
 CPU = torch.device("cpu")
 # What ComfyUI is started with to choose the dtype of its text encoders' weights → our name of that dtype. Both kinds
@@ -192,17 +191,18 @@ def weights_dtype(file: torch.dtype | None, device: torch.device) -> torch.dtype
     return None
 
 
-def progress(total: int, done: int = 0) -> Step:
+def progress(total: int, done: int = 0) -> Callable[..., None]:
     """Shows progress in the node's bar, and stops the work at the next step when the user presses Cancel.
 
     done: steps that were done before, where work goes on that had been stopped.
+    Returns a function to call after each step, also with a picture to show in the node, as `latent_preview` makes it.
     """
     bar = ProgressBar(total)
     bar.current = done
 
-    def step() -> None:
+    def step(picture: Any = None) -> None:
         management.throw_exception_if_processing_interrupted()
-        bar.update(1)
+        bar.update_absolute(bar.current + 1, preview=picture)
 
     return step
 

@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import logging
+
 from comfy_api.latest import io
 
-from ..models.checkpoints.adapter import load_cross_adapter, read_training
+from ..models.checkpoints.adapter import (
+    WITH_LORA,
+    WITH_PATCHES,
+    WITH_UNET,
+    load_cross_adapter,
+    read_training,
+    trained_with,
+)
 from ..models.files.formats import DTYPE_NAMES
 from ..models.llm import LLM, open_llm
 from . import folders, host, sockets
 from .managed import ManagedAdapter, ManagedLLM
 from .tokenizers import tokenizer_of
+
+log = logging.getLogger(__name__)
+
+# What an adapter was trained with → a line in the log. web/texts.js has it for the page.
+NEEDS = {
+    WITH_UNET: "%s was trained together with the whole UNet. Use that UNet, or pictures come out wrong.",
+    WITH_LORA: "%s was trained together with a LoRA of the UNet. Load that LoRA too, or pictures come out wrong.",
+    WITH_PATCHES: "%s was trained on a UNet with a LoRA or a merge. Use the same, or pictures come out wrong.",
+}
 
 
 class LoadLLMEncoder(io.ComfyNode):
@@ -100,4 +118,8 @@ class LoadCrossAdapter(io.ComfyNode):
     def execute(cls, adapter_name) -> io.NodeOutput:
         path = folders.resolve(folders.ADAPTERS, adapter_name)
         adapter, recipe = load_cross_adapter(path, operations=host.LAYERS, mapped=host.may_map_files())
-        return io.NodeOutput(ManagedAdapter(adapter, recipe, training=read_training(path)))
+        training = read_training(path)
+        needed = trained_with(training)
+        if needed:
+            log.info(NEEDS[needed], adapter_name)
+        return io.NodeOutput(ManagedAdapter(adapter, recipe, training=training))

@@ -1,4 +1,4 @@
-"""ComfyUI's server: where this pack adds its routes, and sends notices to the user while a workflow runs."""
+"""ComfyUI's server: where this pack adds its routes, and tells the user something while a workflow runs."""
 
 from __future__ import annotations
 
@@ -60,3 +60,10 @@ def notify(kind: str) -> None:
         if server is not None:
             data = {"kind": kind, "node": context.node_id, "prompt_id": context.prompt_id}
             server.send_sync(EVENT, data, server.client_id)
+
+
+def show_text(text: str) -> None:
+    """Shows text in the running node, in place of what it showed before, in the browser that started the run."""
+    context, server = get_executing_context(), running_server()
+    if context is not None and server is not None:
+        server.send_progress_text(text, context.node_id, server.client_id)

@@ -6,6 +6,7 @@ import json
 
 import torch
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..models.checkpoints.adapter import TRAINING_KEY, save_cross_adapter
 from ..models.cross_adapter import CrossAdapterConfig
@@ -20,6 +21,10 @@ from .training.job import job_inputs, job_of, late_inputs, seed_input
 from .training.run import train
 
 SD15_WIDTH = 768  # of the context of SD1.5's UNet
+NO_LORA = (
+    "Train Cross-Adapter has learnt no LoRA, because its input unet is {unet}. Choose LoRA there to learn one, or "
+    "disconnect its output lora. What it has learnt is in its outputs adapter and model."
+)
 
 
 class NewCrossAdapter(io.ComfyNode):
@@ -186,7 +191,8 @@ class TrainCrossAdapter(io.ComfyNode):
                 sockets.ADAPTER.Output(tooltip="The trained adapter. Connect it to Save Cross-Adapter."),
                 sockets.LORA_MODEL.Output(
                     display_name="lora",
-                    tooltip="The UNet's LoRA, for Save LoRA Weights. Empty unless unet is LoRA.",
+                    tooltip="The UNet's LoRA, for Save LoRA Weights. If unet is not LoRA, the node that is connected "
+                    "here says so.",
                 ),
                 io.Model.Output(
                     tooltip="The model that belongs to the adapter: with the LoRA or the UNet that learnt. Save Model "
@@ -213,9 +219,10 @@ class TrainCrossAdapter(io.ComfyNode):
             teacher_clip=teacher_clip,
             teacher_model=teacher_model,
         )
-        return io.NodeOutput(
-            trained.adapter, trained.lora, trained.model, {"loss": trained.losses}, len(trained.losses)
-        )
+        # What is connected to `lora` would save an empty file. Blocked, it says why, and all other nodes run.
+        lora = trained.lora or ExecutionBlocker(NO_LORA.format(unet=inputs["unet"]))
+        losses = trained.losses
+        return io.NodeOutput(trained.adapter, lora, trained.model, {"loss": losses}, len(losses))
 
 
 class SaveCrossAdapter(io.ComfyNode):

@@ -1,13 +1,27 @@
-// What is wrong with the files before anything runs: none found, one that cannot be used, two that do not fit.
+// What is wrong with the files before anything runs: none found, one that cannot be used, two that do not fit, one
+// that needs another beside it.
 
-import { ADAPTER_LOADER, ENCODER_LOADER, loaded, value, widget } from "./graph.js";
+import { ADAPTER_LOADER, ENCODER_LOADER, loaded, nodesOf, runs, value, widget } from "./graph.js";
 import { fill } from "./texts.js";
+
+// What an adapter was trained with → the types of nodes of which one must be in the graph for it to be in use. A UNet
+// that learnt as a whole may be in any checkpoint, so nothing can be told of it.
+const BRINGERS = { lora: /lora/i, patches: /lora|merge/i };
 
 export const adviceOnEncoders = (node, report, texts) =>
   advice(widget(node, "encoder_name"), value(node, "encoder_name"), report.encoders, report.advice.text_encoders, texts);
 
 export const adviceOnAdapters = (node, report, texts) =>
   advice(widget(node, "adapter_name"), value(node, "adapter_name"), report.adapters, report.advice.llm4gen, texts);
+
+/** Lines for an adapter's loader: what it was trained with, as a warning where the graph cannot have it. */
+export function companion(node, report, texts) {
+  const needed = report.adapters.find((file) => file.name === value(node, "adapter_name"))?.trained_with;
+  if (!needed) return [];
+  const others = nodesOf(node.graph?.rootGraph ?? node.graph).filter(runs);
+  const isMissing = needed in BRINGERS && !others.some((other) => BRINGERS[needed].test(other.type));
+  return [{ text: texts[`needs_${needed}`], tone: isMissing ? "warning" : undefined }];
+}
 
 /** Lines for a loader: which file to get if its list is empty, or why the chosen file cannot be used. */
 function advice(list, chosen, files, wanted, texts) {

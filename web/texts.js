@@ -9,6 +9,9 @@ export const TEXTS = {
     misfit: "{adapter} was not trained with {encoder}: they do not fit each other.",
     loses: "The LLM's half is lost here: put LLM4GEN Fuse Conditioning after this node.",
     couple: "Attention couple repeats regions of unequal length up to a common multiple, which may exceed the memory: choose “cut at 77”.",
+    needs_lora: "Trained together with a LoRA of the UNet: load that LoRA too, or pictures come out wrong.",
+    needs_patches: "Trained on a UNet with a LoRA or a merge: use the same, or pictures come out wrong.",
+    needs_unet: "Trained together with the whole UNet: use that UNet, or pictures come out wrong.",
   },
   de: {
     cut: "{half} abgeschnitten ab: {words}",
@@ -16,6 +19,9 @@ export const TEXTS = {
     misfit: "{adapter} wurde nicht mit {encoder} trainiert: Sie passen nicht zueinander.",
     loses: "Hier geht die LLM-Hälfte verloren: „LLM4GEN-Konditionierung verschmelzen“ nach diesem Node einsetzen.",
     couple: "Attention Couple wiederholt ungleich lange Regionen bis zu einem gemeinsamen Vielfachen, was den Speicher übersteigen kann: „cut at 77“ wählen.",
+    needs_lora: "Zusammen mit einem LoRA des UNet trainiert: Dieses LoRA auch laden, sonst werden Bilder falsch.",
+    needs_patches: "Auf einem UNet mit LoRA oder Merge trainiert: Dasselbe verwenden, sonst werden Bilder falsch.",
+    needs_unet: "Zusammen mit dem ganzen UNet trainiert: Dieses UNet verwenden, sonst werden Bilder falsch.",
   },
   es: {
     cut: "{half} cortado desde: {words}",
@@ -23,6 +29,9 @@ export const TEXTS = {
     misfit: "{adapter} no se entrenó con {encoder}: no encajan entre sí.",
     loses: "Aquí se pierde la mitad del LLM: pon «Fusionar condicionamiento LLM4GEN» después de este nodo.",
     couple: "Attention couple repite las regiones de longitud distinta hasta un múltiplo común, que puede exceder la memoria: elige «cut at 77».",
+    needs_lora: "Entrenado junto con un LoRA del UNet: carga también ese LoRA, o las imágenes saldrán mal.",
+    needs_patches: "Entrenado sobre un UNet con un LoRA o una fusión: usa lo mismo, o las imágenes saldrán mal.",
+    needs_unet: "Entrenado junto con el UNet entero: usa ese UNet, o las imágenes saldrán mal.",
   },
   fr: {
     cut: "{half} coupé à partir de : {words}",
@@ -30,6 +39,9 @@ export const TEXTS = {
     misfit: "{adapter} n’a pas été entraîné avec {encoder} : ils ne vont pas ensemble.",
     loses: "La moitié LLM se perd ici : placez « Fusionner un conditionnement LLM4GEN » après ce nœud.",
     couple: "Attention couple répète les régions de longueurs différentes jusqu’à un multiple commun, qui peut dépasser la mémoire : choisissez « cut at 77 ».",
+    needs_lora: "Entraîné avec un LoRA de l’UNet : chargez aussi ce LoRA, sinon les images seront fausses.",
+    needs_patches: "Entraîné sur un UNet avec un LoRA ou une fusion : utilisez le même, sinon les images seront fausses.",
+    needs_unet: "Entraîné avec l’UNet entier : utilisez cet UNet, sinon les images seront fausses.",
   },
   ja: {
     cut: "{half} はここから切り捨て: {words}",
@@ -37,6 +49,9 @@ export const TEXTS = {
     misfit: "{adapter} は {encoder} で学習されていないため、組み合わせられません。",
     loses: "ここで LLM の側が失われます:このノードの後に「LLM4GENコンディショニングを融合」を置いてください。",
     couple: "Attention couple は長さの違う領域を公倍数まで繰り返すため、メモリーを超えることがあります:「cut at 77」を選んでください。",
+    needs_lora: "UNet の LoRA と一緒に学習されています:その LoRA も読み込まないと、正しい画像になりません。",
+    needs_patches: "LoRA またはマージを加えた UNet で学習されています:同じものを使わないと、正しい画像になりません。",
+    needs_unet: "UNet 全体と一緒に学習されています:その UNet を使わないと、正しい画像になりません。",
   },
   ko: {
     cut: "{half} 잘림, 여기부터: {words}",
@@ -44,6 +59,9 @@ export const TEXTS = {
     misfit: "{adapter}은(는) {encoder}(으)로 학습되지 않아 함께 쓸 수 없습니다.",
     loses: "여기서 LLM 쪽이 사라집니다: 이 노드 뒤에 “LLM4GEN 조건 융합”을(를) 두세요.",
     couple: "Attention couple은 길이가 다른 영역을 공배수까지 반복하므로 메모리를 넘을 수 있습니다: “cut at 77”을 선택하세요.",
+    needs_lora: "UNet의 LoRA와 함께 학습되었습니다: 그 LoRA도 불러오지 않으면 그림이 잘못 나옵니다.",
+    needs_patches: "LoRA나 병합이 적용된 UNet에서 학습되었습니다: 같은 것을 쓰지 않으면 그림이 잘못 나옵니다.",
+    needs_unet: "UNet 전체와 함께 학습되었습니다: 그 UNet을 쓰지 않으면 그림이 잘못 나옵니다.",
   },
   zh: {
     cut: "{half} 从此处截断:{words}",
@@ -51,6 +69,9 @@ export const TEXTS = {
     misfit: "{adapter} 不是用 {encoder} 训练的,两者不匹配。",
     loses: "LLM 部分在这里丢失:请在此节点之后放置“LLM4GEN融合条件”。",
     couple: "Attention couple 会把长度不同的区域重复到公倍数,可能超出内存:请选择“cut at 77”。",
+    needs_lora: "与 UNet 的一个 LoRA 一起训练:请同时加载该 LoRA,否则图像不正确。",
+    needs_patches: "在带有 LoRA 或合并的 UNet 上训练:请使用相同的,否则图像不正确。",
+    needs_unet: "与整个 UNet 一起训练:请使用该 UNet,否则图像不正确。",
   },
 };
 

@@ -5,7 +5,7 @@
 // and server.js limits the requests.
 
 import { app } from "../../scripts/app.js";
-import { adviceOnAdapters, adviceOnEncoders, misfit } from "./advice.js";
+import { adviceOnAdapters, adviceOnEncoders, companion, misfit } from "./advice.js";
 import { ADAPTER_LOADER, CONDITIONING, ENCODER_LOADER, FUSE, FUSED_CLIP, TEXT_ENCODE, runs } from "./graph.js";
 import { meter } from "./meter.js";
 import { show } from "./note.js";
@@ -21,7 +21,7 @@ const LINES = {
   [FUSE]: [misfit, meter],
   [TEXT_ENCODE]: [meter],
   [ENCODER_LOADER]: [adviceOnEncoders],
-  [ADAPTER_LOADER]: [adviceOnAdapters],
+  [ADAPTER_LOADER]: [adviceOnAdapters, companion],
   ...Object.fromEntries(ENCODES_CLIP_ALONE.map((type) => [type, [loses]])),
 };
 let report = null;

@@ -38,6 +38,8 @@ ADAPTER_NAMES = {
 ADAPTER_KEY = "llm_proj.weight"  # a file with a tensor of this name holds a Cross-Adapter
 PUBLISHED_PREFIX = "CrossFusionModule.0."
 TRAINING_KEY = "llm4gen_training"  # the metadata entry that says, as JSON, how an adapter was trained
+# A UNet that learnt as a whole, a LoRA that learnt, and LoRAs or merges that the MODEL had before.
+WITH_UNET, WITH_LORA, WITH_PATCHES = "unet", "lora", "patches"
 
 
 def load_cross_adapter(
@@ -91,11 +93,30 @@ def read_training(path: Path) -> str | None:
 
     Raises: UnreadableFile.
     """
-    text = open_weights(path).metadata.get(TRAINING_KEY)
+    return training_of(open_weights(path).metadata)
+
+
+def training_of(metadata: Mapping[str, str]) -> str | None:
+    """As `read_training`, from the metadata of an open file."""
+    text = metadata.get(TRAINING_KEY)
     try:
         return text if isinstance(json.loads(text or "null"), dict) else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
+
+
+def trained_with(training: str | None) -> str | None:
+    """The change of the UNet with which an adapter was trained and should be used: WITH_UNET, WITH_LORA, WITH_PATCHES.
+
+    None if the UNet was as its file has it, or if `training`, a result of `read_training`, does not say.
+    """
+    entry = json.loads(training or "{}")
+    found = (
+        (WITH_UNET, entry.get("unet")),
+        (WITH_LORA, entry.get("lora")),
+        (WITH_PATCHES, entry.get("base_is_patched")),
+    )
+    return next((name for name, is_there in found if is_there), None)
 
 
 def save_cross_adapter(

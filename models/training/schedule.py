@@ -38,6 +38,13 @@ class NoiseSchedule:
         signal, spread = self.factors(timesteps)
         return signal * noise - spread * latents
 
+    def parts(self, noised: Tensor, prediction: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean latents and the noise that a prediction implies; for a perfect one, those of `add_noise`."""
+        signal, spread = self.factors(timesteps)
+        if self.prediction == EPS:
+            return (noised - spread * prediction) / signal, prediction
+        return signal * noised - spread * prediction, spread * noised + signal * prediction
+
     def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
         """The weight of each timestep's squared error, [b] (Hang et al. 2023, arXiv 2303.09556, section 3.4).
 

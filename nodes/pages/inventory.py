@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...models.checkpoints.adapter import recognise_adapter
+from ...models.checkpoints.adapter import recognise_adapter, trained_with, training_of
 from ...models.errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile
 from ...models.files.folder import weight_files
 from ...models.files.formats import is_gguf
@@ -50,12 +50,17 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Adapter:
-    """What is known of a Cross-Adapter. error: what is wrong with the file."""
+    """What is known of a Cross-Adapter.
+
+    trained_with: see `models.checkpoints.adapter.trained_with`.
+    error:        what is wrong with the file.
+    """
 
     clip_width: int | None = None
     llm_width: int | None = None
     recipe: Recipe | None = None
     dtype: str | None = None
+    trained_with: str | None = None
     error: str | None = None
 
 
@@ -83,7 +88,8 @@ def look_at_adapter(path: Path) -> Adapter:
         found, recipe = recognise_adapter(weights)
     except Exception as error:
         return Adapter(error=safe_message(path, error))
-    return Adapter(found.config.clip_dim, found.config.llm_dim, recipe, weights.dtype_name)
+    needed = trained_with(training_of(weights.metadata))
+    return Adapter(found.config.clip_dim, found.config.llm_dim, recipe, weights.dtype_name, needed)
 
 
 def safe_message(path: Path, error: Exception) -> str:

@@ -14,6 +14,7 @@ FROZEN, LORA, WHOLE = (
     "LoRA",
     "whole",
 )  # choices of the input `unet`; saved workflows hold these strings
+PREVIEW_EVERY = 100  # steps; a saved workflow or prompt that knows no previews gets them too
 WHOLE_RATE = 0.1  # a whole UNet's learning rate, in adapter's: its weights have learnt already
 
 
@@ -29,6 +30,7 @@ class Job:
     checkpointing: whether the UNet's layers are computed again for their gradients.
     save_every:    steps after which the state is saved; 0: only at the end.
     resume:        whether to go on from the saved state of the same job.
+    preview_every: steps after which a preview picture is drawn; 0: none.
     entity_weight: of the entity-guided loss; 0: there is none.
     """
 
@@ -40,6 +42,7 @@ class Job:
     checkpointing: bool
     save_every: int
     resume: bool
+    preview_every: int
     entity_weight: float
 
 
@@ -147,6 +150,15 @@ def late_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Of the LoRA or the whole UNet. 0: as learning_rate for a LoRA, a tenth of it for the whole UNet.",
         ),
+        io.Int.Input(
+            "preview_every",
+            default=PREVIEW_EVERY,
+            min=0,
+            max=1_000_000,
+            optional=True,
+            tooltip="Steps after which the node shows the first caption as it is drawn by then. It takes about as long "
+            "as three steps, and changes nothing of what is learnt. 0: none.",
+        ),
         io.Float.Input(
             "entity_weight",
             default=0.0,
@@ -173,7 +185,12 @@ def rate_input(name: str, default: float, tooltip: str) -> io.Input:
 
 
 def job_of(
-    unet: str, rank: int, unet_learning_rate: float = 0.0, entity_weight: float = 0.0, **inputs: Any
+    unet: str,
+    rank: int,
+    unet_learning_rate: float = 0.0,
+    preview_every: int = PREVIEW_EVERY,
+    entity_weight: float = 0.0,
+    **inputs: Any,
 ) -> Job:
     """The inputs of `job_inputs` and `late_inputs` → a job. Raises: WrongTraining."""
     usual_rate = inputs["learning_rate"] * (WHOLE_RATE if unet == WHOLE else 1.0)
@@ -189,6 +206,7 @@ def job_of(
         settings,
         unet=unet,
         rank=rank,
+        preview_every=preview_every,
         entity_weight=entity_weight,
         checkpointing=inputs["gradient_checkpointing"],
         **{name: inputs[name] for name in ("quiet_start", "precision", "save_every", "resume")},

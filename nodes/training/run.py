@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from ...models.errors import OutOfMemory, WrongTraining
 from ...models.training.checkpointing import recomputed
@@ -31,6 +30,7 @@ from ..managed import ManagedAdapter
 from .data import TrainingSet, contexts
 from .job import Job
 from .record import digest, facts_of, job_digest, weights_digest
+from .shown import Preview, shown
 from .unet import Teacher, UNetInTraining
 
 log = logging.getLogger(__name__)
@@ -254,12 +254,16 @@ class Run:
 
     def run(self) -> None:
         show = shown("training", self.trainer)
+        preview = (
+            Preview(self.unet, self.adapter, self.pairs, self.device) if self.job.preview_every else None
+        )
 
         def on_step() -> None:
             if self.job.save_every and self.trainer.steps % self.job.save_every == 0:
                 self.save()
             self.watch(self)
-            show()
+            is_due = preview and self.trainer.steps % self.job.preview_every == 0
+            show(preview.picture() if preview and is_due else None)
 
         self.trainer.run(on_step)
 
@@ -292,19 +296,3 @@ class Run:
             self.trainer.steps,
             self.state_file,
         )
-
-
-def shown(what: str, trainer: Trainer) -> Callable[[], None]:
-    """Shows steps in the node's bar, and loss, speed and time left in the console. Cancel ends it at the next step."""
-    total, done = trainer.settings.steps, trainer.steps
-    step = host.progress(total, done)
-    bar = tqdm(total=total, initial=done, desc=f"LLM4GEN {what}")
-
-    def show() -> None:
-        bar.set_postfix(loss=f"{trainer.losses[-1]:.4f}", refresh=False)
-        bar.update(1)
-        step()
-        if trainer.steps >= total:
-            bar.close()
-
-    return show

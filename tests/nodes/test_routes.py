@@ -227,6 +227,7 @@ def mixture(place, tmp_path):
     save_file(tiny.adapter_tensors(clip=768, llm=32), adapters / "fits.safetensors")
     torch.save(tiny.adapter_tensors(clip=768, llm=2048), adapters / "wide.pth")
     deep = {"llm4gen": json.dumps({"layer": 4})}
+    deep["llm4gen_training"] = json.dumps({"lora": "a digest", "unet": None, "base_is_patched": True})
     save_file(tiny.adapter_tensors(clip=768, llm=32), adapters / "deep.safetensors", deep)
     save_file(tiny.adapter_tensors(clip=768), adapters / "odd.safetensors", {"llm4gen": "{"})
     return place
@@ -267,6 +268,7 @@ def test_the_report_lists_the_files_and_which_fit_together(mixture, tmp_path, in
         and adapters["odd.safetensors"]["recipe"] is None
     )
     assert adapters["wide.pth"]["recipe"]["template"] == "pre {text}"
+    assert {name for name, one in adapters.items() if one["trained_with"]} == {"deep.safetensors"}
 
     fitting = {(pair["encoder"], pair["adapter"]) for pair in report["pairs"] if pair["fits"]}
     assert fitting == {

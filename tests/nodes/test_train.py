@@ -1,6 +1,8 @@
 """The nodes that train, in a real ComfyUI and in inference mode, as ComfyUI runs every node."""
 
+import gc
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from safetensors.torch import load_file
 
 import in_process
 from llm4gen.models.errors import UntrainableModel, WrongTraining
-from sandbox.client import Interrupted
+from sandbox.client import ExecutionError, Interrupted
 from sandbox.standins import CHECKPOINT, ENCODER
 from tiny import identical, relative_error
 
@@ -137,7 +139,7 @@ def test_a_saved_adapter_gives_to_the_bit_what_the_trained_one_gave(
 ):
     adapter, lora, _, losses, steps = train()
     assert not equal(weights_of(adapter.adapter), weights_of(fresh.adapter))
-    assert (lora, steps, len(losses["loss"])) == ({}, 2, 2)
+    assert (lora.message.count("frozen"), steps, len(losses["loss"])) == (1, 2, 2)
     with torch.inference_mode():
         nodes.SaveCrossAdapter.execute(adapter, "a folder/mine", notes="for tests")
         started.folders.filename_list_cache.clear()
@@ -225,7 +227,7 @@ def test_a_whole_unet_that_was_learnt_is_a_model_that_core_samples_and_saves(
         < relative_error(latent(unchanged), latent(model))
     )
     learnt, lora, changed, _, _ = train(with_lora, unet="whole", unet_learning_rate=1e-3)
-    assert lora == {}
+    assert "its input unet is whole" in lora.message
     assert json.loads(learnt.training)["job"]["unet_learning_rate"] == 1e-3
     assert relative_error(latent(changed), latent(unchanged)) > 1e-4
     assert torch.equal(latent(train(changed, unet="whole", steps=0)[2]), latent(changed))
@@ -235,6 +237,23 @@ def test_a_whole_unet_that_was_learnt_is_a_model_that_core_samples_and_saves(
         put("diffusion_models", "whole_unet.safetensors", load_file(saved))
         (loaded,) = started.core.UNETLoader().load_unet("whole_unet.safetensors", "default")
     assert torch.equal(latent(loaded), latent(changed))
+
+
+def test_a_loaded_adapter_says_once_what_it_was_trained_with(train, nodes, started, caplog):
+    loader = started.ours["LLM4GEN_LoadCrossAdapter"]
+    alone = train(steps=1)[0]
+    with_lora, _, patched, _, _ = train(steps=1, unet="LoRA")
+    with_unet, on_lora = train(patched, steps=1, unet="whole")[0], train(patched, steps=1)[0]
+    expected = {"together with a LoRA": with_lora, "together with the whole UNet": with_unet}
+    for text, adapter in (expected | {"on a UNet with a LoRA or a merge": on_lora, "": alone}).items():
+        caplog.clear()
+        with torch.inference_mode(), caplog.at_level("INFO"):
+            name = nodes.SaveCrossAdapter.execute(adapter, "said").ui["text"][0]
+            started.folders.filename_list_cache.clear()
+            loaded = in_process.run(loader, adapter_name=name)
+        found = [line for line in caplog.messages if "was trained" in line]
+        assert len(found) == (text != "") and all(f"{name} was trained {text}" in line for line in found)
+        assert loaded.training == adapter.training
 
 
 def test_a_whole_unet_learns_at_a_tenth_of_the_adapters_rate_unless_told(nodes):
@@ -285,6 +304,122 @@ def test_cancel_ends_within_a_step_and_the_same_job_goes_on_to_the_bit(train, st
     assert resumed[3] == whole[3]
     assert equal(weights_of(resumed[0].adapter), weights_of(whole[0].adapter))
     assert equal(resumed[1], whole[1])
+
+
+@pytest.fixture
+def bar(started, monkeypatch):
+    """What the node's progress bar shows: pairs of steps and picture, None where there is none."""
+    import comfy.utils  # noqa: PLC0415
+
+    from llm4gen.nodes.training import shown  # noqa: PLC0415
+
+    found = []
+
+    def show(value, total, picture, node_id=None):
+        found.append((value, picture))
+
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", show)
+    monkeypatch.setattr(shown, "STEPS", 2)
+    return found
+
+
+@pytest.mark.parametrize("unet", ["LoRA", "whole"])
+def test_previews_change_nothing_of_what_is_learnt(train, bar, unet):
+    job = {"unet": unet, "steps": 4, "seed": 71, "learning_rate": 1e-2, "gradient_checkpointing": True}
+    plain = train(**job, preview_every=0)
+    assert [picture for _, picture in bar if picture] == []
+    watched = train(**job, preview_every=2)
+    pictures = {steps: picture for steps, picture in bar if picture}
+    assert list(pictures) == [2, 4]
+    assert {(kind, image.size) for kind, image, _ in pictures.values()} == {("JPEG", (8, 8))}
+    assert pictures[2][1].tobytes() != pictures[4][1].tobytes(), "each shows its step"
+    assert watched[3] == plain[3]
+    assert equal(weights_of(watched[0].adapter), weights_of(plain[0].adapter))
+    assert equal(watched[1], plain[1])
+    changes = (
+        {name: patch[0][1][1][0] for name, patch in one[2].patches.items()} for one in (watched, plain)
+    )
+    assert unet != "whole" or equal(*changes)
+
+
+def test_a_preview_is_what_ksampler_draws_for_the_first_caption(train, model, condition, fresh, monkeypatch):
+    import comfy.sample  # noqa: PLC0415
+
+    from llm4gen.nodes.training import shown  # noqa: PLC0415
+
+    seen, latents = [], shown.Preview.latents
+
+    def drawn(preview):
+        seen.append((preview.noise.cpu(), latents(preview).cpu()))
+        return seen[-1][1]
+
+    monkeypatch.setattr(shown.Preview, "latents", drawn)
+    monkeypatch.setattr(shown, "STEPS", 4)
+    train(steps=1, preview_every=1, learning_rate=1e-8)
+    ((noise, found),) = seen
+    start = torch.zeros_like(noise)
+    with torch.inference_mode():
+        first, second, empty = (condition(text, adapter=fresh) for text in (*TEXTS, ""))
+        expected, other = (
+            comfy.sample.sample(model, noise, 4, 7.5, "euler", "ddim_uniform", text, empty, start, seed=0)
+            for text in (first, second)
+        )
+    found = model.model.process_latent_out(found)
+    assert relative_error(found, expected) <= 1e-2 < relative_error(found, other)
+
+
+def test_cancel_during_a_preview_ends_within_a_step_of_it_and_keeps_the_training(train, states, monkeypatch):
+    import comfy.model_management as management  # noqa: PLC0415
+
+    from llm4gen.nodes.training.unet import UNetInTraining  # noqa: PLC0415
+
+    predict, calls = UNetInTraining.predict, []
+
+    def cancelled(self, noised, *rest):
+        if not torch.is_grad_enabled():
+            calls.append(len(noised))
+            management.interrupt_current_processing(len(calls) == 4)
+        return predict(self, noised, *rest)
+
+    monkeypatch.setattr(UNetInTraining, "predict", cancelled)
+    with pytest.raises(management.InterruptProcessingException):
+        train(steps=3, seed=81, preview_every=2)
+    assert calls == [1] * 4, "no other call of the UNet came after the one in which Cancel was pressed"
+    (file,) = states()
+    with safe_open(file, framework="pt") as state:
+        assert len(state.get_tensor("losses")) == 2
+
+
+def test_previews_leave_no_memory_behind(train, bar, monkeypatch):
+    from llm4gen.nodes.training import run  # noqa: PLC0415
+
+    tensors = []
+    save_state = run.save_state
+
+    def count(*inputs):
+        gc.collect()
+        tensors.append(sum(torch.is_tensor(entry) for entry in gc.get_objects()))
+        return save_state(*inputs)
+
+    monkeypatch.setattr(run, "save_state", count)
+    train(steps=3, seed=91, save_every=1, preview_every=1)
+    assert [steps for steps, picture in bar if picture] == [1, 2, 3]
+    assert len(set(tensors[:3])) == 1, "each state is kept before the preview of its step"
+
+
+def test_a_training_tells_the_node_its_loss_speed_and_time_left(train, monkeypatch):
+    from llm4gen.nodes.training import shown  # noqa: PLC0415
+
+    texts = []
+    monkeypatch.setattr(shown.server, "show_text", texts.append)
+    losses = train(steps=3, seed=95, quiet_start=1)[3]["loss"]
+    assert re.fullmatch(r"quiet start: step 1 of 1\nmean loss [\d.]+\n[\d.e+]+ steps/s, 00:00 left", texts[0])
+    first, last = texts[1], texts[-1]
+    assert re.fullmatch(
+        rf"training: step 1 of 3\nmean loss {losses[0]:.4f}\n[\d.e+]+ steps/s, [\d:]+ left", first
+    )
+    assert last.startswith(f"training: step 3 of 3\nmean loss {sum(losses) / 3:.4f}\n")
+    assert shown.described(100, 400, 0.5, 2.0) == "step 100 of 400\nmean loss 0.5000\n0.5 steps/s, 10:00 left"
 
 
 def test_more_steps_go_on_and_another_job_starts_anew(train, states):
@@ -577,7 +712,7 @@ def graph(**job):
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
-def test_a_training_that_is_cancelled_in_a_server_goes_on_and_its_adapter_is_listed(client, server):
+def test_a_training_that_is_cancelled_in_a_server_goes_on_and_saves_its_adapter_but_no_lora(client, server):
     def cancel(kind, data):
         if kind == "progress" and data["node"] == "5":
             client.interrupt()
@@ -590,5 +725,9 @@ def test_a_training_that_is_cancelled_in_a_server_goes_on_and_its_adapter_is_lis
     assert int(outputs["9"]["text"][0]) >= 1, "what was learnt before Cancel"
     loader = client.object_info()["LLM4GEN_LoadCrossAdapter"]
     assert file in loader["input"]["required"]["adapter_name"][1]["options"]
+    saves_lora = {"10": {"class_type": "SaveLoRA", "inputs": {"lora": ["5", 1], "prefix": "loras/none"}}}
+    with pytest.raises(ExecutionError, match="learnt no LoRA, because its input unet is frozen"):
+        client.run(graph(steps=1, batch_size=1) | saves_lora)
+    assert list(server.output.rglob("none*")) == []
     (saved,) = (server.base / "models" / "llm4gen").glob(file)
     saved.unlink()  # other tests expect the stand-in alone

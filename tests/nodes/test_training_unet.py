@@ -12,6 +12,7 @@ from llm4gen.models.training.checkpointing import recomputed
 from llm4gen.models.training.data import Drawn, batches
 from llm4gen.models.training.denoise import Denoise
 from llm4gen.models.training.entity import EntityGuided
+from llm4gen.models.training.sampling import sample
 from llm4gen.models.training.start import new_adapter
 from tiny import relative_error
 
@@ -252,3 +253,21 @@ def names_in_diffusers():
         {**sizes, "transformer_depth_output": [1, 1], "transformer_depth_middle": 1}
     )
     return {ours: theirs for theirs, ours in names.items()}
+
+
+@pytest.mark.parametrize("which", ["patcher", "v_prediction"])
+def test_a_picture_that_models_in_training_draw_is_the_one_that_ksampler_draws(which, request, in_training):
+    """With core's euler, scheduler ddim_uniform, and contexts of unequal length."""
+    import comfy.sample  # noqa: PLC0415
+
+    model = request.getfixturevalue(which)
+    torch.manual_seed(6)
+    noise, positive, negative = torch.randn(1, 4, 8, 8), torch.randn(1, 80, 768), torch.randn(1, 77, 768)
+    unet = in_training(model)
+    found = sample(unet.predict, unet.schedule, noise, positive, negative, steps=5)
+    with torch.inference_mode():
+        sides = [[positive, {}]], [[negative, {}]]
+        expected = comfy.sample.sample(
+            model, noise, 5, 7.5, "euler", "ddim_uniform", *sides, torch.zeros_like(noise), seed=0
+        )
+    assert relative_error(model.model.process_latent_out(found), expected) <= 1e-3

@@ -3,13 +3,17 @@
 Where a recipe takes `checkpoint`, that is the stand-in's tensors.
 """
 
+import shutil
 import zlib
 
 import torch
 from safetensors.torch import load_file, save_file
 
+import decoders
+from paths import T5_TOKENIZER
 from sandbox.standin_models import CONTEXT_DIM, fan_in, random_tensors, unet_shapes, unet_sizes
 from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
+from tiny import VOCABULARY
 
 UNET, CLIP = "model.diffusion_model.", "cond_stage_model.transformer."
 
@@ -107,6 +111,12 @@ def gligen():
     return gates | random({name: shape for name, shape in shapes.items() if shape})
 
 
+def small_llm(folder):
+    """A random decoder with T5's tokenizer, in a folder as transformers writes one."""
+    shutil.copytree(T5_TOKENIZER, folder)
+    decoders.make("Llama", folder, vocab_size=VOCABULARY)
+
+
 def random(shapes):
     """Weights for every shape."""
     return random_tensors(shapes, lambda _, shape: fan_in(shape) ** -0.5, torch.float16)
@@ -128,6 +138,7 @@ def write_published(standins, target):
         },
         "llm4gen/projector.pth": torch.load(standins / "llm4gen" / ADAPTER),
     }
+    small_llm(target / "text_encoders" / "SmolLM2-135M-Instruct")
     for name, tensors in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         write = save_file if name.endswith(".safetensors") else torch.save

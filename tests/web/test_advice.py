@@ -1,6 +1,8 @@
 """Before a run, the real front end shows notes under our nodes: a model is missing, damaged or does not fit."""
 
+import json
 import re
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -10,6 +12,7 @@ from safetensors.torch import save_file
 from front_end import (
     FAULTY,
     FIND,
+    NO_NOTE,
     NOTE,
     SET,
     UNREGISTERED,
@@ -33,6 +36,7 @@ VUE_IN_CHINESE = {"Comfy.VueNodes.Enabled": True, "Comfy.Locale": "zh"}
 LOADERS = {"LLM4GEN_LoadLLMEncoder": "text_encoders", "LLM4GEN_LoadCrossAdapter": "llm4gen"}
 MESSAGES = "async () => (await import('/extensions/llm4gen/texts.js')).TEXTS"
 LISTED = "([id, file]) => app.graph.getNodeById(id).widgets[0].options.values.includes(file)"
+NOTED = "(id) => app.graph.getNodeById(id).widgets.find((w) => w.name === 'llm4gen_note').element.querySelector('p')"
 HAS = "([id, name, value]) => app.graph.getNodeById(id).widgets.find((w) => w.name === name).value === value"
 EVERY_LOADER = EXAMPLES / "llm4gen_carry_to_another_checkpoint.json"  # but those of a ControlNet and a LoRA
 # The rows of the panel of missing models: name, folder, and what Download would open or else the link gives.
@@ -213,6 +217,25 @@ def test_an_encoder_and_an_adapter_that_do_not_fit_are_reported_before_the_run(p
     assert count.startswith("CLIP ")
     page.evaluate(SET, [nodes["LLM4GEN_LoadCrossAdapter"], "adapter_name", ADAPTER])
     says(page, node, count)
+
+
+def test_an_adapter_says_what_it_was_trained_with_and_warns_where_the_graph_cannot_have_it(
+    page, nodes, put_adapter
+):
+    tensors = {name: tensor.half() for name, tensor in cross_adapter().items()}
+    loader, tone = nodes["LLM4GEN_LoadCrossAdapter"], f"(id) => ({NOTED})(id).className"
+    lines = page.evaluate(MESSAGES)["en"]
+    entries = {"lora": {"lora": "digest"}, "patches": {"base_is_patched": True}, "unet": {"unet": "digest"}}
+    for needed, entry in entries.items():
+        metadata = {"llm4gen_training": json.dumps(entry)}
+        put_adapter(f"with_{needed}.safetensors", partial(save_file, tensors, metadata=metadata))
+        says(page, loader, lines[f"needs_{needed}"])
+        assert page.evaluate(tone, loader) == ("" if needed == "unet" else "warning")
+        page.evaluate("app.graph.add(LiteGraph.createNode('LoraLoaderModelOnly'))")
+        page.wait_for_function(f"(id) => ({tone})(id) === ''", arg=loader)
+        page.evaluate("app.graph.remove(app.graph.nodes.at(-1))")
+    page.evaluate(SET, [loader, "adapter_name", ADAPTER])
+    page.wait_for_function(NO_NOTE, arg=loader)
 
 
 @pytest.mark.parametrize("settings", [CLASSIC_IN_ENGLISH, VUE_IN_CHINESE], ids=["classic", "vue"])

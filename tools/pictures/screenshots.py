@@ -50,9 +50,10 @@ NARROW = 1100  # largest width of a picture of a few nodes, in pixels
 COLOURS = 128
 RUN_TIMEOUT = 120_000  # ms
 
-# Replaces the open graph by new nodes and links.
+# Replaces the open graph by new nodes and links. clean() also forgets what nodes of the same ids have shown.
 _BUILD = """
 ([nodes, links]) => {
+  app.clean();
   app.graph.clear();
   const made = nodes.map(([type, [x, y, width, height], values]) => {
     const node = LiteGraph.createNode(type);

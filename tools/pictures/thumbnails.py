@@ -34,8 +34,12 @@ def draw(host: Installation, files: Sequence[Path], executable: str) -> Iterator
         base, models = Path(name, "base"), Path(name, "models")
         # The front end marks missing models red. Empty files with the names that the workflows use are enough for it.
         for file in {file for workflow in workflows.values() for file in model_files(workflow)}:
-            (models / file).parent.mkdir(parents=True, exist_ok=True)
-            (models / file).touch()
+            # A name without an ending is a folder's.
+            names = [file] if Path(file).suffix else [f"{file}/config.json", f"{file}/model.safetensors"]
+            for path in (models / name for name in names):
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+        (base / "input" / "my_pictures").mkdir(parents=True)
         quiet_front_end(base)
         with Server(host, base, [models]) as server, open_page(executable) as page:
             # Without its route, the pack cannot report in the graph that the files are empty.

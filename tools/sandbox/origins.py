@@ -45,6 +45,7 @@ PUBLISHED: dict[str, tuple[str, str | None]] = {
     ),
     "llm4gen/projector.pth": (f"{HUB}/{LLM4GEN}/resolve/main/projector.pth", None),
     "text_encoders/rankgen-t5-xl-all-bf16.safetensors": (f"{HUB_PAGE}/{RANKGEN}", None),
+    "text_encoders/SmolLM2-135M-Instruct": (f"{HUB_PAGE}/HuggingFaceTB/SmolLM2-135M-Instruct", None),
     "diffusion_models/llm4gen_sd15_unet.safetensors": (f"{HUB_PAGE}/{LLM4GEN}/tree/main/unet", None),
 }
 USERS_OWN = ("loras/my_sd15_lora.safetensors",)  # stands for a file that the user chooses

@@ -1,0 +1,97 @@
+"""What people see while a training runs: bar, loss, speed, time left, and a picture that the models draw by then."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from statistics import fmean
+from typing import Any
+
+import latent_preview
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ...models.cross_adapter import CrossAdapter
+from ...models.training.data import EncodedText
+from ...models.training.drawing import generator
+from ...models.training.sampling import sample
+from ...models.training.trainer import Trainer
+from .. import host, server
+from .data import TrainingSet
+from .unet import UNetInTraining
+
+RECENT = 100  # steps whose mean loss and speed are shown
+STEPS = 20  # of a preview's sampler
+PERIOD = 0.5  # seconds between two texts for the browser
+
+
+def shown(what: str, trainer: Trainer) -> Callable[..., None]:
+    """Shows a training's steps in the node and in the console. Cancel ends it at the next step.
+
+    Returns a function to call after each step, with a picture for the node if there is one.
+    """
+    total = trainer.settings.steps
+    step = host.progress(total, trainer.steps)
+    bar = tqdm(total=total, initial=trainer.steps, desc=f"LLM4GEN {what}")
+    times = deque([time.monotonic()], maxlen=RECENT + 1)
+    next_text = 0.0
+
+    def show(picture: Any = None) -> None:
+        nonlocal next_text
+        times.append(time.monotonic())
+        loss = fmean(trainer.losses[-RECENT:])
+        bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+        bar.update(1)
+        is_last = trainer.steps >= total
+        if is_last:
+            bar.close()
+        if is_last or times[-1] >= next_text:
+            next_text = times[-1] + PERIOD
+            seconds = (times[-1] - times[0]) / (len(times) - 1)
+            server.show_text(f"{what}: {described(trainer.steps, total, loss, seconds)}")
+        step(picture)
+
+    return show
+
+
+def described(steps: int, total: int, loss: float, seconds: float) -> str:
+    """A training's state in words. loss: the mean of the last steps. seconds: of a step."""
+    left = tqdm.format_interval((total - steps) * seconds)
+    return f"step {steps} of {total}\nmean loss {loss:.4f}\n{1 / max(seconds, 1e-6):.3g} steps/s, {left} left"
+
+
+class Preview:
+    """Draws the first caption of a training set with the models as they are at that step, always from the same noise.
+
+    The picture is made of the latents as KSampler's previews are: in the way that the user chose for those, or else
+    with the colours that each channel stands for. A VAE would need memory beside the models that learn.
+    """
+
+    def __init__(self, unet: UNetInTraining, adapter: CrossAdapter, pairs: TrainingSet, device: torch.device):
+        self.unet, self.adapter, self.device = unet, adapter, device
+        self.texts = pairs.encoded[pairs.texts[0]], pairs.encoded[""]
+        self.noise = torch.randn(pairs.latents[0].shape, generator=generator("preview"))[None].to(device)
+        format_ = unet.patcher.model.latent_format
+        # Made before the first step, so that a previewer whose file is damaged does not end a long training.
+        self.previewer = latent_preview.get_previewer(device, format_) or latent_preview.Latent2RGBPreviewer(
+            format_.latent_rgb_factors, format_.latent_rgb_factors_bias, format_.latent_rgb_factors_reshape
+        )
+
+    def latents(self) -> Tensor:
+        """[1, c, h, w], scaled as the UNet gets them. Cancel ends it at once, since ComfyUI's layers look for it."""
+        with torch.no_grad():
+            positive, negative = map(self.context, self.texts)
+        return sample(self.unet.predict, self.unet.schedule, self.noise, positive, negative, steps=STEPS)
+
+    def picture(self) -> Any:
+        """What ComfyUI's progress bar takes as a preview."""
+        with torch.no_grad():
+            return self.previewer.decode_latent_to_preview_image("JPEG", self.latents())
+
+    def context(self, text: EncodedText) -> Tensor:
+        """CLIP's tokens and the fused LLM tokens, [1, n + l, d]."""
+        clip = text.clip[None].float().to(self.device)
+        fused = self.adapter(clip, text.llm.states[None].float().to(self.device))
+        return torch.cat([clip, text.llm.rows.expand(fused)], dim=1)
