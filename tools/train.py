@@ -87,7 +87,7 @@ def run(session: Session, options: argparse.Namespace, changes: Sequence[str], r
         return 1 if wrong else 0
     folder = RunFolder(job["run"], job, comfyui_version.__version__) if ranks.number == 0 else None
     trained = train(
-        session, job, pairs, problems, ranks=ranks, watch=folder.watch if folder else lambda _: None
+        session, job, pairs, problems, ranks=ranks, watch=folder.watch if folder else lambda *_: None
     )
     if folder:
         print(*problems.lines(), *(f"written: {path}" for path in folder.write_result(trained)), sep="\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +58,7 @@ def train(
     teacher_model: Any = None,
     ranks: Ranks = ALONE,
     state_file: Path | None = None,
-    watch: Callable[[Run], None] = lambda _: None,
+    watch: Callable[[Run, Any], None] = lambda *_: None,
 ) -> Trained:
     """Trains a copy of the adapter. The user's models stay as they are, whatever ends it.
 
@@ -66,7 +66,7 @@ def train(
 
     ranks:      the processes that train together. The first of them keeps the state.
     state_file: where the state is kept; None: in ComfyUI's output folder, under the job's digest.
-    watch:      called after each step.
+    watch:      called after each step, with a preview picture if one is due, as ComfyUI's progress bar takes it.
     Raises: WrongTraining, UntrainableModel, TrainingDiverged, UnusableState, OutOfMemory.
     """
     check_fit(data, adapter, job, teacher_clip, teacher_model)
@@ -140,7 +140,7 @@ class Run:
         known: dict[str, Tensor] | None,
         ranks: Ranks,
         state_file: Path | None,
-        watch: Callable[[Run], None],
+        watch: Callable[[Run, Any], None],
     ):
         self.model, self.unet, self.pairs, self.start = model, unet, pairs, start
         self.job, self.teacher, self.ranks, self.watch = job, teacher, ranks, watch
@@ -254,16 +254,16 @@ class Run:
 
     def run(self) -> None:
         show = shown("training", self.trainer)
-        preview = (
-            Preview(self.unet, self.adapter, self.pairs, self.device) if self.job.preview_every else None
-        )
+        # Only the first of several processes is looked at.
+        every = self.job.preview_every if self.ranks.number == 0 else 0
+        preview = Preview(self.unet, self.adapter, self.pairs, self.device) if every else None
 
         def on_step() -> None:
             if self.job.save_every and self.trainer.steps % self.job.save_every == 0:
                 self.save()
-            self.watch(self)
-            is_due = preview and self.trainer.steps % self.job.preview_every == 0
-            show(preview.picture() if preview and is_due else None)
+            picture = preview.picture() if preview and self.trainer.steps % every == 0 else None
+            self.watch(self, picture)
+            show(picture)
 
         self.trainer.run(on_step)
 

@@ -25,7 +25,7 @@ from tiny import relative_error
 from training import dry_run
 from training.job_file import read_job
 from training.pairs import Problems, find_pairs, open_picture
-from training.run_folder import RunFolder, draw_losses
+from training.run_folder import RunFolder, contact_sheet, draw_losses
 from training.session import Session, train
 
 TEXTS = ["a red cat on a mat", "a blue dog", "a green bird"]
@@ -155,12 +155,14 @@ def test_features_that_would_take_more_than_allowed_are_refused(run):
 
 
 def test_a_run_goes_on_where_it_stopped_and_its_folder_says_what_it_did(run, folder):
-    run("steps=1")
-    trained, _ = run()
-    whole, _ = run("run=whole")
+    run("steps=1", "preview_every=0")
+    trained, _ = run("preview_every=1")
+    whole, _ = run("run=whole", "preview_every=0")
     assert trained.losses == whole.losses
     assert equal(weights(trained), weights(whole))
     names = {"state.safetensors", "features", "job.yaml", "versions.json", "losses.csv", "losses.png"}
+    names |= {"previews", "previews.png"}
+    assert [path.name for path in (folder / "run" / "previews").iterdir()] == ["00000002.png"]
     assert {path.name for path in (folder / "run").iterdir()} == names
     rows = (folder / "run" / "losses.csv").read_text().split()
     assert rows[0] == "step,loss"
@@ -246,6 +248,16 @@ def test_nothing_to_learn_from_is_an_error(run, folder):
 def test_the_losses_are_drawn_whatever_their_number():
     for losses in ([0.5], [0.0] * 3, [1.0, 0.5], [0.1 * n for n in range(5000)]):
         assert draw_losses(losses).size == (960, 480)
+
+
+def test_a_contact_sheet_holds_the_first_and_later_previews(tmp_path):
+    paths = [tmp_path / f"{step:08}.png" for step in range(100)]
+    for path in paths:
+        Image.new("RGB", (8, 4), "red").save(path)
+    for count, rows in ((1, 1), (9, 2), (100, 5)):
+        sheet = contact_sheet(paths[:count])
+        assert sheet.height == rows * (128 + 14 + 8) + 8
+        assert sheet.getpixel((8 + 64, 8 + 14 + 10)) == (255, 0, 0)
 
 
 def test_two_processes_with_half_of_the_batch_each_equal_one(run, folder, tmp_path):

@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import itertools
 import json
+import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 import yaml
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageOps
 from safetensors.torch import save_file
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
 
 JOB, VERSIONS, LOSSES, CURVE = "job.yaml", "versions.json", "losses.csv", "losses.png"
 ADAPTER, LORA, UNET = "adapter.safetensors", "lora.safetensors", "unet.safetensors"
-SIZE, MARGIN = (960, 480), 48  # of the picture, pixels
+PREVIEWS, SHEET = "previews", "previews.png"
+SIZE, MARGIN = (960, 480), 48  # of the picture of the losses, pixels
+MOST, ACROSS = 40, 8  # pictures of the contact sheet
+TILE, GAP, TITLE = 128, 8, 14  # of one of them, and around it, pixels
 
 
 class RunFolder:
@@ -35,11 +39,16 @@ class RunFolder:
         versions = {"ComfyUI": comfyui, "torch": torch.__version__, "Python": platform.python_version()}
         (folder / VERSIONS).write_text(json.dumps(versions, indent=2), encoding="utf-8")
 
-    def watch(self, run: Run) -> None:
-        """Writes the losses so far, as often as the state is kept."""
-        every = run.job.save_every
-        if every and run.trainer.steps % every == 0:
+    def watch(self, run: Run, preview: Any) -> None:
+        """Writes the losses so far, as often as the state is kept, and a preview if there is one."""
+        every, steps = run.job.save_every, run.trainer.steps
+        if every and steps % every == 0:
             self.write_losses(run.trainer.losses)
+        if preview is not None:
+            _, picture, _ = preview  # ComfyUI's kind of file and largest size stand beside it
+            (self.folder / PREVIEWS).mkdir(exist_ok=True)
+            picture.save(self.folder / PREVIEWS / f"{steps:08}.png")
+            contact_sheet(sorted((self.folder / PREVIEWS).glob("*.png"))).save(self.folder / SHEET)
 
     def write_losses(self, losses: list[float]) -> None:
         with (self.folder / LOSSES).open("w", newline="", encoding="utf-8") as file:
@@ -67,6 +76,25 @@ class RunFolder:
             written.append(self.folder / UNET)
         self.write_losses(trained.losses)
         return written
+
+
+def contact_sheet(pictures: Sequence[Path]) -> Image.Image:
+    """At most `MOST` of the pictures, evenly spread, with the steps that their names say."""
+    chosen = [
+        pictures[len(pictures) * place // min(MOST, len(pictures))]
+        for place in range(min(MOST, len(pictures)))
+    ]
+    rows = math.ceil(len(chosen) / ACROSS)
+    sheet = Image.new("RGB", (ACROSS * (TILE + GAP) + GAP, rows * (TILE + TITLE + GAP) + GAP), "white")
+    draw = ImageDraw.Draw(sheet)
+    for place, path in enumerate(chosen):
+        left = GAP + place % ACROSS * (TILE + GAP)
+        top = GAP + place // ACROSS * (TILE + TITLE + GAP)
+        draw.text((left, top), f"step {int(path.stem)}", fill="black")
+        with Image.open(path) as picture:
+            shown = ImageOps.contain(picture.convert("RGB"), (TILE, TILE), Image.Resampling.NEAREST)
+        sheet.paste(shown, (left, top + TITLE))
+    return sheet
 
 
 def draw_losses(losses: list[float]) -> Image.Image:

@@ -68,7 +68,7 @@ def train(
     problems: Problems,
     *,
     ranks: Ranks,
-    watch: Callable[[Run], None],
+    watch: Callable[[Run, Any], None],
 ) -> Trained:
     """Runs a job. Raises: what the nodes raise."""
     from llm4gen.nodes.training.job import job_inputs, job_of, late_inputs  # noqa: PLC0415
