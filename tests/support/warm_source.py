@@ -62,7 +62,8 @@ def become(command, folder, environment, log):
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        with contextlib.suppress(ImportError):  # an older ComfyUI requires fewer packages
+        # An older ComfyUI requires fewer packages. What they print is no answer.
+        with contextlib.suppress(ImportError), contextlib.redirect_stdout(sys.stderr):
             importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks leave no zombies
     become(**requested())
