@@ -45,8 +45,9 @@ def become(command, folder, environment, log):
     sys.path[0] = os.path.dirname(script)
     try:
         runpy.run_path(script, run_name="__main__")
-    except SystemExit:
-        pass
+    except SystemExit as end:
+        if isinstance(end.code, str):
+            print(end.code, file=sys.stderr)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -61,7 +62,8 @@ def become(command, folder, environment, log):
 
 if __name__ == "__main__":
     for name in sys.argv[1:]:
-        with contextlib.suppress(ImportError):  # an older ComfyUI requires fewer packages
+        # An older ComfyUI requires fewer packages. What they print is no answer.
+        with contextlib.suppress(ImportError), contextlib.redirect_stdout(sys.stderr):
             importlib.import_module(name)
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # forks leave no zombies
     become(**requested())
