@@ -152,7 +152,7 @@ class TrainingSetNode(io.ComfyNode):
                     optional=True,
                     force_input=True,
                     tooltip="For each caption its attributes with their entities, such as red: ball; blue: cube. Only "
-                    "entity_weight of Train Cross-Adapter needs them.",
+                    "the entity-guided loss of Train Cross-Adapter needs them.",
                 ),
             ],
             outputs=[sockets.TRAINING_SET.Output(tooltip="Connect it to Train Cross-Adapter.")],

@@ -101,8 +101,10 @@ def run_test(host: Installation, models: list[Path], options: argparse.Namespace
 
 
 def run_bench(host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
-    encoders = extra[:1] == ["encoders"]
-    return run_tool(host, "bench.encoders" if encoders else "bench.conditioning", *extra[encoders:])
+    name, rest = (
+        (extra[0], extra[1:]) if extra[:1] in (["encoders"], ["training"]) else ("conditioning", extra)
+    )
+    return run_tool(host, f"bench.{name}", *rest)
 
 
 def run_bundle(host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:

@@ -83,15 +83,15 @@ class Figures:
 
 
 class Process:
-    """A process of `worker.py`, which calls its functions. What libraries print there goes into the log."""
+    """A process of a worker, which calls its functions. What libraries print there goes into the log."""
 
-    def __init__(self, options: argparse.Namespace, log: Path) -> None:
+    def __init__(self, options: argparse.Namespace, log: Path, worker: str = "bench.worker") -> None:
         self.log = log
         # Libraries make temporary folders, which are to disappear with the log.
         temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(log.parent))
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bench.worker"],
+                [sys.executable, "-m", worker],
                 cwd=TOOLS,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -10,7 +10,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -233,7 +233,7 @@ def run(way: Way, step: Step, path: Path | None) -> float:
     return seconds
 
 
-def memory(way: Way) -> dict[str, float]:
+def memory(way: Way | None) -> dict[str, float]:
     """The most bytes that this process has had in memory, and on the accelerator. Pages of a mapped file count once
     they were read. `way` is not needed: its process is this one."""
     device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
@@ -275,8 +275,11 @@ def make(model: Model, kind: str) -> None:
     making.make(model, kind, options.tokenizer, options.models / "llm4gen" / ADAPTER)
 
 
-def main() -> None:
-    """Reads the options, then calls from stdin, and writes results to stdout, until stdin ends."""
+def main(functions: Mapping[str, Any]) -> None:
+    """Reads the options, then calls from stdin, and writes results to stdout, until stdin ends.
+
+    functions: what may be called, by name.
+    """
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print goes to stderr
     make_importable()
@@ -288,9 +291,9 @@ def main() -> None:
             function, arguments = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(globals()[function](*arguments), results)
+        pickle.dump(functions[function](*arguments), results)
         results.flush()
 
 
 if __name__ == "__main__":
-    main()
+    main(globals())
