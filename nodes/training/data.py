@@ -49,6 +49,15 @@ class TrainingSet:
         pairs = zip(self.latents, self.texts, strict=True)
         return TrainingData([Example(scale(latent), texts[text]) for latent, text in pairs], texts[""])
 
+    def _comfy_cache_tensors(self) -> list[Tensor]:
+        """What ComfyUI 0.38 and newer count when memory is short and they choose which outputs to drop.
+
+        They look for this name on objects into which they cannot see. A set that counted as nothing would be dropped
+        last, after smaller outputs.
+        """
+        states = self.encoded.values()
+        return [*self.latents, *(text.clip for text in states), *(text.llm.states for text in states)]
+
 
 def training_set(latents: Sequence[Tensor], texts: Sequence[str], fusion: Fusion, clip: Any) -> TrainingSet:
     """Encodes the captions. Pictures without a caption are named in the log and left out.
