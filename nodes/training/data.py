@@ -51,6 +51,15 @@ class TrainingSet:
         examples = Examples(self, scale, teacher or {})
         return TrainingData(examples, examples.text(""))
 
+    def _comfy_cache_tensors(self) -> list[Tensor]:
+        """What ComfyUI 0.38 and newer count when memory is short and they choose which outputs to drop.
+
+        They look for this name on objects into which they cannot see. A set that counted as nothing would be dropped
+        last, after smaller outputs.
+        """
+        states = self.encoded.values()
+        return [*self.latents, *(text.clip for text in states), *(text.llm.states for text in states)]
+
 
 @dataclass(frozen=True)
 class Examples(Sequence[Example]):

@@ -1,5 +1,6 @@
 """The nodes that train, in a real ComfyUI and in inference mode, as ComfyUI runs every node."""
 
+import dataclasses
 import gc
 import json
 import re
@@ -132,6 +133,24 @@ def test_what_an_adapter_learns_from_is_what_conditioning_gives(training_set, fr
     assert found.shape == (1, 77 + 12, 768)
     assert torch.equal(found[:, :77], expected[:, :77])
     assert relative_error(found, expected) <= 1e-3  # the LLM's states are kept in fp16
+
+
+def tensors_in(found):
+    if isinstance(found, torch.Tensor):
+        yield found
+    elif isinstance(found, (list, tuple)):
+        yield from (tensor for entry in found for tensor in tensors_in(entry))
+    elif isinstance(found, dict) or dataclasses.is_dataclass(found):
+        entries = found if isinstance(found, dict) else vars(found)
+        yield from (tensor for entry in entries.values() for tensor in tensors_in(entry))
+
+
+def test_comfyui_can_count_the_memory_of_a_training_set(training_set):
+    held, counted = (
+        {id(tensor): tensor.nbytes for tensor in tensors_in(found)}
+        for found in (training_set, training_set._comfy_cache_tensors())
+    )
+    assert counted.keys() <= held.keys() and sum(counted.values()) > 0.95 * sum(held.values())
 
 
 def test_a_saved_adapter_gives_to_the_bit_what_the_trained_one_gave(

@@ -79,6 +79,11 @@ class OnCard(torch.Tensor):
         weakref.finalize(tensor, Card.release, key, values).atexit = False
         return tensor
 
+    def __getitem__(self, index):
+        """torch would make the tensor of a list of indices on its own card."""
+        parts = index if isinstance(index, tuple) else (index,)
+        return super().__getitem__(tuple(torch.tensor(x) if isinstance(x, list) else x for x in parts))
+
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
         return run(function, args, kwargs or {})

@@ -6,6 +6,8 @@ gets memory ("fault") and keeps it until memory is short, or gets none and the l
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import types
 
 import torch
@@ -67,6 +69,23 @@ class VRAMBuffer:
         return types.SimpleNamespace(memory=memory), offset, size
 
 
+class ModelMMAP:
+    """A file in memory, in pages of its own."""
+
+    def __init__(self, path):
+        self.file = open(path, "rb")  # noqa: SIM115 -- ComfyUI reads from it as long as this object lives
+        self.pages = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def get(self):
+        return ctypes.addressof(ctypes.c_char.from_buffer(self.pages))
+
+    def get_file_handle(self):
+        return self.file.fileno()
+
+    def bounce(self):
+        return True
+
+
 class HostBuffer:
     """Pinned memory, of which there is none: ComfyUI then copies from ordinary memory."""
 
@@ -84,10 +103,11 @@ def install() -> None:
     """Before ComfyUI is imported, which takes these by their modules."""
     import comfy_aimdo.host_buffer  # noqa: PLC0415
     import comfy_aimdo.torch  # noqa: PLC0415
-    from comfy_aimdo import control, model_vbar, vram_buffer  # noqa: PLC0415
+    from comfy_aimdo import control, model_mmap, model_vbar, vram_buffer  # noqa: PLC0415
 
     control.init = control.init_devices = lambda *_, **__: True
     model_vbar.ModelVBAR, model_vbar.vbar_fault = ModelVBAR, vbar_fault
+    model_mmap.ModelMMAP = ModelMMAP
     model_vbar.vbar_unpin = lambda part: None
     model_vbar.vbar_signature_compare = lambda a, b: a is not None and a == b
     model_vbar.vbars_analyze = lambda *_: 0

@@ -9,9 +9,10 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
-from bundle.packages import add_packages
+from bundle.packages import WHEELS, add_stand_ins, add_wheels
 from bundle.unpack import ARCHIVE
 from host.comfyui import ROOT, HostError, Installation
 from sandbox.pinned import step
@@ -33,8 +34,11 @@ TOKENIZERS_LEFT_OUT = ("llama_tokenizer", "qwen25_tokenizer", "qwen35_tokenizer"
 LEFT_OUT = ("__pycache__", "*.pyc", "*.jpg", "golden", *TOKENIZERS_LEFT_OUT)
 
 
-def make_bundle(host: Installation, target: Path) -> Path:
-    """Returns the file. target: a folder or the file's path.
+def make_bundle(host: Installation, target: Path, wheels: Sequence[str] = WHEELS) -> Path:
+    """Returns the file.
+
+    target: a folder, or the file's path.
+    wheels: the packages that are downloaded for it.
 
     Raises: HostError if a package cannot be downloaded, or the file becomes too large.
     """
@@ -43,18 +47,24 @@ def make_bundle(host: Installation, target: Path) -> Path:
         folder = Path(name)
         copy(ROOT, folder / "llm4gen", (*PACK, "tools", "tests"))
         copy_comfyui(host.comfyui, folder / "ComfyUI")
-        add_packages(host, folder / "packages")
-        with step("packing"):
+        add_stand_ins(folder / "packages")
+        if wheels:
+            add_wheels(host, folder / "packages", wheels)
+        with step("packing", "bundle"):
             made = pack(folder, folder / NAME)
-        size = made.stat().st_size
-        if size > MAX_BYTES:
-            raise HostError(
-                f"The bundle has {size / 1e6:.1f} MB, and {MAX_BYTES / 1e6:.0f} are allowed. Leave out more in "
-                "tools/bundle/make.py or packages.py."
-            )
+        check_size(made)
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.move(made, target)
     return target
+
+
+def check_size(path: Path) -> None:
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise HostError(
+            f"The bundle has {size / 1e6:.1f} MB, and {MAX_BYTES / 1e6:.0f} are allowed. Leave out more in "
+            "tools/bundle/make.py or packages.py."
+        )
 
 
 def copy(source: Path, target: Path, names: tuple[str, ...]) -> None:

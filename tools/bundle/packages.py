@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -15,7 +16,7 @@ PYTHON = "3.12"
 GLIBC = (39, 35, 34, 31, 28, 27, 24, 17)  # minor versions of glibc 2, which wheels are tagged with
 # What a machine with torch, torchvision, torchaudio, transformers and scipy may lack. Their versions are those of
 # set-up. A package and all that it requires stand in one line.
-WHEELS = (
+LINES = (
     ("comfy-aimdo", "comfy-kitchen", "torchsde", "trampoline", "einops", "psutil", "simpleeval", "blake3"),
     ("aiohttp", "aiohappyeyeballs", "aiosignal", "attrs", "frozenlist", "multidict", "propcache", "yarl"),
     ("requests", "charset-normalizer", "certifi", "idna", "urllib3"),
@@ -31,6 +32,7 @@ WHEELS = (
     ("gguf", "diffusers", "importlib_metadata", "zipp", "accelerate"),
     ("pytest", "pytest-xdist", "execnet", "iniconfig", "pluggy", "Pygments"),
 )
+WHEELS = tuple(name for line in LINES for name in line)
 # Kernels that SD1.5 and this pack never call (170 MB), and the half of a library that is for another maker's cards.
 LEFT_OUT = ("comfy_kitchen/backends/*.so", "comfy_aimdo/aimdo_rocm.*")
 # Distribution → its module and the folder in it that ComfyUI serves. ComfyUI wants these distributions to be
@@ -52,9 +54,8 @@ def iter_templates():
 '''
 
 
-def add_packages(host: Installation, target: Path) -> None:
-    """Fills a folder that can stand in PYTHONPATH. Raises: HostError if a package cannot be downloaded."""
-    names = [name for line in WHEELS for name in line]
+def add_wheels(host: Installation, target: Path, names: Sequence[str]) -> None:
+    """Unpacks packages into a folder that can stand in PYTHONPATH. Raises: HostError if one cannot be downloaded."""
     # The platforms that pip accepts are exact, so each version of glibc is listed.
     platforms = [f"manylinux_2_{minor}_x86_64" for minor in GLIBC] + [
         "manylinux2014_x86_64",
@@ -64,10 +65,13 @@ def add_packages(host: Installation, target: Path) -> None:
         command = [host.python, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
         command += ["--python-version", PYTHON, "--implementation", "cp", "-c", CONSTRAINTS, "-d", folder]
         command += [option for platform in platforms for option in ("--platform", platform)]
-        with step(f"{len(names)} packages"):
+        with step(f"{len(names)} packages", "bundle"):
             call([*command, *names], Path(folder), NETWORK_HINT)
         for wheel in sorted(Path(folder).glob("*.whl")):
             unpack(wheel, target)
+
+
+def add_stand_ins(target: Path) -> None:
     for distribution, (module, pages) in PAGES.items():
         write_module(target, distribution, module, STAND_IN)
         (target / module / pages).mkdir()
@@ -83,7 +87,7 @@ def unpack(wheel: Path, target: Path) -> None:
 
 def write_module(target: Path, distribution: str, module: str, text: str) -> None:
     """Writes a module, and the metadata by which Python knows the distribution's version."""
-    (target / module).mkdir()
+    (target / module).mkdir(parents=True)
     (target / module / "__init__.py").write_text(text, encoding="utf-8")
     version = version_of(distribution)
     about = target / f"{distribution.replace('-', '_')}-{version}.dist-info"
