@@ -23,8 +23,8 @@ from torch.nn.functional import layer_norm, linear, pad
 
 from bench.files import ADAPTER, Model
 from bench.runner import Step, Way
+from host.dynamic_vram import start_dynamic_vram
 from pack import make_importable
-from sandbox.dynamic_vram import start_dynamic_vram
 
 options = argparse.Namespace()  # the benchmark's options, set by `main`
 

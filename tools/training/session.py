@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from host.dynamic_vram import start_dynamic_vram
 from host.folders import load_folder_paths
 from pack import make_importable
-from sandbox.dynamic_vram import start_dynamic_vram
 from training.job_file import ADVANCED, FILES, Key, keys_of
 from training.pairs import Pair, Problems, UnreadablePicture, open_picture
 
