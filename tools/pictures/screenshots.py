@@ -122,7 +122,7 @@ TRAINING = (
         {},
         {"texts": (3, 1), "clip": (2, 1), "llm": (0, 0), "adapter": (1, 0), "images": (3, 0), "vae": (2, 2)},
     ),
-    Node(TRAIN, (1010, 0, 300, 498), {}, {"model": (2, 0), "training_set": (4, 0), "adapter": (1, 0)}),
+    Node(TRAIN, (1010, 0, 300, 546), {}, {"model": (2, 0), "training_set": (4, 0), "adapter": (1, 0)}),
     Node(SAVE, (1360, 0, 270, 150), {}, {"adapter": (5, 0)}),
 )
 # Name of a picture → the nodes in it. A help page shows its node and the neighbours.
@@ -159,7 +159,7 @@ SCENES = {
     SET: TRAINING[:5],
     TRAIN: TRAINING,
     SAVE: (
-        replace(TRAINING[5], links={}),
+        replace(TRAINING[5], box=(0, 0, 300, 546), links={}),
         replace(TRAINING[6], box=(350, 0, 270, 150), links={"adapter": (0, 0)}),
     ),
     "too_long": (*LOADERS, replace(CONDITIONING, values={"text": TOO_LONG})),
