@@ -148,7 +148,7 @@ def late_inputs() -> list[io.Input]:
             round=False,
             optional=True,
             advanced=True,
-            tooltip="Of the LoRA or the whole UNet. 0: the adapter's for a LoRA, a tenth of it for the whole UNet.",
+            tooltip="Of the LoRA or the whole UNet. 0: as learning_rate for a LoRA, a tenth of it for the whole UNet.",
         ),
         io.Int.Input(
             "preview_every",
