@@ -147,12 +147,21 @@ class TrainingSetNode(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="The VAE of the checkpoint, for images."),
                 io.Latent.Input("latents", optional=True, tooltip="Latents in place of images and vae."),
+                io.String.Input(
+                    "pairs",
+                    optional=True,
+                    force_input=True,
+                    tooltip="For each caption its attributes with their entities, such as red: ball; blue: cube. Only "
+                    "the entity-guided loss of Train Cross-Adapter needs them.",
+                ),
             ],
             outputs=[sockets.TRAINING_SET.Output(tooltip="Connect it to Train Cross-Adapter.")],
         )
 
     @classmethod
-    def execute(cls, texts, clip, llm, adapter, images=None, vae=None, latents=None) -> io.NodeOutput:
+    def execute(
+        cls, texts, clip, llm, adapter, images=None, vae=None, latents=None, pairs=()
+    ) -> io.NodeOutput:
         if (images is None) == (latents is None) or (images is not None and vae is None):
             raise WrongTraining("Connect either images and vae, or latents.")
         if vae and vae[0] is None:
@@ -164,7 +173,7 @@ class TrainingSetNode(io.ComfyNode):
             if latents is None
             else [one for latent in latents for one in latent["samples"]]
         )
-        return io.NodeOutput(training_set(found, texts, Fusion(llm[0], adapter[0]), clip[0]))
+        return io.NodeOutput(training_set(found, texts, Fusion(llm[0], adapter[0]), clip[0], pairs))
 
 
 class TrainCrossAdapter(io.ComfyNode):

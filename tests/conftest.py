@@ -1,4 +1,4 @@
-"""Import paths for the tests, the fixtures that they share, and which of them need a ComfyUI (marker `host`)."""
+"""Import paths for the tests, the fixtures that they share, and which of them need a ComfyUI or a GPU."""
 
 import contextlib
 import sys
@@ -20,16 +20,18 @@ pack.__path__ = [str(ROOT)]
 sys.modules.setdefault("llm4gen", pack)
 
 pytest_plugins = ["host_fixtures"]
-# Fixtures that start a ComfyUI, in a server or in this process. All others that need one ask for one of these.
-NEED_COMFYUI = {"host", "started", "place"}
+# Marker → the fixtures that give it to each test which asks for one of them, directly or through another fixture.
+# `host`: they start a ComfyUI, in a server or in this process. `gpu`: it skips tests where there is no GPU.
+MARKERS = {"host": {"host", "started", "place"}, "gpu": {"gpu"}}
 # The folders whose files take longest come first, so that the workers end at about the same time.
 ORDER = ("device", "web", "laws", "tools", "nodes", "models")
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if NEED_COMFYUI & set(item.fixturenames):
-            item.add_marker("host")
+        for marker, fixtures in MARKERS.items():
+            if fixtures & set(item.fixturenames):
+                item.add_marker(marker)
     items.sort(key=lambda item: ORDER.index(item.path.parent.name))
 
 

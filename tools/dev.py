@@ -1,4 +1,4 @@
-"""The developer's commands: `python tools/dev.py setup | demo | serve | check | test | bench | pictures`.
+"""The developer's commands: `python tools/dev.py setup | demo | serve | check | test | bench | bundle | pictures`.
 
 Runs on a bare Python 3.10 or newer. Whatever needs torch or ComfyUI runs in a child process under ComfyUI's Python.
 """
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from bundle.make import NAME, make_bundle
 from host.comfyui import (
     HOST_DIR,
     ROOT,
@@ -100,8 +101,18 @@ def run_test(host: Installation, models: list[Path], options: argparse.Namespace
 
 
 def run_bench(host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
-    encoders = extra[:1] == ["encoders"]
-    return run_tool(host, "bench.encoders" if encoders else "bench.conditioning", *extra[encoders:])
+    name, rest = (
+        (extra[0], extra[1:]) if extra[:1] in (["encoders"], ["training"]) else ("conditioning", extra)
+    )
+    return run_tool(host, f"bench.{name}", *rest)
+
+
+def run_bundle(host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
+    made = make_bundle(host, options.out)
+    print(
+        f"{made}: {made.stat().st_size / 1e6:.1f} MB. On the machine with the GPU: python3 {made.name} --help"
+    )
+    return 0
 
 
 def run_pictures(
@@ -139,6 +150,7 @@ COMMANDS = {
     "check": run_check,
     "test": run_test,
     "bench": run_bench,
+    "bundle": run_bundle,
     "pictures": run_pictures,
 }
 
@@ -255,7 +267,17 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     add(
         "bench",
         "measure speed and memory against the published way; `bench encoders` compares encoder files. Further "
-        "arguments go to tools/bench/conditioning.py or encoders.py",
+        "arguments, such as --device cuda, go to tools/bench/conditioning.py or encoders.py",
+    )
+    bundle = add(
+        "bundle", "write one file that tests and measures the pack on a machine with a GPU and no network"
+    )
+    bundle.add_argument(
+        "--out",
+        type=Path,
+        default=HOST_DIR,
+        metavar="PATH",
+        help=f"a folder or a file (default: .host/{NAME})",
     )
     add("pictures", "draw the pictures of the README, the help pages and the example workflows anew")
     options, extra = parser.parse_known_args(arguments)

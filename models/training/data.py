@@ -12,6 +12,9 @@ from torch.nn.functional import pad
 from ..cross_adapter import CrossAdapter
 from ..features.features import Features
 
+# An attribute and its entity, each by the places of its tokens. CLIP's tokens come first, then the LLM's.
+Pair = tuple[tuple[int, ...], tuple[int, ...]]
+
 
 @dataclass(frozen=True)
 class EncodedText:
@@ -20,11 +23,13 @@ class EncodedText:
     clip:    [n, c], CLIP's.
     llm:     the LLM's.
     teacher: [m, c], the context that a teacher gives its UNet for this text; only `Match` needs it.
+    pairs:   the places of words that belong together; only `EntityGuided` needs them.
     """
 
     clip: Tensor
     llm: Features
     teacher: Tensor | None = None
+    pairs: tuple[Pair, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Drawn:
     clip, llm: what the halves read. They may read different texts; llm is None where the LLM's half is left out.
     noise:     as large as the latent.
     timestep:  how noisy the latent becomes.
+    pairs:     words that belong together, by those of their tokens that are seen.
     """
 
     latent: Tensor
@@ -58,6 +64,7 @@ class Drawn:
     teacher: Tensor | None
     noise: Tensor
     timestep: int
+    pairs: tuple[Pair, ...] = ()
 
     @property
     def shapes(self) -> tuple[object, ...]:
@@ -75,6 +82,7 @@ class Batch:
     llm:     [b, r, w], the computed rows of the LLM's states, padded with zeros to the longest; None: left out.
     row_of:  [b, l], which row stands at each position.
     teacher: [b, m, d], or None.
+    pairs:   of each example, see `EncodedText`.
     """
 
     latents: Tensor
@@ -84,6 +92,12 @@ class Batch:
     llm: Tensor | None
     row_of: Tensor | None
     teacher: Tensor | None
+    pairs: Sequence[Sequence[Pair]] = ()
+
+    @property
+    def tokens(self) -> int:
+        """Length of the context."""
+        return self.clip.shape[1] + (0 if self.row_of is None else self.row_of.shape[1])
 
     def context(self, adapter: CrossAdapter) -> Tensor:
         """CLIP's tokens, followed by the fused LLM tokens: [b, n + l, d].
@@ -127,4 +141,5 @@ def collate(group: Sequence[Drawn], device: torch.device) -> Batch:
         else None,
         row_of=torch.stack([one.rows.row_of for one in features]).to(device) if features else None,
         teacher=stack(teachers) if teachers else None,
+        pairs=[one.pairs for one in group],
     )

@@ -1,17 +1,19 @@
-"""Everything random in a training. A step's draws depend on the seed and the step alone, so a resumed run goes on as
-if it had never stopped, and no state of a random generator must be kept."""
+"""Everything random in a training. The draws for an example depend on the seed and its place alone, so a resumed run
+goes on as if it had never stopped, any process can draw its share, and no state of a random generator must be kept."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from ..features.features import Features
-from .data import Drawn, Example, TrainingData
+from .data import Drawn, EncodedText, Example, Pair, TrainingData
+from .ranks import ALONE, Ranks
 from .settings import Drops, Settings
 
 
@@ -21,45 +23,65 @@ def generator(*origin: object) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:4], "little"))
 
 
-def draw_step(data: TrainingData, settings: Settings, timesteps: int, step: int) -> Iterator[list[Drawn]]:
-    """The examples of one step: `accumulate` lists of `batch_size` examples.
+def draw_step(
+    data: TrainingData, settings: Settings, timesteps: int, step: int, ranks: Ranks = ALONE
+) -> Iterator[list[Drawn]]:
+    """This process's share of one step: `accumulate` lists of `batch_size` examples.
+
+    The shares of several processes are, together, what one process would draw with a larger batch.
 
     timesteps: length of the noise schedule. step: counted from 0.
     """
-    source = generator(settings.seed, "step", step)
-    first = step * settings.accumulate * settings.batch_size
     for number in range(settings.accumulate):
-        places = range(first + number * settings.batch_size, first + (number + 1) * settings.batch_size)
-        yield [draw_example(data, place, settings, timesteps, source) for place in places]
+        batch = (step * settings.accumulate + number) * ranks.count + ranks.number
+        places = range(batch * settings.batch_size, (batch + 1) * settings.batch_size)
+        yield [draw_example(data, place, settings, timesteps) for place in places]
 
 
-def draw_example(
-    data: TrainingData, place: int, settings: Settings, timesteps: int, source: torch.Generator
-) -> Drawn:
+def draw_example(data: TrainingData, place: int, settings: Settings, timesteps: int) -> Drawn:
     """place: the example's place in the order of all rounds through the data."""
+    source = generator(settings.seed, "example", place)
     example = data.examples[shuffled(place, len(data.examples), settings.seed)]
-    clip, llm, teacher = draw_text(data, example, settings.drops, torch.rand((), generator=source).item())
+    text = draw_text(data, example, settings.drops, torch.rand((), generator=source).item())
     timestep = int(torch.randint(timesteps, (), generator=source))
     noise = torch.randn(example.latent.shape, generator=source)
-    return Drawn(example.latent, clip, llm, teacher, noise, timestep)
+    return Drawn(example.latent, text.clip, text.llm, text.teacher, noise, timestep, text.pairs)
 
 
-def draw_text(
-    data: TrainingData, example: Example, drops: Drops, chance: float
-) -> tuple[Tensor, Features | None, Tensor | None]:
-    """What CLIP, the LLM and the teacher read. chance: uniform in [0, 1), decides on what is dropped.
+@dataclass(frozen=True)
+class SeenText:
+    """What CLIP, the LLM and the teacher read. llm is None where that half is left out. pairs: see `Drawn`."""
+
+    clip: Tensor
+    llm: Features | None
+    teacher: Tensor | None
+    pairs: tuple[Pair, ...]
+
+
+def draw_text(data: TrainingData, example: Example, drops: Drops, chance: float) -> SeenText:
+    """chance: uniform in [0, 1), decides on what is dropped.
 
     The teacher reads "" where the student gets no text at all, and the full text otherwise: a student that misses one
     half should still predict what the teacher does.
     """
     text, empty = example.text, data.empty
     if chance < drops.text:
-        return empty.clip, empty.llm, empty.teacher
+        return SeenText(empty.clip, empty.llm, empty.teacher, ())
     if chance < drops.text + drops.llm:
-        return text.clip, None, text.teacher
+        return SeenText(text.clip, None, text.teacher, seen_pairs(text, lambda place: place < len(text.clip)))
     if chance < drops.text + drops.llm + drops.clip:
-        return empty.clip, text.llm, text.teacher
-    return text.clip, text.llm, text.teacher
+        # The LLM's tokens move if CLIP reads "" in fewer chunks.
+        moved = len(empty.clip) - len(text.clip)
+        pairs = seen_pairs(text, lambda place: place >= len(text.clip))
+        pairs = tuple((tuple(p + moved for p in a), tuple(p + moved for p in b)) for a, b in pairs)
+        return SeenText(empty.clip, text.llm, text.teacher, pairs)
+    return SeenText(text.clip, text.llm, text.teacher, text.pairs)
+
+
+def seen_pairs(text: EncodedText, is_seen: Callable[[int], bool]) -> tuple[Pair, ...]:
+    """The pairs by those tokens that are seen. A pair goes if nothing of one of its words is."""
+    found = [tuple(tuple(filter(is_seen, word)) for word in pair) for pair in text.pairs]
+    return tuple((attribute, entity) for attribute, entity in found if attribute and entity)
 
 
 def shuffled(place: int, count: int, seed: int) -> int:

@@ -12,6 +12,7 @@ from ..errors import TrainingDiverged, WrongTraining
 from .data import Batch, TrainingData, batches
 from .drawing import draw_step
 from .ema import EMA
+from .ranks import ALONE, Ranks, add_gradients
 from .settings import COSINE, Settings
 
 Objective = Callable[[Batch], Tensor]  # a batch → the loss of each example, [b]
@@ -25,6 +26,8 @@ class Trainer:
     adapter:   the Cross-Adapter. All of its weights learn.
     unet:      name → weight of what learns beside it, such as a LoRA's matrices.
     device:    where the objective is computed. The weights must be there.
+    ranks:     the processes that train together; each must have the same data, weights and settings. `batch_size` is
+               that of one process.
     losses:    the loss of each step so far.
     Raises: WrongTraining if there is nothing to learn from.
     """
@@ -39,6 +42,7 @@ class Trainer:
         adapter: nn.Module,
         unet: Mapping[str, nn.Parameter] | None = None,
         device: torch.device | None = None,
+        ranks: Ranks = ALONE,
     ):
         if not data.examples:
             raise WrongTraining(
@@ -46,6 +50,7 @@ class Trainer:
             )
         self.objective, self.data, self.settings, self.timesteps = objective, data, settings, timesteps
         self.device = torch.device("cpu") if device is None else device
+        self.ranks = ranks
         self.losses: list[float] = []
         groups = [
             (settings.learning_rate, {f"adapter.{name}": w for name, w in adapter.named_parameters()}),
@@ -96,16 +101,18 @@ class Trainer:
 
     def add_gradients(self) -> float:
         """Adds the gradients of one step's mean loss to the weights', and returns that loss."""
-        examples = self.settings.batch_size * self.settings.accumulate
-        total = 0.0
-        for drawn in draw_step(self.data, self.settings, self.timesteps, self.steps):
+        examples = self.settings.batch_size * self.settings.accumulate * self.ranks.count
+        total = torch.zeros((), device=self.device)
+        for drawn in draw_step(self.data, self.settings, self.timesteps, self.steps, self.ranks):
             for batch in batches(drawn, self.device):
                 loss = self.objective(batch).sum() / examples
                 # Without the LLM's half and with a frozen UNet, nothing that learns takes part.
                 if loss.requires_grad:
                     loss.backward()
-                total += loss.item()
-        return total
+                total += loss.detach()
+        add_gradients(self.ranks, list(self.weights.values()))
+        self.ranks.add([total])
+        return total.item()
 
     def result(self, part: str) -> dict[str, Tensor]:
         """The averaged weights of `adapter` or of `unet`, by their names there."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,10 +18,14 @@ from ...models.training.data import EncodedText, Example, TrainingData
 from .. import host
 from ..fused_clip import LLM_TOKENS, FusedCLIP, without_llm
 from ..fusion import Fusion
+from ..managed import ManagedLLM
+from .words import Words, places_of, words_of
 
 log = logging.getLogger(__name__)
 
 LATENT_CHANNELS = 4  # of SD1.5's VAE
+
+Scale = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,7 @@ class TrainingSet:
     encoded: text → its states, for every caption and for "".
     recipe:  with which the LLM read them.
     llm:     the LLM's name, and a digest of what is in its files.
+    origin:  what decides on latents and states, where that is known without reading them all; None: it is not.
     """
 
     latents: Sequence[Tensor]
@@ -39,20 +44,48 @@ class TrainingSet:
     encoded: Mapping[str, EncodedText]
     recipe: Recipe
     llm: Mapping[str, str]
+    origin: str | None = None
 
-    def data(self, scale: Any, teacher: Mapping[str, Tensor] | None = None) -> TrainingData:
+    def data(self, scale: Scale, teacher: Mapping[str, Tensor] | None = None) -> TrainingData:
         """scale: the UNet's own scaling of latents. teacher: text → the teacher's context."""
-        texts = {
-            text: EncodedText(states.clip, states.llm, teacher[text] if teacher else None)
-            for text, states in self.encoded.items()
-        }
-        pairs = zip(self.latents, self.texts, strict=True)
-        return TrainingData([Example(scale(latent), texts[text]) for latent, text in pairs], texts[""])
+        examples = Examples(self, scale, teacher or {})
+        return TrainingData(examples, examples.text(""))
+
+    def _comfy_cache_tensors(self) -> list[Tensor]:
+        """What ComfyUI 0.38 and newer count when memory is short and they choose which outputs to drop.
+
+        They look for this name on objects into which they cannot see. A set that counted as nothing would be dropped
+        last, after smaller outputs.
+        """
+        states = self.encoded.values()
+        return [*self.latents, *(text.clip for text in states), *(text.llm.states for text in states)]
 
 
-def training_set(latents: Sequence[Tensor], texts: Sequence[str], fusion: Fusion, clip: Any) -> TrainingSet:
+@dataclass(frozen=True)
+class Examples(Sequence[Example]):
+    """The pairs of a training set as the trainer sees them, each made when it is asked for."""
+
+    pairs: TrainingSet
+    scale: Scale
+    teacher: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(self.pairs.latents)
+
+    def __getitem__(self, index: Any) -> Any:
+        return Example(self.scale(self.pairs.latents[index]), self.text(self.pairs.texts[index]))
+
+    def text(self, text: str) -> EncodedText:
+        states = self.pairs.encoded[text]
+        return replace(states, teacher=self.teacher.get(text))
+
+
+def training_set(
+    latents: Sequence[Tensor], texts: Sequence[str], fusion: Fusion, clip: Any, pairs: Sequence[str] = ()
+) -> TrainingSet:
     """Encodes the captions. Pictures without a caption are named in the log and left out.
 
+    pairs: the words that belong together in each caption, see `words_of`; none: in no caption.
     Raises: WrongTraining if pictures and captions do not pair up, and what encoding raises.
     """
     if len(latents) != len(texts):
@@ -74,31 +107,49 @@ def training_set(latents: Sequence[Tensor], texts: Sequence[str], fusion: Fusion
             len(texts),
             ", ".join(empty),
         )
-    pairs = [(latent, text) for latent, text in zip(latents, texts, strict=True) if text.strip()]
-    if not pairs:
+    if pairs and len(pairs) != len(texts):
+        raise WrongTraining(
+            f"There are {len(texts)} captions and {len(pairs)} texts of pairs. Give one for each caption."
+        )
+    words = dict(zip(texts, map(words_of, pairs), strict=True)) if pairs else {}
+    kept = [(latent, text) for latent, text in zip(latents, texts, strict=True) if text.strip()]
+    if not kept:
         raise WrongTraining("There is no picture with a caption to learn from. Give at least one of each.")
-    fused, distinct = FusedCLIP.around(clip, fusion), list(dict.fromkeys(["", *(text for _, text in pairs)]))
+    fused, distinct = FusedCLIP.around(clip, fusion), list(dict.fromkeys(["", *(text for _, text in kept)]))
     step = host.progress(len(distinct))
     encoded = {}
     for text in distinct:
-        encoded[text] = encode(fused, text)
+        encoded[text] = encode(fused, text, words.get(text, ()))
         step()
     return TrainingSet(
-        [ordinary(latent) for latent, _ in pairs],
-        [text for _, text in pairs],
+        [ordinary(latent) for latent, _ in kept],
+        [text for _, text in kept],
         encoded,
         fusion.adapter.recipe,
-        {"name": fusion.llm.llm.file.path.name, "sha256_of_ends": content_digest(fusion.llm.llm.file.path)},
+        identity_of(fusion.llm),
     )
 
 
-def encode(fused: FusedCLIP, text: str) -> EncodedText:
-    """The states of a caption, as LLM4GEN Conditioning would get them, but that parentheses are ordinary characters."""
+def identity_of(llm: ManagedLLM) -> dict[str, str]:
+    """What an adapter's file says of the LLM that it was trained with."""
+    path = llm.llm.file.path
+    return {"name": path.name, "sha256_of_ends": content_digest(path)}
+
+
+def encode(fused: FusedCLIP, text: str, words: Sequence[Words] = ()) -> EncodedText:
+    """The states of a caption, as LLM4GEN Conditioning would get them, but that parentheses are ordinary characters.
+
+    words: those that belong together, for the entity-guided loss.
+    """
     tokens = fused.tokenize(text, disable_weights=True)
     states = fused.plain().encode_from_tokens(without_llm(tokens))
     fused.check_fit(tokens, states)
     features = fused.fusion.features(tokens[LLM_TOKENS][0])
-    return EncodedText(ordinary(states[0]), Features(ordinary(half(features.states)), features.rows))
+    return EncodedText(
+        ordinary(states[0]),
+        Features(ordinary(half(features.states)), features.rows),
+        pairs=places_of(fused, text, words) if words else (),
+    )
 
 
 def contexts(clip: Any, texts: Iterable[str]) -> dict[str, Tensor]:

@@ -31,6 +31,7 @@ class Job:
     save_every:    steps after which the state is saved; 0: only at the end.
     resume:        whether to go on from the saved state of the same job.
     preview_every: steps after which a preview picture is drawn; 0: none.
+    entity_weight: of the entity-guided loss; 0: there is none.
     """
 
     settings: Settings
@@ -42,6 +43,7 @@ class Job:
     save_every: int
     resume: bool
     preview_every: int
+    entity_weight: float
 
 
 def job_inputs() -> list[io.Input]:
@@ -146,7 +148,7 @@ def late_inputs() -> list[io.Input]:
             round=False,
             optional=True,
             advanced=True,
-            tooltip="Of the LoRA or the whole UNet. 0: as learning_rate for a LoRA, a tenth of it for the whole UNet.",
+            tooltip="Of the LoRA or the whole UNet. 0: the adapter's for a LoRA, a tenth of it for the whole UNet.",
         ),
         io.Int.Input(
             "preview_every",
@@ -156,6 +158,18 @@ def late_inputs() -> list[io.Input]:
             optional=True,
             tooltip="Steps after which the node shows the first caption as it is drawn by then. It takes about as long "
             "as three steps, and changes nothing of what is learnt. 0: none.",
+        ),
+        io.Float.Input(
+            "entity_weight",
+            default=0.0,
+            min=0.0,
+            max=1000.0,
+            step=0.001,
+            round=False,
+            optional=True,
+            advanced=True,
+            tooltip="Weight of a loss that makes an attribute look where its entity looks, such as 0.001. Needs pairs "
+            "in Training Set.",
         ),
     ]
 
@@ -175,6 +189,7 @@ def job_of(
     rank: int,
     unet_learning_rate: float = 0.0,
     preview_every: int = PREVIEW_EVERY,
+    entity_weight: float = 0.0,
     **inputs: Any,
 ) -> Job:
     """The inputs of `job_inputs` and `late_inputs` → a job. Raises: WrongTraining."""
@@ -192,6 +207,7 @@ def job_of(
         unet=unet,
         rank=rank,
         preview_every=preview_every,
+        entity_weight=entity_weight,
         checkpointing=inputs["gradient_checkpointing"],
         **{name: inputs[name] for name in ("quiet_start", "precision", "save_every", "resume")},
     )

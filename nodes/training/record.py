@@ -48,14 +48,20 @@ def job_digest(
     """
     settings = job.settings if job.settings.decay == COSINE else replace(job.settings, steps=0)
     tensors = {f"start {name}": weight for name, weight in start.adapter.state_dict().items()}
-    tensors |= {f"latent {index}": latent for index, latent in enumerate(pairs.latents)}
-    tensors |= {f"clip {text}": states.clip for text, states in pairs.encoded.items()}
-    tensors |= {f"llm {text}": states.llm.states for text, states in pairs.encoded.items()}
+    if pairs.origin is None:
+        tensors |= {f"latent {index}": latent for index, latent in enumerate(pairs.latents)}
+        tensors |= {f"clip {text}": states.clip for text, states in pairs.encoded.items()}
+        tensors |= {f"llm {text}": states.llm.states for text, states in pairs.encoded.items()}
     tensors |= {f"teacher {text}": context for text, context in known.items()}
     # A frozen UNet has no rank. States that were kept before a whole UNet could learn have their old digest.
     unet = {FROZEN: None, LORA: job.rank}.get(job.unet, job.unet)
     others = (pairs.texts, pairs.recipe, settings, unet, job.quiet_start, job.precision)
-    return digest(tensors, *others, start.is_new, models)
+    # What came later leaves the digests of jobs without it as they were.
+    later: list[object] = [] if pairs.origin is None else [pairs.origin]
+    if job.entity_weight:
+        words = None if pairs.origin else [states.pairs for states in pairs.encoded.values()]
+        later += [job.entity_weight, words]
+    return digest(tensors, *others, start.is_new, models, *later)
 
 
 def facts_of(job: Job, pairs: TrainingSet, start: ManagedAdapter) -> dict[str, Any]:
@@ -81,9 +87,14 @@ def facts_of(job: Job, pairs: TrainingSet, start: ManagedAdapter) -> dict[str, A
             "drop_llm": settings.drops.llm,
             "drop_clip": settings.drops.clip,
             "min_snr": settings.gamma,
+            "entity_weight": job.entity_weight,
             "quiet_start": job.quiet_start if start.is_new else 0,
             "seed": settings.seed,
             "precision": job.precision,
+            **{
+                key: getattr(settings, key)
+                for key in ("weight_decay", "warm_up", "decay", "clip_norm", "ema")
+            },
         },
         **({"start": before} if before else {}),
         **({"notes": before["notes"]} if "notes" in before else {}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,8 +17,10 @@ from torch import Tensor
 from ...models.errors import OutOfMemory, WrongTraining
 from ...models.training.checkpointing import recomputed
 from ...models.training.denoise import Denoise
+from ...models.training.entity import EntityGuided
 from ...models.training.match import Match
 from ...models.training.quiet_start import QuietStart
+from ...models.training.ranks import ALONE, Ranks
 from ...models.training.settings import COSINE, Drops
 from ...models.training.start import adapter_from
 from ...models.training.state import load_state, save_state
@@ -54,13 +56,20 @@ def train(
     *,
     teacher_clip: Any = None,
     teacher_model: Any = None,
+    ranks: Ranks = ALONE,
+    state_file: Path | None = None,
+    watch: Callable[[Run, Any], None] = lambda *_: None,
 ) -> Trained:
     """Trains a copy of the adapter. The user's models stay as they are, whatever ends it.
 
     With a teacher's CLIP the objective is `Match`, else `Denoise`.
+
+    ranks:      the processes that train together. The first of them keeps the state.
+    state_file: where the state is kept; None: in ComfyUI's output folder, under the job's digest.
+    watch:      called after each step, with a preview picture if one is due, as ComfyUI's progress bar takes it.
     Raises: WrongTraining, UntrainableModel, TrainingDiverged, UnusableState, OutOfMemory.
     """
-    check_fit(data, adapter, teacher_clip, teacher_model)
+    check_fit(data, adapter, job, teacher_clip, teacher_model)
     known = contexts(teacher_clip, data.encoded) if teacher_clip is not None else None
     widths = {context.shape[1] for context in (known or {}).values()} - {adapter.adapter.config.clip_dim}
     if widths:
@@ -78,7 +87,7 @@ def train(
         )
         teacher = None if known is None else Teacher(teacher_model or model)
         try:
-            return Run(model, unet, data, adapter, job, teacher, known).result()
+            return Run(model, unet, data, adapter, job, teacher, known, ranks, state_file, watch).result()
         except Exception as error:
             if not host.is_out_of_memory(error):
                 raise
@@ -90,7 +99,9 @@ def train(
             host.release(unet.patcher)
 
 
-def check_fit(data: TrainingSet, adapter: ManagedAdapter, teacher_clip: Any, teacher_model: Any) -> None:
+def check_fit(
+    data: TrainingSet, adapter: ManagedAdapter, job: Job, teacher_clip: Any, teacher_model: Any
+) -> None:
     """Raises: WrongTraining if adapter and training set do not belong together."""
     if data.recipe != adapter.recipe:
         raise WrongTraining(
@@ -102,6 +113,11 @@ def check_fit(data: TrainingSet, adapter: ManagedAdapter, teacher_clip: Any, tea
         raise WrongTraining(
             f"The training set's LLM states are {width} wide, but the adapter takes {adapter.adapter.config.llm_dim}. "
             "Connect the same LLM to New Cross-Adapter and Training Set."
+        )
+    if job.entity_weight and not any(states.pairs for states in data.encoded.values()):
+        raise WrongTraining(
+            "entity_weight is set, but no caption has pairs of an attribute and its entity that stand in it. Give "
+            "Training Set pairs such as red: ball; blue: cube, or set entity_weight to 0."
         )
     if teacher_model is not None and teacher_clip is None:
         raise WrongTraining("There is a teacher_model without a teacher_clip. Connect both, or none.")
@@ -122,13 +138,17 @@ class Run:
         job: Job,
         teacher: Teacher | None,
         known: dict[str, Tensor] | None,
+        ranks: Ranks,
+        state_file: Path | None,
+        watch: Callable[[Run, Any], None],
     ):
         self.model, self.unet, self.pairs, self.start = model, unet, pairs, start
-        self.job, self.teacher = job, teacher
+        self.job, self.teacher, self.ranks, self.watch = job, teacher, ranks, watch
         self.base = weights_digest(unet.patcher.model.diffusion_model.state_dict())
         models = [self.base, host.origin(model), teacher and host.origin(teacher.patcher)]
         models += [unet.schedule.prediction, digest({"alphas": unet.schedule.alphas})]
         self.digest = job_digest(job, pairs, start, models, known or {})
+        self.state_file = state_file or folders.training_folder() / f"{self.digest[:16]}.safetensors"
         self.data = pairs.data(unet.patcher.model.process_latent_in, known)
         self.device = host.load_to_train([unet.patcher, *([teacher.patcher] if teacher else [])])
         self.adapter = adapter_from(start.adapter, start.adapter.config.llm_dim, 0).to(self.device)
@@ -140,13 +160,19 @@ class Run:
             adapter=self.adapter,
             unet=unet.learns(),
             device=self.device,
+            ranks=ranks,
         )
 
-    @property
-    def state_file(self) -> Path:
-        return folders.training_folder() / f"{self.digest[:16]}.safetensors"
-
     def objective(self) -> Objective:
+        """`Match` with a teacher, else `Denoise`; with an entity weight, `EntityGuided` around it."""
+        weight = self.job.entity_weight
+        return (
+            EntityGuided(self.plain_objective(), self.unet.watched, weight)
+            if weight
+            else self.plain_objective()
+        )
+
+    def plain_objective(self) -> Objective:
         gamma = self.job.settings.gamma
         if self.teacher is None:
             return Denoise(self.unet.predict, self.unet.schedule, self.adapter, gamma)
@@ -192,6 +218,8 @@ class Run:
                 log.info("There is no kept state of these inputs, so the training starts anew.")
             return False
         if not self.job.resume:
+            if self.ranks.number > 0:
+                return False
             before = self.state_file.with_suffix(".before.safetensors")
             self.state_file.replace(before)
             log.warning("resume is off, so the training starts anew. Its state so far is kept as %s.", before)
@@ -218,6 +246,7 @@ class Run:
             timesteps=self.trainer.timesteps,
             adapter=self.adapter,
             device=self.device,
+            ranks=self.ranks,
         )
         trainer.run(shown("quiet start", trainer))
         self.trainer.restart_average()
@@ -225,15 +254,16 @@ class Run:
 
     def run(self) -> None:
         show = shown("training", self.trainer)
-        preview = (
-            Preview(self.unet, self.adapter, self.pairs, self.device) if self.job.preview_every else None
-        )
+        # Only the first of several processes is looked at.
+        every = self.job.preview_every if self.ranks.number == 0 else 0
+        preview = Preview(self.unet, self.adapter, self.pairs, self.device) if every else None
 
         def on_step() -> None:
             if self.job.save_every and self.trainer.steps % self.job.save_every == 0:
                 self.save()
-            is_due = preview and self.trainer.steps % self.job.preview_every == 0
-            show(preview.picture() if preview and is_due else None)
+            picture = preview.picture() if preview and self.trainer.steps % every == 0 else None
+            self.watch(self, picture)
+            show(picture)
 
         self.trainer.run(on_step)
 
@@ -249,6 +279,8 @@ class Run:
 
     def save(self) -> None:
         """Keeps the state. Where that fails, as on a full disk, the training goes on and the log says so."""
+        if self.ranks.number > 0:  # all have the same
+            return
         try:
             save_state(self.trainer, self.state_file, self.digest)
         except (OSError, SafetensorError) as error:
@@ -260,7 +292,7 @@ class Run:
             )
             return
         log.info(
-            "The state after step %d is kept in %s. The same node with the same inputs goes on from there.",
+            "The state after step %d is kept in %s. Run it again with the same inputs to go on from there.",
             self.trainer.steps,
             self.state_file,
         )

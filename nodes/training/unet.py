@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from comfy.weight_adapter import adapter_maps
 from torch import Tensor, nn
 
 from ...models.errors import UntrainableModel
+from ...models.training.entity import attention_to
 from ...models.training.schedule import EPS, NoiseSchedule, V
 from .. import host
 from .job import LORA, WHOLE
 
 WHICH = "Connect a MODEL of SD1.5 from Load Checkpoint or Load Diffusion Model, in fp32, fp16 or bf16."
+MOST_BLOCKS = 12  # in a row, of an SD1.5 UNet
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -42,6 +45,7 @@ class UNetInTraining:
         self.patcher.set_model_compute_dtype(dtype)
         self.schedule = schedule_of(self.patcher)
         self.lora = add_lora(self.patcher, rank, seed) if what == LORA else {}
+        self.options: dict[str, Any] = {}  # for ComfyUI's UNet, while its attention is watched
         self.whole = what == WHOLE
         if self.whole:
             self.patcher.model.diffusion_model.float()
@@ -84,7 +88,25 @@ class UNetInTraining:
 
     def predict(self, noised: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         """See `models.training.schedule.Predict`."""
-        return predict(self.patcher.model, self.schedule, noised, timesteps, context)
+        return predict(self.patcher.model, self.schedule, noised, timesteps, context, self.options)
+
+    @contextmanager
+    def watched(self, shares: Tensor) -> Iterator[list[Tensor]]:
+        """See `models.training.entity.Watch`."""
+        found: list[Tensor] = []
+
+        def attend(query: Tensor, key: Tensor, value: Tensor, extra: dict[str, Any]) -> Tensor:
+            weights = attention_to(query, key, extra["n_heads"])
+            found.append(weights.mean(1) @ shares)
+            values = value.unflatten(-1, (extra["n_heads"], -1)).transpose(1, 2)
+            return (weights.to(value.dtype) @ values).transpose(1, 2).flatten(-2)
+
+        blocks = ((name, number) for name in ("input", "middle", "output") for number in range(MOST_BLOCKS))
+        self.options = {"patches_replace": {"attn2": dict.fromkeys(blocks, attend)}}
+        try:
+            yield found
+        finally:
+            self.options = {}
 
 
 class Teacher:
@@ -103,15 +125,24 @@ class Teacher:
 
 
 def predict(
-    model: Any, schedule: NoiseSchedule, noised: Tensor, timesteps: Tensor, context: Tensor
+    model: Any,
+    schedule: NoiseSchedule,
+    noised: Tensor,
+    timesteps: Tensor,
+    context: Tensor,
+    options: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """A UNet's prediction, through ComfyUI's own call.
+
+    options: ComfyUI's `transformer_options`.
 
     ComfyUI takes latents that are larger by √(sigma² + 1), and returns the clean latents that the prediction implies.
     """
     signal, spread = schedule.factors(timesteps)
     x, sigma = noised / signal, spread / signal
-    clean = model.apply_model(x, sigma.flatten(), c_crossattn=context)
+    clean = model.apply_model(
+        x, sigma.flatten(), c_crossattn=context, transformer_options=dict(options or {})
+    )
     return schedule.target(clean, (x - clean) / sigma, timesteps)
 
 

@@ -6,6 +6,11 @@ import torch
 collect_ignore_glob = [] if torch.cuda.is_available() else ["test_*.py"]
 
 
+@pytest.fixture(autouse=True)
+def on_a_gpu(gpu):
+    """Gives every test here the marker gpu."""
+
+
 @pytest.fixture(params=["legacy", "dynamic", "gpu-only"])
 def mode(request, started, monkeypatch):
     """How ComfyUI manages memory: without Dynamic VRAM, with it, or with everything on the card from the beginning."""

@@ -8,25 +8,18 @@ import sys
 import pytest
 import torch
 
-from paths import COMFYUI, ROOT
+from host.comfyui import PACKAGES
+from paths import ROOT
+
+PRETEND = ROOT / "tests" / "support" / "pretend_everywhere"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU, tests/device runs by itself")
-def test_the_tests_for_a_gpu_pass_on_a_pretend_one(host):
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT / "tests" / "support"), "LLM4GEN_COMFYUI": str(COMFYUI), "OMP_NUM_THREADS": "1",
-    }  # fmt: skip
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "pretend_run",
-        "-p",
-        "no:cacheprovider",
-        "tests/device",
-    ]
+def test_the_tests_for_a_gpu_pass_on_a_pretend_one(host, monkeypatch):
+    monkeypatch.setenv(PACKAGES, str(PRETEND), prepend=os.pathsep)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "tests/device"]
+    environment = host.environment() | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 80
+    assert "NO GPU HERE" not in done.stdout

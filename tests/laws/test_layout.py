@@ -23,7 +23,7 @@ MAY_IMPORT = {
         *("models.recipe", "models.tokens", "models.errors"),
     ),
     "models/training": (
-        *("models.files.", "models.checkpoints.", "models.features."),
+        *("models.files.", "models.encoders.", "models.checkpoints.", "models.features."),
         *("models.cross_adapter", "models.recipe", "models.errors"),
     ),
     "models": ("models.",),

@@ -28,6 +28,7 @@ FOR_DEVELOPERS = (
     ".github/",
     "tests/",
     "tools/bench/",
+    "tools/bundle/",
     "tools/dev.py",
     "tools/pictures/",
     "tools/sandbox/",

@@ -2,12 +2,14 @@
 
 import copy
 import math
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-import training
+import tiny_training as training
 from llm4gen.models.cross_adapter import CrossAdapterConfig
 from llm4gen.models.errors import TrainingDiverged, WrongTraining
 from llm4gen.models.training.checkpointing import recomputed
@@ -17,6 +19,7 @@ from llm4gen.models.training.drawing import draw_step
 from llm4gen.models.training.ema import EMA
 from llm4gen.models.training.match import Match
 from llm4gen.models.training.quiet_start import QuietStart
+from llm4gen.models.training.ranks import ALONE
 from llm4gen.models.training.settings import Drops, Settings
 from llm4gen.models.training.start import adapter_from, new_adapter
 from llm4gen.models.training.trainer import rate_factor
@@ -138,6 +141,52 @@ def test_gradients_are_added_up_as_if_all_examples_were_one_batch():
             # AdamW divides by the gradients' size, which is rounding alone where the true gradient is 0.
             if name != "key.bias":
                 torch.testing.assert_close(weight, other_weights[name], rtol=1e-3, atol=1e-5)
+
+
+class Sharing:
+    """Ranks whose processes are threads."""
+
+    def __init__(self, number, count, barrier, given):
+        self.number, self.count, self.barrier, self.given = number, count, barrier, given
+
+    def add(self, tensors):
+        self.given[self.number] = [tensor.clone() for tensor in tensors]
+        self.barrier.wait()
+        for place, tensor in enumerate(tensors):
+            tensor.copy_(sum(shares[place] for shares in self.given))
+        self.barrier.wait()
+
+
+def test_processes_that_share_a_batch_learn_what_one_process_does():
+    """In some steps, one of them sees no example with the LLM's half, and so has no gradient for the adapter."""
+    count, drops = 3, Drops(0.0, 0.6, 0.1)
+    barrier, given = threading.Barrier(count), [None] * count
+
+    def trainer(ranks, batch_size):
+        adapter, unet = training.adapter(), training.SmallUNet()
+        learns = dict(unet.requires_grad_(True).named_parameters())
+        objective, settings = (
+            Denoise(unet, training.schedule(), adapter),
+            {"learning_rate": 1e-3, "drops": drops},
+        )
+        made = training.trainer(
+            objective, adapter, training.data(4), learns, batch_size=batch_size, **settings
+        )
+        made.ranks = ranks
+        return made
+
+    found = [trainer(Sharing(number, count, barrier, given), 1) for number in range(count)]
+    with ThreadPoolExecutor(count) as pool:
+        list(pool.map(lambda one: one.run(), found))
+    whole = trainer(ALONE, count)
+    whole.run()
+    assert len(whole.losses) == 20
+    for one in found:
+        assert one.losses == found[0].losses == pytest.approx(whole.losses, rel=1e-5)
+        for part in ("adapter", "unet"):
+            assert equal(one.result(part), found[0].result(part))
+    for name, weight in whole.result("unet").items():
+        torch.testing.assert_close(found[0].result("unet")[name], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_every_round_holds_every_picture_once_in_another_order():

@@ -7,7 +7,7 @@ import torch
 from diffusers.training_utils import compute_snr
 from torch.nn import functional
 
-import training
+import tiny_training as training
 from llm4gen.models.encoders.rows import all_rows
 from llm4gen.models.features.features import Features
 from llm4gen.models.training.data import Drawn, batches

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-import training
+import tiny_training as training
 from llm4gen.models.errors import UnusableState
 from llm4gen.models.training import state
 from llm4gen.models.training.denoise import Denoise

@@ -1,13 +1,17 @@
 """ComfyUI's UNet, as the trainer calls it, gives the losses and gradients of diffusers' UNet with the same weights."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-import training
+import tiny_training as training
 from llm4gen.models.cross_adapter import CrossAdapterConfig
+from llm4gen.models.training.checkpointing import recomputed
 from llm4gen.models.training.data import Drawn, batches
 from llm4gen.models.training.denoise import Denoise
+from llm4gen.models.training.entity import EntityGuided
 from llm4gen.models.training.sampling import sample
 from llm4gen.models.training.start import new_adapter
 from tiny import relative_error
@@ -170,6 +174,68 @@ def test_what_learns_is_fp32_whatever_the_unet_is_computed_in(in_training):
         assert {weight.dtype for weight in learns.values()} == {torch.float32}
         with_gradients = [name for name, weight in learns.items() if weight.grad is not None]
         assert set(with_gradients) == learns.keys()
+
+
+class Recorder:
+    """diffusers' attention, which keeps the weights of its cross-attention: [b · heads, n, tokens]."""
+
+    def __init__(self):
+        self.kept = []
+
+    def __call__(self, layer, states, encoder_hidden_states=None, attention_mask=None, **_):
+        context = states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            layer.head_to_batch_dim(projection(x))
+            for projection, x in ((layer.to_q, states), (layer.to_k, context), (layer.to_v, context))
+        )
+        weights = layer.get_attention_scores(query, key, attention_mask)
+        if encoder_hidden_states is not None:
+            self.kept.append(weights)
+        return layer.to_out[1](layer.to_out[0](layer.batch_to_head_dim(weights @ value)))
+
+
+def test_watched_attention_is_that_of_diffusers_and_leaves_the_prediction_as_it_is(
+    in_training, diffusers_unet
+):
+    unet, examples = in_training(), batch()
+    context = examples.context(new_adapter(CONFIG, seed=3))
+    inputs = examples.noise, examples.timesteps, context
+    shares = torch.rand(3, context.shape[1], 4)
+    with torch.no_grad():
+        plain = unet.predict(*inputs)
+        with unet.watched(shares) as found:
+            watched = unet.predict(*inputs)
+        recorder, before = Recorder(), diffusers_unet.attn_processors
+        diffusers_unet.set_attn_processor(recorder)
+        diffusers_unet(*inputs[:2], encoder_hidden_states=context)
+        diffusers_unet.set_attn_processor(before)
+    assert relative_error(watched, plain) < 1e-5
+    expected = [weights.unflatten(0, (3, -1)).mean(1) @ shares for weights in recorder.kept]
+    assert len(found) == len(expected) == 4
+    for one, other in zip(found, expected, strict=True):
+        assert relative_error(one, other) < EXACT
+    assert unet.options == {}
+
+
+def test_the_entity_loss_has_the_same_gradients_with_checkpointing(in_training):
+    """They reach the adapter and the LoRA by themselves."""
+
+    def gradients(checkpointing):
+        unet, adapter = in_training(what="LoRA"), new_adapter(CONFIG, seed=3)
+        lora = list(unet.learns().values())
+        with torch.no_grad():
+            for weight in lora:
+                weight.fill_(0.01)
+        denoise = Denoise(unet.predict, unet.schedule, adapter)
+        guided = EntityGuided(lambda seen: 0 * denoise(seen), unet.watched, weight=1.0)
+        with recomputed(list(unet.blocks) if checkpointing else []):
+            guided(replace(batch(), pairs=[[((1, 80), (4, 83))]] * 3)).sum().backward()
+        assert sum(weight.grad.norm() > 0 for weight in adapter.parameters()) > 5
+        assert sum(weight.grad.norm() > 0 for weight in lora) > 8
+        return [weight.grad for weight in (*adapter.parameters(), *lora)]
+
+    for one, other in zip(gradients(False), gradients(True), strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def diffusers_names(learns):

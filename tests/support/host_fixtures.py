@@ -10,11 +10,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import in_process
+import warm_start
 from host.comfyui import Installation
 from paths import COMFYUI
 from pictures.browser import find_browser, quiet_front_end
 from sandbox.client import Client
 from sandbox.model_choice import make_standins
+from sandbox.process import ProcessTree
 from sandbox.server import Server
 from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
 from sandbox.workflow import TEXT_TO_IMAGE, read_workflow
@@ -31,7 +33,22 @@ def host():
     host = Installation(COMFYUI, Path(sys.executable))
     if not host.main.is_file():
         pytest.fail(f"no ComfyUI in {COMFYUI}: run the tests with `python tools/dev.py test`.", pytrace=False)
-    return host
+    with warm_start.servers(host):
+        yield host
+
+
+@pytest.fixture
+def cold_start(monkeypatch):
+    """Servers of this test start as users start them, where the start or the end itself is under test."""
+    monkeypatch.setattr(Server, "start", ProcessTree)
+
+
+@pytest.fixture(scope="session")
+def gpu():
+    """Skips a test where torch sees no GPU, real or pretended."""
+    here = torch.cuda.is_available() or torch.backends.mps.is_available()
+    if not here and not (hasattr(torch, "accelerator") and torch.accelerator.is_available()):
+        pytest.skip("NO GPU HERE: the tests marked gpu are not run")
 
 
 @pytest.fixture(scope="session")

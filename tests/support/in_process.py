@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import torch
 
+from host.dynamic_vram import start_dynamic_vram
 from paths import COMFYUI, STANDINS
-from sandbox.dynamic_vram import start_dynamic_vram
 
 SHORT = "a red cat on a mat"
 

@@ -1,12 +1,14 @@
 """A pretend GPU, so that ComfyUI's own GPU code and ours run where there is none.
 
 Its tensors say that they are on cuda:0 and keep their numbers in main memory. As on a real card, an operation on
-tensors of two devices raises, memory ends at a set size, and operations are counted. It knows no streams, no pinned
-memory and no times. `install()` must come before ComfyUI is imported, and stays for the whole process.
+tensors of two devices raises, memory ends at a set size, and operations are counted. It does at once what is put into
+a stream, pins no memory and knows no times. `install()` must come before ComfyUI is imported, and stays for the whole
+process.
 """
 
 from __future__ import annotations
 
+import contextlib
 import types
 import weakref
 from collections import Counter
@@ -76,6 +78,11 @@ class OnCard(torch.Tensor):
         tensor.values = values
         weakref.finalize(tensor, Card.release, key, values).atexit = False
         return tensor
+
+    def __getitem__(self, index):
+        """torch would make the tensor of a list of indices on its own card."""
+        parts = index if isinstance(index, tuple) else (index,)
+        return super().__getitem__(tuple(torch.tensor(x) if isinstance(x, list) else x for x in parts))
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -236,7 +243,7 @@ def install(total: int = 8 << 30) -> None:
         "active_bytes.all.current": Card.used, "reserved_bytes.all.current": Card.used
     }  # fmt: skip
     torch.cuda.mem_get_info = lambda *_: (Card.total - Card.used, Card.total)
-    torch.cuda.Stream = Stream
+    torch.cuda.Stream, torch.cuda.stream = Stream, contextlib.nullcontext
     torch.version.cuda = torch.version.cuda or "13.0"
     for name in ("tensor", "as_tensor"):  # these make a tensor before any dispatch
         setattr(torch, name, made_then_moved(getattr(torch, name)))

@@ -6,6 +6,10 @@ gets memory ("fault") and keeps it until memory is short, or gets none and the l
 
 from __future__ import annotations
 
+import ctypes
+import mmap
+import types
+
 import torch
 
 from pretend_card import Card, OnCard
@@ -54,9 +58,42 @@ def aimdo_to_tensor(part, device):
     return vbar.memory[start][0]
 
 
+class VRAMBuffer:
+    """Memory for weights that are copied for one use, while other layers compute."""
+
+    def __init__(self, *_):
+        pass
+
+    def get(self, size, offset=0):
+        memory = {offset: (OnCard(torch.zeros(size, dtype=torch.uint8)), 0)}
+        return types.SimpleNamespace(memory=memory), offset, size
+
+
+class ModelMMAP:
+    """A file in memory, in pages of its own."""
+
+    def __init__(self, path):
+        self.file = open(path, "rb")  # noqa: SIM115 -- ComfyUI reads from it as long as this object lives
+        self.pages = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_COPY)
+
+    def get(self):
+        return ctypes.addressof(ctypes.c_char.from_buffer(self.pages))
+
+    def get_file_handle(self):
+        return self.file.fileno()
+
+    def bounce(self):
+        return True
+
+
 class HostBuffer:
+    """Pinned memory, of which there is none: ComfyUI then copies from ordinary memory."""
+
     def __init__(self, size, *_, **__):
         self.size = size
+
+    def extend(self, *_, **__):
+        raise RuntimeError("the pretend card pins no memory")
 
     def truncate(self, *_, **__):
         pass
@@ -66,13 +103,14 @@ def install() -> None:
     """Before ComfyUI is imported, which takes these by their modules."""
     import comfy_aimdo.host_buffer  # noqa: PLC0415
     import comfy_aimdo.torch  # noqa: PLC0415
-    from comfy_aimdo import control, model_vbar  # noqa: PLC0415
+    from comfy_aimdo import control, model_mmap, model_vbar, vram_buffer  # noqa: PLC0415
 
     control.init = control.init_devices = lambda *_, **__: True
     model_vbar.ModelVBAR, model_vbar.vbar_fault = ModelVBAR, vbar_fault
+    model_mmap.ModelMMAP = ModelMMAP
     model_vbar.vbar_unpin = lambda part: None
     model_vbar.vbar_signature_compare = lambda a, b: a is not None and a == b
     model_vbar.vbars_analyze = lambda *_: 0
     model_vbar.vbars_reset_watermark_limits = lambda *_: None
     comfy_aimdo.torch.aimdo_to_tensor = aimdo_to_tensor
-    comfy_aimdo.host_buffer.HostBuffer = HostBuffer
+    comfy_aimdo.host_buffer.HostBuffer, vram_buffer.VRAMBuffer = HostBuffer, VRAMBuffer

@@ -1,12 +1,18 @@
 """The benchmarks with tiny models: everything is compared, the results agree, and nothing is left behind."""
 
+import argparse
+import contextlib
+import json
 import subprocess
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from bench.runner import conclude
+from bench import conditioning, encoders
+from bench.files import QUICK
+from bench.report import Table
+from bench.runner import Figures, Runner, conclude
 from host.comfyui import HOST_DIR
 from paths import COMFYUI, TOOLS
 
@@ -136,10 +142,64 @@ def test_nothing_is_left_and_nothing_was_written_elsewhere(runs):
 
 
 @pytest.mark.parametrize(("checks", "code"), [([True, True], 0), ([True, False], 1)])
-def test_a_missed_target_is_named_and_is_an_error(checks, code, capsys):
+def test_a_missed_target_is_named_and_is_an_error_and_numbers_are_written(checks, code, tmp_path, capsys):
     about = {"torch": "2", "threads": 1, "products": [], "accelerator": None, "accelerator name": None}
-    runner = SimpleNamespace(options=SimpleNamespace(quick=False, rounds=1), about=about, busy_cores=0.0)
-    assert conclude(runner, "", [(met, f"target {number}") for number, met in enumerate(checks)]) == code
+    options = SimpleNamespace(quick=False, rounds=1, json=tmp_path / "numbers.json")
+    runner = SimpleNamespace(options=options, about=about, busy_cores=0.0)
+    tables = [Table((("way", ""), ("seconds", ".1f")), [("ours", 0.25)])]
+    assert conclude(runner, tables, [(met, f"target {number}") for number, met in enumerate(checks)]) == code
+    found = json.loads(options.json.read_text(encoding="utf-8"))
+    assert found["tables"][0]["rows"] == [["ours", 0.25]]
+    assert [target["met"] for target in found["targets"]] == checks
     printed = capsys.readouterr().out
+    assert "| ours | 0.2 |" in printed
     assert f"Verdict: {sum(checks)} of 2 targets met." in printed
     assert ("MISSED: target 1" in printed) == (not checks[1])
+
+
+@pytest.fixture
+def runner(monkeypatch, tmp_path):
+    """A runner on a machine with a GPU, whose worker only describes it."""
+
+    def runner(device):
+        about = {"torch": "2", "accelerator": "cuda"}
+        monkeypatch.setattr(Runner, "process", lambda self, key: SimpleNamespace(call=lambda *_: about))
+        options = argparse.Namespace(device=device, quick=False, rounds=1, models=tmp_path)
+        return Runner(options, tmp_path)
+
+    return runner
+
+
+@pytest.mark.parametrize(
+    ("device", "devices"), [(None, ["cpu", "cuda"]), ("cpu", ["cpu"]), ("cuda", ["cuda"])]
+)
+def test_a_device_that_is_named_is_the_only_one_and_its_own_reference(device, devices, runner, monkeypatch):
+    found = runner(device)
+    assert found.devices == devices
+    ways = conditioning.other_loads(found, ["fp32", "fp32 pickle"])
+    assert {way.device for way in ways} == {devices[0]}
+    saved = []
+    monkeypatch.setattr(found, "prepared", lambda ways: contextlib.nullcontext())
+    for name in ("note", "take_turns", "rounds"):
+        monkeypatch.setattr(found, name, lambda *_, **__: ())
+    monkeypatch.setattr(found, "compare", lambda ways, steps, reference: saved.append(reference))
+    for each in devices:
+        conditioning.measure(found, conditioning.compared(found, each), {})
+    assert {(way.method, way.device) for way in saved} == {("published", devices[0])}
+
+
+def test_a_device_that_is_not_there_is_named_with_those_that_are(runner):
+    with pytest.raises(SystemExit, match="--device mps: torch 2 offers cpu and cuda"):
+        runner("mps")
+
+
+@pytest.mark.parametrize(
+    ("apart", "seconds", "met"), [(4e-3, 2.9, [True, True]), (6e-3, 3.1, [False, False])]
+)
+def test_on_a_gpu_the_states_and_the_time_of_a_new_text_are_judged(apart, seconds, met, runner):
+    found, file = runner("cuda"), QUICK.models("models")["t5"].file
+    for method, name, time in (("transformers", "transformers, bf16", 1.0), ("ours", "ours, bf16", seconds)):
+        way = encoders.Way(name, method, "bf16", file("bf16"), "auto", "cuda")
+        times = {step.name: [time] for step in encoders.STEPS}
+        found.figures[way] = Figures(seconds=times, differences={"first": [(0.0, apart)]})
+    assert [is_met for is_met, _ in encoders.checks_of(found, list(found.figures))] == met

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import os
 import re
 import struct
 import subprocess
@@ -19,9 +20,11 @@ from sandbox import standins
 from sandbox.client import Client, ExecutionError, ValidationError, image_paths
 from sandbox.demo import BadPicture, check_picture
 from sandbox.model_choice import with_present_models
+from sandbox.process import ProcessTree
 from sandbox.progress import TextProgress
 from sandbox.server import Server
 from sandbox.workflow import to_prompt
+from warm_start import ForkedTree
 
 
 def test_stand_ins_replace_missing_files_and_are_reported(workflow, object_info):
@@ -141,7 +144,10 @@ def test_outputs_are_complete_when_every_node_was_cached(client, server):
     assert first == second and len(first) == 1 and first[0].is_file()
 
 
-def test_the_server_ends_with_its_block_and_frees_its_port(host, tmp_path):
+@pytest.mark.parametrize("start", ["as a user's", "as the tests'"])
+def test_the_server_ends_with_its_block_and_frees_its_port(start, host, tmp_path, request):
+    if start == "as a user's":
+        request.getfixturevalue("cold_start")
     with Server(host, tmp_path / "base") as server:
         assert server.alive and server.get("/system_stats")["system"]
         again = server.port
@@ -154,6 +160,36 @@ def test_the_server_ends_with_its_block_and_frees_its_port(host, tmp_path):
     ):
         pass
     assert "--no-such-argument" in server.log_text()
+
+
+# Prints what a process is told when it starts.
+TOLD = """
+import os, signal, sys
+signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGCHLD)]
+print(__name__, __file__, sys.argv, sys.path, os.getcwd(), sorted(os.environ.items()), signals)
+print(os.getpgrp() == os.getpid() == os.getsid(0), sorted(os.listdir("/proc/self/fd")), repr(sys.stdin.read()))
+sys.exit("an error")
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="NO LINUX: servers are not forked")
+def test_a_forked_process_is_told_what_a_new_one_is(host, tmp_path):
+    (tmp_path / "told.py").write_text(TOLD, encoding="utf-8")
+    command, environment, logs = [str(host.python), str(tmp_path / "told.py"), "-v"], host.environment(), []
+    for start in (ProcessTree, Server.start):
+        logs.append(tmp_path / f"{len(logs)}.log")
+        logs[-1].write_text("an older log")
+        process = start(command, folder=tmp_path, environment=environment, log=logs[-1])
+        assert type(process) is (ProcessTree if start is ProcessTree or host.has_accelerator else ForkedTree)
+        process.wait()
+        assert not process.alive
+    new, forked = (log.read_text(encoding="utf-8").splitlines() for log in logs)
+    assert forked == new and new[-1] == "an error"
+    changed = Server.start(
+        command, folder=tmp_path, environment=environment | {"ANOTHER": "1"}, log=tmp_path / "log"
+    )
+    changed.wait()
+    assert type(changed) is ProcessTree and "ANOTHER" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
 PROMPT = {

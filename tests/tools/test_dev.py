@@ -1,15 +1,18 @@
 """`dev.py test` runs all tests on the newest ComfyUI, and those marked `floor` on the oldest too. Both must pass."""
 
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 import dev
-from host.comfyui import COMFYUI_DIR, Installation
+from host.comfyui import COMFYUI_DIR, PACKAGES, Installation
 from paths import ROOT
 from sandbox.install import OLDEST
 
+# What a child of an installation can import of a folder's packages.
+IMPORT = "import importlib.util, sys; sys.exit(not importlib.util.find_spec('one_more'))"
 NEWEST_FOLDER, OLDEST_FOLDER = COMFYUI_DIR.name, OLDEST.folder.name
 SMALL = """
 import os, pathlib, pytest
@@ -74,3 +77,14 @@ def test_on_a_given_comfyui_tests_run_once_and_the_output_says_so(run, tmp_path,
     given = ["--comfyui", str(tmp_path / "given"), "--python", sys.executable]
     assert run(*given) == (0, ["given"])
     assert f"not on {OLDEST.version}" in capfd.readouterr().out
+
+
+@pytest.mark.parametrize(("variable", "code"), [(PACKAGES, 0), ("PYTHONPATH", 1)])
+def test_children_import_packages_of_folders_that_are_named_for_them_and_no_others(
+    variable, code, tmp_path, monkeypatch
+):
+    (tmp_path / "one_more.py").touch()
+    monkeypatch.setenv(variable, str(tmp_path))
+    environment = Installation(COMFYUI_DIR, Path(sys.executable)).environment()
+    done = subprocess.run([sys.executable, "-c", IMPORT], env=environment, cwd=ROOT, check=False)
+    assert done.returncode == code

@@ -17,7 +17,7 @@ import psutil
 from tokenizers import Tokenizer
 
 from bench.files import BF16, FP32, PICKLE
-from bench.report import Cell, Check, gigabytes, ratio, table
+from bench.report import Cell, Check, Table, gigabytes, ratio
 from bench.runner import Figures, Runner, Step, Way, arguments, conclude, measuring, say
 
 FIRST, REPEATED = "first call", "negative cached"
@@ -60,7 +60,7 @@ def main() -> int:
         rows = [row for way in runner.figures for row in rows_of(runner, way, prompts)]
         short, calls = next(iter(prompts.items()))
         checks = list(checks_of(runner, calls))
-    return conclude(runner, table(COLUMNS, rows), checks, f" (speeds with {short} and the empty negative)")
+    return conclude(runner, [Table(COLUMNS, rows)], checks, f" (speeds with {short} and the empty negative)")
 
 
 def read_prompts(runner: Runner) -> Prompts:
@@ -91,7 +91,12 @@ def compared(runner: Runner, device: str) -> list[Way]:
 def other_loads(runner: Runner, kinds: Sequence[str]) -> list[Way]:
     """What is loaded in other ways, and not run."""
     loads, file = [("bf16", FP32), ("fp32", PICKLE), ("bf16", PICKLE)], runner.models["t5"].file
-    return [Way(f"ours, {dtype}", "ours", kind, file(kind), dtype) for dtype, kind in loads if kind in kinds]
+    device = runner.devices[0]
+    return [
+        Way(f"ours, {dtype}", "ours", kind, file(kind), dtype, device)
+        for dtype, kind in loads
+        if kind in kinds
+    ]
 
 
 def measure(runner: Runner, ways: Sequence[Way], prompts: Prompts) -> None:
@@ -100,7 +105,7 @@ def measure(runner: Runner, ways: Sequence[Way], prompts: Prompts) -> None:
         runner.note("load", ways)
         say("Warming up and comparing …")
         runner.take_turns(ways, steps, timed=False, saved=True)
-        runner.compare(ways, steps, compared(runner, "cpu")[0])
+        runner.compare(ways, steps, compared(runner, runner.devices[0])[0])
         for _ in runner.rounds():
             runner.take_turns(ways, steps, timed=True, saved=False)
         runner.note("memory", ways)
@@ -131,8 +136,8 @@ def rows_of(runner: Runner, way: Way, prompts: Prompts) -> Iterator[list[Cell]]:
         peak = gigabytes(figures.memory[0]["peak"], figures.memory[0]["device"])
         for call, step in calls.items():
             seconds = reference if published else figures.seconds[step.name]
-            same = published and way.device == "cpu"
-            differences = (None, None) if same else figures.differences[step.name][0]
+            is_reference = published and way.device == runner.devices[0]
+            differences = (None, None) if is_reference else figures.differences[step.name][0]
             what = f"{tokens}, {'both prompts' if published else call}"
             yield [*start, what, median(seconds), ratio(reference, seconds), peak, None, *differences]
             if published:

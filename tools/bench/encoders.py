@@ -14,7 +14,7 @@ from statistics import median
 
 from bench.conditioning import SHORT, WORDS
 from bench.files import BF16, FILES, FP32, PICKLE
-from bench.report import Cell, Check, gigabytes, ratio, table
+from bench.report import Cell, Check, Table, gigabytes, ratio
 from bench.runner import Figures, Runner, Step, Way, arguments, conclude, measuring
 
 TITLES = {"t5": "T5-XL", "llama": "Llama, 1.1 billion weights"}
@@ -29,6 +29,9 @@ STEPS = FIRST, ANOTHER, AGAIN = (
 # The targets of the T5 on a CPU: how many times sooner than by torch.load the first states must be there; the memory
 # of bf16 as a part of its file, and that of Q4_K as a part of bf16's.
 FASTER, OF_FILE, OF_BF16 = 5.0, 1.15, 0.5
+# And on a GPU: how far the states may be off with `auto` (relative norm), and how many times as long as transformers in
+# bf16, which computes all 256 rows, a new text may take.
+APART_ON_GPU, SLOWER_ON_GPU = 5e-3, 3.0
 COLUMNS = (
     ("way", ""), ("file", ""), ("GB", ".2f"), ("from file to first states, s", ".1f"), ("times faster", ".1f"),
     ("another text, s", ".2f"), ("times faster", ".1f"), ("the same text again, s", ".2f"), ("peak, GB", ".2f"),
@@ -40,17 +43,18 @@ def main() -> int:
     parser = arguments(__doc__.splitlines()[0])
     parser.add_argument("--only", choices=list(TITLES), help="measure only one of the two models")
     options = parser.parse_args()
-    tables, checks = [], None
+    tables: list[Table] = []
+    checks: list[Check] = []
     with measuring(options, template="{text}") as runner:
         for model in [options.only] if options.only else TITLES:
             ways = compared(runner, model)
             for _ in runner.rounds():
                 measure(runner, ways)
             title = f"{TITLES[model]}, but with tiny sizes" if options.quick else TITLES[model]
-            tables.append(f"{title}:\n\n{table(COLUMNS, rows_of(runner, ways))}")
+            tables.append(Table(COLUMNS, list(rows_of(runner, ways)), title))
             if model == "t5":
                 checks = list(checks_of(runner, ways))
-    return conclude(runner, "\n\n".join(tables), checks)
+    return conclude(runner, tables, checks)
 
 
 def compared(runner: Runner, model: str) -> list[Way]:
@@ -76,7 +80,7 @@ def measure(runner: Runner, ways: Sequence[Way]) -> None:
             runner.note("load", [way])
             runner.take_turns([way], STEPS, timed=True, saved=True)
             runner.note("memory", [way])
-    runner.compare(ways, STEPS, next(way for way in ways if way.label == OTHERS[FP32]))
+    runner.compare(ways, STEPS, next(way for way in ways if way.name == OTHERS[FP32]))
 
 
 def first_states(figures: Figures) -> list[float]:
@@ -92,6 +96,11 @@ def peaks(figures: Figures) -> list[float]:
 def above_idle(figures: Figures) -> list[float]:
     """Bytes at the peak, without those of Python, torch and ComfyUI, in each round."""
     return [a["peak"] - b["idle"] for a, b in zip(figures.memory, figures.load, strict=True)]
+
+
+def difference(figures: Figures) -> float:
+    """The relative difference from the reference, of the text where it is largest."""
+    return max(median(relative for _, relative in found) for found in figures.differences.values())
 
 
 def rows_of(runner: Runner, ways: Sequence[Way]) -> Iterator[list[Cell]]:
@@ -111,13 +120,19 @@ def rows_of(runner: Runner, ways: Sequence[Way]) -> Iterator[list[Cell]]:
             median(figures.seconds[AGAIN.name]),
             gigabytes(median(peaks(figures)), on_device),
             median(above_idle(figures)) / 1e9,
-            max(median(relative for _, relative in found) for found in figures.differences.values()),
+            difference(figures),
         ]
 
 
 def checks_of(runner: Runner, ways: Sequence[Way]) -> Iterator[Check]:
-    """The targets, which are for the T5 on the CPU."""
-    ours = {way.kind: way for way in ways if way.method == "ours" and way.device == "cpu"}
+    """The targets, which are for the T5."""
+    for device in runner.devices:
+        here = [way for way in ways if way.device == device]
+        yield from (checks_on_cpu if device == "cpu" else checks_on_gpu)(runner, here)
+
+
+def checks_on_cpu(runner: Runner, ways: Sequence[Way]) -> Iterator[Check]:
+    ours = {way.kind: way for way in ways if way.method == "ours"}
     for kind in (PICKLE, FP32, BF16) if PICKLE in ours else ():
         faster = ratio(first_states(runner.figures[ways[0]]), first_states(runner.figures[ours[kind]]))
         yield faster >= FASTER, f"first states from the {kind} {faster:.1f} times sooner (wanted: {FASTER:g})"
@@ -129,6 +144,18 @@ def checks_of(runner: Runner, ways: Sequence[Way]) -> Iterator[Check]:
     whole, added = ratio(peaks(q4_k), peaks(bf16)), ratio(above_idle(q4_k), above_idle(bf16))
     text = f"GGUF Q4_K's peak is {whole:.2f} times bf16's (at most {OF_BF16}; above idle: {added:.2f})"
     yield whole <= OF_BF16, text
+
+
+def checks_on_gpu(runner: Runner, ways: Sequence[Way]) -> Iterator[Check]:
+    theirs = next(way for way in ways if way.name == OTHERS[BF16])
+    for way in (way for way in ways if way.method == "ours" and way.kind in (FP32, BF16, "fp16")):
+        apart = difference(runner.figures[way])
+        yield apart <= APART_ON_GPU, f"{way.label}: states off by {apart:.2%} (at most {APART_ON_GPU:.1%})"
+    ours = next(way for way in ways if way.method == "ours" and way.kind == BF16)
+    another = (runner.figures[way].seconds[ANOTHER.name] for way in (ours, theirs))
+    slower = ratio(*another)
+    text = f"{ours.label}: another text takes {slower:.2f} times as long as in {theirs.label}"
+    yield slower <= SLOWER_ON_GPU, f"{text} (at most {SLOWER_ON_GPU:g})"
 
 
 if __name__ == "__main__":

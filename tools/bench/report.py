@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import datetime
+import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,15 +23,36 @@ Cell = str | float | None
 Check = tuple[bool, str]  # whether a target was met, and its text
 
 
-def table(columns: Sequence[Column], rows: Iterable[Sequence[Cell]]) -> str:
-    """A table in Markdown. None becomes an empty cell; a string is printed as it is."""
+@dataclass(frozen=True)
+class Table:
+    """What was measured, printed in Markdown. None is an empty cell; a string is printed as it is."""
 
-    def text(cell: Cell, form: str) -> str:
-        return "" if cell is None else cell if isinstance(cell, str) else format(cell, form)
+    columns: Sequence[Column]
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
 
-    lines = [[heading for heading, _ in columns], ["---:" if form else "---" for _, form in columns]]
-    lines += [[text(cell, form) for cell, (_, form) in zip(row, columns, strict=True)] for row in rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    def __str__(self) -> str:
+        def text(cell: Cell, form: str) -> str:
+            return "" if cell is None else cell if isinstance(cell, str) else format(cell, form)
+
+        forms = [form for _, form in self.columns]
+        lines = [[heading for heading, _ in self.columns], ["---:" if form else "---" for form in forms]]
+        lines += [[text(cell, form) for cell, form in zip(row, forms, strict=True)] for row in self.rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        return f"{self.title}:\n\n{table}" if self.title else table
+
+
+def write_json(path: Path, tables: Sequence[Table], about: dict[str, Any], checks: Sequence[Check]) -> None:
+    """Writes the numbers of the tables as they were measured, for programs.
+
+    about: what `describe` in the worker returned.
+    """
+    found = {
+        "about": {**about, "processor": processor(), "date": datetime.date.today().isoformat()},
+        "tables": [asdict(table) for table in tables],
+        "targets": [{"met": is_met, "text": text} for is_met, text in checks],
+    }
+    path.write_text(json.dumps(found, indent=1), encoding="utf-8")
 
 
 def ratio(reference: Sequence[float], found: Sequence[float]) -> float:

@@ -22,7 +22,7 @@ import psutil
 from safetensors.numpy import load_file
 
 from bench.files import FULL, PICKLE, QUICK
-from bench.report import Check, machine, verdict
+from bench.report import Check, Table, machine, verdict, write_json
 from host.comfyui import COMFYUI_DIR, HOST_DIR, TOOLS, Installation, end_cleanly_when_terminated
 
 SPARE = 1 << 30  # bytes of the disk that are left to other programs
@@ -83,15 +83,15 @@ class Figures:
 
 
 class Process:
-    """A process of `worker.py`, which calls its functions. What libraries print there goes into the log."""
+    """A process of a worker, which calls its functions. What libraries print there goes into the log."""
 
-    def __init__(self, options: argparse.Namespace, log: Path) -> None:
+    def __init__(self, options: argparse.Namespace, log: Path, worker: str = "bench.worker") -> None:
         self.log = log
         # Libraries make temporary folders, which are to disappear with the log.
         temporary = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(log.parent))
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bench.worker"],
+                [sys.executable, "-m", worker],
                 cwd=TOOLS,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
@@ -130,6 +130,7 @@ class Runner:
     models:     the models, by name.
     figures:    what was measured.
     about:      `describe` of the worker.
+    devices:    where the ways run. The first of them computes what all others are compared with.
     busy_cores: how many cores other programs kept busy during the rounds.
     """
 
@@ -140,8 +141,12 @@ class Runner:
         self.processes: dict[Way | str, Process] = {}
         self.worked_before = self.busy_cores = 0.0
         self.about = self.process("cpu").call("describe")
-        # The CPU, and the accelerator if torch sees one.
-        self.devices = ["cpu", *filter(None, [self.about["accelerator"]])]
+        offered = ["cpu", *filter(None, [self.about["accelerator"]])]
+        if options.device not in (None, *offered):
+            raise SystemExit(
+                f"--device {options.device}: torch {self.about['torch']} offers {' and '.join(offered)}."
+            )
+        self.devices = [options.device] if options.device else offered
 
     def process(self, key: Way | str) -> Process:
         """The process of a way, or the one that makes files. It is started if it does not exist."""
@@ -251,6 +256,11 @@ def arguments(description: str) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="tiny models, to try the benchmark itself")
     parser.add_argument("--rounds", type=int, default=3, help="how often each way is timed (default: 3)")
     parser.add_argument("--threads", type=int, help="torch's threads (default: torch's own choice)")
+    parser.add_argument(
+        "--device",
+        help="measure only there: cpu, or cuda, mps or xpu (default: the CPU, and the GPU if there is one)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to a file as well")
     parser.add_argument("--comfyui", type=Path, default=comfyui, help="(default: %(default)s)")
     parser.add_argument("--models", type=Path, default=models, help="for the weights (default: %(default)s)")
     return parser
@@ -282,19 +292,22 @@ def measuring(options: argparse.Namespace, template: str) -> Iterator[Runner]:
         say(f"The weights stay for the next run ({size / 1e9:.1f} GB). When you are done, delete {kept}.")
 
 
-def conclude(runner: Runner, tables: str, checks: Sequence[Check] | None, about: str = "") -> int:
+def conclude(runner: Runner, tables: Sequence[Table], checks: Sequence[Check], about: str = "") -> int:
     """Prints the result, and returns the exit code: 1 if a target was missed.
 
-    checks: the targets; None if the model that they are for was not measured.
+    checks: the targets; none if what they are for was not measured.
     about:  a remark on the targets.
     """
-    print(f"\n{tables}\n\n{machine(runner.about, runner.options.rounds, runner.busy_cores)}\n")
+    text = "\n\n".join(map(str, tables))
+    print(f"\n{text}\n\n{machine(runner.about, runner.options.rounds, runner.busy_cores)}\n")
+    if runner.options.json:
+        write_json(runner.options.json, tables, runner.about, [] if runner.options.quick else checks)
     if runner.options.quick:
         print(
             "Not judged: the models are tiny and all ways share a process. Only the differences mean something."
         )
-    elif checks is None:
-        print("Not judged: the targets are for T5-XL, which was not measured.")
+    elif not checks:
+        print("Not judged: what the targets are for was not measured.")
     else:
         print(verdict(checks, about))
         return 0 if all(is_met for is_met, _ in checks) else 1

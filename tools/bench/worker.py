@@ -10,7 +10,7 @@ import os
 import pickle
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,8 @@ from torch.nn.functional import layer_norm, linear, pad
 
 from bench.files import ADAPTER, Model
 from bench.runner import Step, Way
+from host.dynamic_vram import start_dynamic_vram
 from pack import make_importable
-from sandbox.dynamic_vram import start_dynamic_vram
 
 options = argparse.Namespace()  # the benchmark's options, set by `main`
 
@@ -106,8 +106,11 @@ class Transformers:
     @cached_property
     def adapter(self) -> dict[str, Tensor]:
         file = options.models / "llm4gen" / ADAPTER
-        weights = torch.load(file, map_location=self.way.device, weights_only=True)
-        return {name.removeprefix("CrossFusionModule.0."): tensor for name, tensor in weights.items()}
+        weights = torch.load(file, weights_only=True)
+        return {
+            name.removeprefix("CrossFusionModule.0."): tensor.to(self.way.device)
+            for name, tensor in weights.items()
+        }
 
 
 class Ours:
@@ -230,10 +233,13 @@ def run(way: Way, step: Step, path: Path | None) -> float:
     return seconds
 
 
-def memory(way: Way) -> dict[str, float]:
+def memory(way: Way | None) -> dict[str, float]:
     """The most bytes that this process has had in memory, and on the accelerator. Pages of a mapped file count once
     they were read. `way` is not needed: its process is this one."""
     device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
+    if dynamic_vram := sys.modules.get("comfy_aimdo.control"):
+        # Its memory is not torch's. What it counts may contain torch's, so the two are not added.
+        device = max(device, dynamic_vram.get_total_vram_usage())
     if sys.platform == "win32":
         return {"peak": psutil.Process().memory_info().peak_wset, "device": device}
     if sys.platform == "linux":
@@ -269,8 +275,11 @@ def make(model: Model, kind: str) -> None:
     making.make(model, kind, options.tokenizer, options.models / "llm4gen" / ADAPTER)
 
 
-def main() -> None:
-    """Reads the options, then calls from stdin, and writes results to stdout, until stdin ends."""
+def main(functions: Mapping[str, Any]) -> None:
+    """Reads the options, then calls from stdin, and writes results to stdout, until stdin ends.
+
+    functions: what may be called, by name.
+    """
     results = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what libraries print goes to stderr
     make_importable()
@@ -282,9 +291,9 @@ def main() -> None:
             function, arguments = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(globals()[function](*arguments), results)
+        pickle.dump(functions[function](*arguments), results)
         results.flush()
 
 
 if __name__ == "__main__":
-    main()
+    main(globals())

@@ -28,6 +28,9 @@ MODEL_FOLDERS = {
     "controlnet": ("controlnet",),
     "embeddings": ("embeddings",),
 }
+# Names folders of packages that child processes import beside those of their Python, separated as in PATH. PYTHONPATH
+# is not handed on, because what a user put there for other programs could hide a package of ComfyUI's.
+PACKAGES = "LLM4GEN_PACKAGES"
 WINDOWS = os.name == "nt"
 _PRINT_HAS_ACCELERATOR = """
 import torch
@@ -62,13 +65,15 @@ class Installation:
         return self.comfyui / "main.py"
 
     def environment(self) -> dict[str, str]:
-        """The environment variables for child processes: offline, UTF-8, and without this process's import paths."""
+        """The environment variables for child processes: offline, UTF-8, and with no import paths but `PACKAGES`."""
         env = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
+        if env.get(PACKAGES):
+            env["PYTHONPATH"] = env[PACKAGES]
         env.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", PYTHONUTF8="1", PYTHONUNBUFFERED="1")
         without_proxy = [env.get("NO_PROXY") or env.get("no_proxy"), "127.0.0.1", "localhost"]
         env["NO_PROXY"] = env["no_proxy"] = ",".join(filter(None, without_proxy))
-        if not self.owned:
-            env["PYTHONDONTWRITEBYTECODE"] = "1"  # so that the user's folder gets no __pycache__
+        # The user's folder gets no __pycache__. Our own does in any case, or each start would compile ComfyUI anew.
+        env["PYTHONDONTWRITEBYTECODE"] = "" if self.owned else "1"
         return env
 
     @functools.cached_property

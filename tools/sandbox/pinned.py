@@ -16,14 +16,14 @@ NETWORK_HINT = (
 
 
 class step:
-    """Prints the name of a step of the set-up when it starts, and how long it took when it ends."""
+    """Prints the name of a step of a command when it starts, and how long it took when it ends."""
 
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, name: str, command: str = "setup") -> None:
+        self.name, self.command = name, command
 
     def __enter__(self) -> None:
         self.start = time.monotonic()
-        print(f"setup: {self.name} ...", end="", flush=True)
+        print(f"{self.command}: {self.name} ...", end="", flush=True)
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         print(" failed" if kind else f" {time.monotonic() - self.start:.0f} s", flush=True)

@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -69,6 +69,8 @@ class Server:
 
     Entering the block raises HostError if ComfyUI ends, or does not answer in time.
     """
+
+    start: Callable[..., ProcessTree] = ProcessTree  # how the process is started; the tests have a faster way
 
     def __init__(
         self,
@@ -138,7 +140,7 @@ class Server:
         (self.base / "user").mkdir(parents=True, exist_ok=True)
         copy_pack(self.base / "custom_nodes", self.pack)
         self._copy_example_picture()
-        self._process = ProcessTree(
+        self._process = self.start(
             self._command(), folder=self.base, environment=self.host.environment(), log=self.log
         )
         try:

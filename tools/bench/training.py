@@ -1,0 +1,100 @@
+"""Measures training: pictures a second against a step of diffusers' example, and memory by what learns.
+
+    python tools/dev.py bench training           a UNet of two levels on a CPU, SD1.5's own size on a GPU
+    python tools/dev.py bench training --quick   a tiny UNet, to try the benchmark itself
+
+All ways start from the states of captions and from latents. diffusers gets the UNet's context as it is and trains the
+whole UNet; this pack also computes and trains the Cross-Adapter. The README.md beside this file says how to read it.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+
+from bench.report import Check, Table, gigabytes, machine, ratio, verdict, write_json
+from bench.runner import Process, arguments, say
+from host.comfyui import end_cleanly_when_terminated
+
+WAYS = (("diffusers", "whole"), ("ours", "whole"), ("ours", "LoRA"), ("ours", "frozen"))
+# channels and layers of the UNet; side of the latents; pictures in a batch; steps of a round
+QUICK: dict[str, Any] = {"channels": (320,), "layers": 1, "side": 8, "batch": 1, "steps": 1}
+ON_CPU: dict[str, Any] = {"channels": (320, 640), "layers": 1, "side": 32, "batch": 2, "steps": 2}
+ON_GPU: dict[str, Any] = {
+    "channels": (320, 640, 1280, 1280),
+    "layers": 2,
+    "side": 64,
+    "batch": 4,
+    "steps": 10,
+}
+COLUMNS = (
+    ("way", ""), ("learns", ""), ("pictures a second", ".2f"), ("times diffusers", ".2f"), ("peak memory, GB", ".2f"),
+)  # fmt: skip
+
+
+def main() -> int:
+    end_cleanly_when_terminated()
+    options = arguments(__doc__.splitlines()[0]).parse_args()
+    options.comfyui = Path(options.comfyui).resolve()
+    with tempfile.TemporaryDirectory(prefix="llm4gen-bench-") as scratch:
+        options.models = Path(scratch)
+        return measure(options, Path(scratch))
+
+
+def measure(options: Any, scratch: Path) -> int:
+    """Returns the exit code."""
+    processes = {
+        way: Process(options, scratch / f"{'-'.join(way)}.log", "bench.training_worker") for way in WAYS
+    }
+    try:
+        about = next(iter(processes.values())).call("describe")
+        device = options.device or about["accelerator"] or "cpu"
+        sizes = QUICK if options.quick else ON_CPU if device == "cpu" else ON_GPU
+        for way, process in processes.items():
+            say(f"Preparing {', '.join(way)} …")
+            process.call("prepare", *way, sizes, device)
+        seconds: dict[Any, list[float]] = {way: [] for way in WAYS}
+        held = {}
+        psutil.cpu_percent()
+        for number in range(max(1, options.rounds)):
+            say(f"Round {number + 1} of {options.rounds} …")
+            for way, process in processes.items():  # in turns, so that what slows the machine slows all
+                taken, held[way] = process.call("run", sizes["steps"])
+                seconds[way].append(taken)
+    finally:
+        for process in processes.values():
+            process.close()
+    reference, pictures = seconds[WAYS[0]], sizes["steps"] * sizes["batch"]
+    rows = [
+        [
+            *way,
+            pictures / median(seconds[way]),
+            ratio(reference, seconds[way]),
+            gigabytes(held[way]["peak"], held[way]["device"]),
+        ]
+        for way in WAYS
+    ]
+    channels, side, batch = sizes["channels"], sizes["side"], sizes["batch"]
+    title = f"UNet with {channels} channels, latents of {side} by {side}, batches of {batch}"
+    table = Table(COLUMNS, rows, title)
+    print(f"\n{table}\n\n{machine(about, options.rounds, 0.0)}\n")
+    faster = ratio(reference, seconds["ours", "whole"])
+    checks: list[Check] = [
+        (faster >= 1, f"the whole UNet at {faster:.2f} times diffusers' speed (wanted: 1)")
+    ]
+    if options.json:
+        write_json(options.json, [table], about, [] if options.quick else checks)
+    if options.quick:
+        print("Not judged: the UNet is tiny.")
+        return 0
+    print(verdict(checks, ""))
+    return int(not checks[0][0])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,194 @@
+"""One training in a ComfyUI without its server, by the same nodes as in a graph."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from host.dynamic_vram import start_dynamic_vram
+from host.folders import load_folder_paths
+from pack import make_importable
+from training.job_file import ADVANCED, FILES, Key, keys_of
+from training.pairs import Pair, Problems, UnreadablePicture, open_picture
+
+if TYPE_CHECKING:
+    from llm4gen.models.training.ranks import Ranks
+    from llm4gen.nodes.training.data import TrainingSet
+    from llm4gen.nodes.training.run import Run, Trained
+
+
+@dataclass(frozen=True)
+class Session:
+    """ComfyUI's own nodes and the pack's, in this process.
+
+    core: ComfyUI's module nodes.py. ours: the pack's node classes by node id.
+    """
+
+    core: ModuleType
+    ours: Mapping[str, Any]
+
+    def schema(self) -> dict[str, Key]:
+        """All keys of a job."""
+        from llm4gen.nodes.training.job import job_inputs, late_inputs  # noqa: PLC0415
+
+        new = self.ours["LLM4GEN_NewCrossAdapter"].define_schema().inputs
+        return {**FILES, **keys_of(new), **keys_of([*job_inputs(), *late_inputs()]), **ADVANCED}
+
+    def run(self, node: str, **inputs: Any) -> Any:
+        """The first output of one of the pack's nodes."""
+        return self.ours[node].execute(**inputs).args[0]
+
+
+def start_comfyui(comfyui: Path, arguments: Sequence[str]) -> Session:
+    """arguments: ComfyUI's own. Raises: see `load_folder_paths`."""
+    load_folder_paths(comfyui, arguments)
+    start_dynamic_vram()
+    make_importable()
+    import nodes as core  # noqa: PLC0415 -- ComfyUI's module
+    from llm4gen.nodes import comfy_entrypoint  # noqa: PLC0415
+
+    extension = asyncio.run(comfy_entrypoint())
+    asyncio.run(extension.on_load())
+    ours = {node.define_schema().node_id: node for node in asyncio.run(extension.get_node_list())}
+    return Session(core, ours)
+
+
+@torch.inference_mode()
+def train(
+    session: Session,
+    job: Mapping[str, Any],
+    pairs: Sequence[Pair],
+    problems: Problems,
+    *,
+    ranks: Ranks,
+    watch: Callable[[Run, Any], None],
+) -> Trained:
+    """Runs a job. Raises: what the nodes raise."""
+    from llm4gen.nodes.training.job import job_inputs, job_of, late_inputs  # noqa: PLC0415
+    from llm4gen.nodes.training.run import train as train_adapter  # noqa: PLC0415
+
+    model, clip, vae = session.core.CheckpointLoaderSimple().load_checkpoint(job["checkpoint"])
+    if job["unet_file"]:
+        (model,) = session.core.UNETLoader().load_unet(job["unet_file"], "default")
+    llm = session.run("LLM4GEN_LoadLLMEncoder", encoder_name=job["llm"], dtype=job["llm_dtype"])
+    adapter = first_adapter(session, job, llm)
+    found = stored_set(session, job, pairs, problems, ranks, clip=clip, vae=vae, llm=llm, adapter=adapter)
+    teacher = teacher_of(session, job, clip)
+    asked = job_of(**{key: job[key] for key in keys_of([*job_inputs(), *late_inputs()])})
+    settings = replace(asked.settings, **{key: job[key] for key in ADVANCED})
+    return train_adapter(
+        model,
+        found,
+        adapter,
+        replace(asked, settings=settings),
+        **teacher,
+        ranks=ranks,
+        state_file=job["run"] / "state.safetensors",
+        watch=watch,
+    )
+
+
+def first_adapter(session: Session, job: Mapping[str, Any], llm: Any) -> Any:
+    """The adapter that learns: a loaded one, or a new one."""
+    if job["adapter"]:
+        return session.run("LLM4GEN_LoadCrossAdapter", adapter_name=job["adapter"])
+    node = session.ours["LLM4GEN_NewCrossAdapter"]
+    inputs = {key: job[key] for key in keys_of(node.define_schema().inputs)}
+    if job["start_from"]:
+        inputs["start_from"] = session.run("LLM4GEN_LoadCrossAdapter", adapter_name=job["start_from"])
+    return session.run("LLM4GEN_NewCrossAdapter", llm=llm, **inputs)
+
+
+def teacher_of(session: Session, job: Mapping[str, Any], clip: Any) -> dict[str, Any]:
+    """The inputs of a teacher, if the job has one."""
+    if not job["teacher_llm"]:
+        return {}
+    fused = session.run(
+        "LLM4GEN_ApplyToCLIP",
+        clip=clip,
+        llm=session.run("LLM4GEN_LoadLLMEncoder", encoder_name=job["teacher_llm"], dtype=job["llm_dtype"]),
+        adapter=session.run("LLM4GEN_LoadCrossAdapter", adapter_name=job["teacher_adapter"]),
+        strength=1.0,
+    )
+    if not job["teacher_unet_file"]:
+        return {"teacher_clip": fused}
+    (unet,) = session.core.UNETLoader().load_unet(job["teacher_unet_file"], "default")
+    return {"teacher_clip": fused, "teacher_model": unet}
+
+
+def stored_set(
+    session: Session,
+    job: Mapping[str, Any],
+    pairs: Sequence[Pair],
+    problems: Problems,
+    ranks: Ranks,
+    *,
+    clip: Any,
+    vae: Any,
+    llm: Any,
+    adapter: Any,
+) -> TrainingSet:
+    """The training set, whose features are read from the disk. What is not there yet is computed and written.
+
+    A picture or caption that cannot be read is left out, and `problems` names it.
+    Raises: NoSpace, WrongTraining.
+    """
+    import folder_paths  # noqa: PLC0415
+
+    from llm4gen.models.errors import UnreadableText, WrongTraining  # noqa: PLC0415
+    from llm4gen.models.files.listing import stamp  # noqa: PLC0415
+    from llm4gen.models.training.stored import Store, StoredLatents, StoredTexts  # noqa: PLC0415
+    from llm4gen.nodes import host  # noqa: PLC0415
+    from llm4gen.nodes.fused_clip import FusedCLIP  # noqa: PLC0415
+    from llm4gen.nodes.fusion import Fusion  # noqa: PLC0415
+    from llm4gen.nodes.training.data import TrainingSet, encode, identity_of, ordinary  # noqa: PLC0415
+    from llm4gen.nodes.training.record import digest  # noqa: PLC0415
+
+    store = Store(job["features"] or job["run"] / "features", int(job["features_gb"] * 1e9))
+    fused = FusedCLIP.around(clip, Fusion(llm, adapter))
+    # CLIP and VAE by their file: an SD1.5 checkpoint lacks one of CLIP's weights, which is then random.
+    checkpoint = stamp(Path(folder_paths.get_full_path_or_raise("checkpoints", job["checkpoint"])))
+    read_by = [checkpoint, repr(llm.key((), adapter.recipe)), repr(adapter.recipe)]
+    seen_by = [checkpoint, str(job["resolution"])]
+
+    def gather(share: Sequence[Pair], problems: Problems) -> tuple[StoredTexts, StoredLatents, list[str]]:
+        words = {pair.caption: pair.words for pair in share if pair.words}
+        texts = StoredTexts(
+            store,
+            lambda text: ["text", *read_by, *map(repr, words.get(text, ())), text],
+            lambda text: encode(fused, text, words.get(text, ())),
+        )
+        latents, captions = StoredLatents(store), []
+        texts.add("")
+        step = host.progress(len(share))
+        for pair in share:
+            try:
+                texts.add(pair.caption)
+                latents.add(["picture", *seen_by, pair.stamp], lambda: latent(pair), pair.repeats)  # noqa: B023
+                captions += [pair.caption] * pair.repeats
+            except UnreadablePicture as error:
+                problems.add(f"left out, unreadable ({error})", pair.name)
+            except UnreadableText:
+                problems.add("left out, with a caption that the tokenizer cannot read", pair.name)
+            step()
+        return texts, latents, captions
+
+    def latent(pair: Pair) -> torch.Tensor:
+        pixels = np.asarray(open_picture(pair.read(), job["resolution"]), dtype=np.float32) / 255
+        return ordinary(vae.encode(torch.from_numpy(pixels)[None])[0])
+
+    if ranks.count > 1:  # each process computes a share, and reads the others' from the disk
+        gather(pairs[ranks.number :: ranks.count], Problems())
+        ranks.add([torch.zeros(1, device=host.load_device_of("default"))])
+    texts, latents, captions = gather(pairs, problems)
+    if not captions:
+        raise WrongTraining("There is no picture with a caption to learn from. Give at least one of each.")
+    origin = digest({}, latents.keys, [texts.key(caption) for caption in captions])
+    return TrainingSet(latents, captions, texts, adapter.recipe, identity_of(llm), origin)
