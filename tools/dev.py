@@ -101,9 +101,9 @@ def run_test(host: Installation, models: list[Path], options: argparse.Namespace
 
 
 def run_bench(host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
-    name, rest = (
-        (extra[0], extra[1:]) if extra[:1] in (["encoders"], ["training"]) else ("conditioning", extra)
-    )
+    name, rest = (extra[0], extra[1:]) if extra[:1] and extra[0] in BENCHMARKS else ("conditioning", extra)
+    if name == "binding":
+        rest = ["--comfyui", str(host.comfyui), *(["--models", *map(str, models)] if models else []), *rest]
     return run_tool(host, f"bench.{name}", *rest)
 
 
@@ -142,6 +142,8 @@ def run_serve(host: Installation, models: list[Path], options: argparse.Namespac
         code = server.wait()
         raise HostError(f"ComfyUI ended by itself with exit code {code}. Its log is {server.log}")
 
+
+BENCHMARKS = ("conditioning", "encoders", "training", "binding")
 
 COMMANDS = {
     "setup": run_setup,
@@ -266,8 +268,9 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     )
     add(
         "bench",
-        "measure speed and memory against the published way; `bench encoders` compares encoder files. Further "
-        "arguments, such as --device cuda, go to tools/bench/conditioning.py or encoders.py",
+        "measure speed and memory against the published way; `bench encoders` compares encoder files, `bench training` "
+        "measures the trainer, `bench binding` draws prompts with your weights, with and without the LLM's half. "
+        "Further arguments, such as --device cuda, go to the module of that name in tools/bench",
     )
     bundle = add(
         "bundle", "write one file that tests and measures the pack on a machine with a GPU and no network"
