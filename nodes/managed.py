@@ -130,16 +130,24 @@ class ManagedAdapter(host.ManagedModel[CrossAdapter]):
 
     training: how it was trained, as the JSON text of its file's metadata, where that is known.
     is_new:   whether its weights are random.
+    is_drawn: whether those of its first layer are.
     """
 
     def __init__(
-        self, adapter: CrossAdapter, recipe: Recipe, *, training: str | None = None, is_new: bool = False
+        self,
+        adapter: CrossAdapter,
+        recipe: Recipe,
+        *,
+        training: str | None = None,
+        is_new: bool = False,
+        is_drawn: bool = False,
     ):
         super().__init__(adapter)
         self.adapter = adapter
         self.recipe = recipe
         self.training = training
         self.is_new = is_new
+        self.is_drawn = is_drawn
 
     @classmethod
     def holding(
@@ -150,11 +158,13 @@ class ManagedAdapter(host.ManagedModel[CrossAdapter]):
         *,
         training: str | None = None,
         is_new: bool = False,
+        is_drawn: bool = False,
     ) -> ManagedAdapter:
         """An adapter of these weights, as if it had been loaded from a file."""
         adapter = CrossAdapter(config, operations=host.LAYERS, device="meta")
         adapter.load_state_dict(weights, strict=True, assign=True)
-        return cls(adapter.eval().requires_grad_(False), recipe, training=training, is_new=is_new)
+        adapter = adapter.eval().requires_grad_(False)
+        return cls(adapter, recipe, training=training, is_new=is_new, is_drawn=is_drawn)
 
     def fuse(self, clip: Tensor, features: Features) -> Tensor:
         """CLIP states [b, n, c] and the LLM's features → fused LLM tokens [b, l, c] at every position."""

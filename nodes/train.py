@@ -111,6 +111,7 @@ class NewCrossAdapter(io.ComfyNode):
                     adapter.config,
                     recipe,
                     is_new=start_from is None,
+                    is_drawn=start_from is None or start_from.adapter.config.llm_dim != llm.width,
                 )
             )
 

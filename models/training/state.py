@@ -15,7 +15,7 @@ from ..files.atomic import written_whole
 from .trainer import Trainer
 
 STATE_KEY = "llm4gen_training_state"  # the metadata entry that holds version, steps and job as JSON
-VERSION = 1
+VERSION = 2  # 1 had the adapter in the scale of its file
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
 
 

@@ -15,6 +15,7 @@ from ...models.features.features import Features
 from ...models.llm import content_digest
 from ...models.recipe import Recipe
 from ...models.training.data import EncodedText, Example, TrainingData
+from ...models.training.standard import Standard, some
 from .. import host
 from ..fused_clip import LLM_TOKENS, FusedCLIP, without_llm
 from ..fusion import Fusion
@@ -46,9 +47,16 @@ class TrainingSet:
     llm: Mapping[str, str]
     origin: str | None = None
 
-    def data(self, scale: Scale, teacher: Mapping[str, Tensor] | None = None) -> TrainingData:
+    def standard(self) -> Standard:
+        """The scale of the LLM's states."""
+        captions = list(self.encoded)
+        return Standard.of(self.encoded[captions[index]] for index in some(len(captions)))
+
+    def data(
+        self, scale: Scale, standard: Standard, teacher: Mapping[str, Tensor] | None = None
+    ) -> TrainingData:
         """scale: the UNet's own scaling of latents. teacher: text → the teacher's context."""
-        examples = Examples(self, scale, teacher or {})
+        examples = Examples(self, scale, standard, teacher or {})
         return TrainingData(examples, examples.text(""))
 
     def _comfy_cache_tensors(self) -> list[Tensor]:
@@ -67,6 +75,7 @@ class Examples(Sequence[Example]):
 
     pairs: TrainingSet
     scale: Scale
+    standard: Standard
     teacher: Mapping[str, Tensor]
 
     def __len__(self) -> int:
@@ -76,7 +85,7 @@ class Examples(Sequence[Example]):
         return Example(self.scale(self.pairs.latents[index]), self.text(self.pairs.texts[index]))
 
     def text(self, text: str) -> EncodedText:
-        states = self.pairs.encoded[text]
+        states = self.standard.apply(self.pairs.encoded[text])
         return replace(states, teacher=self.teacher.get(text))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from ...models.training.settings import COSINE
 from ..managed import ManagedAdapter
 from .data import TrainingSet
-from .job import FROZEN, LORA, Job
+from .job import LORA, Job
 
 
 def digest(tensors: Mapping[str, Tensor], *others: object, dtype: torch.dtype | None = None) -> str:
@@ -53,15 +53,21 @@ def job_digest(
         tensors |= {f"clip {text}": states.clip for text, states in pairs.encoded.items()}
         tensors |= {f"llm {text}": states.llm.states for text, states in pairs.encoded.items()}
     tensors |= {f"teacher {text}": context for text, context in known.items()}
-    # A frozen UNet has no rank. States that were kept before a whole UNet could learn have their old digest.
-    unet = {FROZEN: None, LORA: job.rank}.get(job.unet, job.unet)
-    others = (pairs.texts, pairs.recipe, settings, unet, job.quiet_start, job.precision)
-    # What came later leaves the digests of jobs without it as they were.
-    later: list[object] = [] if pairs.origin is None else [pairs.origin]
-    if job.entity_weight:
-        words = None if pairs.origin else [states.pairs for states in pairs.encoded.values()]
-        later += [job.entity_weight, words]
-    return digest(tensors, *others, start.is_new, models, *later)
+    words = (
+        [states.pairs for states in pairs.encoded.values()] if job.entity_weight and not pairs.origin else []
+    )
+    unet = (job.unet, job.rank if job.unet == LORA else None)
+    others = (
+        pairs.texts,
+        pairs.recipe,
+        pairs.origin,
+        words,
+        settings,
+        unet,
+        job.entity_weight,
+        job.quiet_start,
+    )
+    return digest(tensors, *others, job.precision, start.is_new, start.is_drawn, models)
 
 
 def facts_of(job: Job, pairs: TrainingSet, start: ManagedAdapter) -> dict[str, Any]:

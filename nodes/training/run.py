@@ -149,9 +149,13 @@ class Run:
         models += [unet.schedule.prediction, digest({"alphas": unet.schedule.alphas})]
         self.digest = job_digest(job, pairs, start, models, known or {})
         self.state_file = state_file or folders.training_folder() / f"{self.digest[:16]}.safetensors"
-        self.data = pairs.data(unet.patcher.model.process_latent_in, known)
+        self.standard = pairs.standard()
+        self.data = pairs.data(unet.patcher.model.process_latent_in, self.standard, known)
         self.device = host.load_to_train([unet.patcher, *([teacher.patcher] if teacher else [])])
-        self.adapter = adapter_from(start.adapter, start.adapter.config.llm_dim, 0).to(self.device)
+        self.adapter = adapter_from(start.adapter, start.adapter.config.llm_dim, 0)
+        if not start.is_drawn:  # a random first layer was drawn for such states
+            self.adapter.load_state_dict(self.standard.into(self.adapter.state_dict()))
+        self.adapter.to(self.device)
         self.trainer = Trainer(
             self.objective(),
             self.data,
@@ -196,7 +200,9 @@ class Run:
                 self.run()
         learnt = self.unet.learnt(self.trainer.result("unet"))
         lora = {} if self.unet.whole else learnt
-        weights = {name: weight.cpu() for name, weight in self.trainer.result("adapter").items()}
+        weights = self.standard.out_of(
+            {name: weight.cpu() for name, weight in self.trainer.result("adapter").items()}
+        )
         entry = json.dumps(
             {
                 "steps": self.trainer.steps,
@@ -256,7 +262,7 @@ class Run:
         show = shown("training", self.trainer)
         # Only the first of several processes is looked at.
         every = self.job.preview_every if self.ranks.number == 0 else 0
-        preview = Preview(self.unet, self.adapter, self.pairs, self.device) if every else None
+        preview = Preview(self.unet, self.adapter, self.data, self.device) if every else None
 
         def on_step() -> None:
             if self.job.save_every and self.trainer.steps % self.job.save_every == 0:

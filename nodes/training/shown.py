@@ -14,12 +14,11 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...models.cross_adapter import CrossAdapter
-from ...models.training.data import EncodedText
+from ...models.training.data import EncodedText, TrainingData
 from ...models.training.drawing import generator
 from ...models.training.sampling import sample
 from ...models.training.trainer import Trainer
 from .. import host, server
-from .data import TrainingSet
 from .unet import UNetInTraining
 
 RECENT = 100  # steps whose mean loss and speed are shown
@@ -69,10 +68,11 @@ class Preview:
     with the colours that each channel stands for. A VAE would need memory beside the models that learn.
     """
 
-    def __init__(self, unet: UNetInTraining, adapter: CrossAdapter, pairs: TrainingSet, device: torch.device):
+    def __init__(self, unet: UNetInTraining, adapter: CrossAdapter, data: TrainingData, device: torch.device):
         self.unet, self.adapter, self.device = unet, adapter, device
-        self.texts = pairs.encoded[pairs.texts[0]], pairs.encoded[""]
-        self.noise = torch.randn(pairs.latents[0].shape, generator=generator("preview"))[None].to(device)
+        first = data.examples[0]
+        self.texts = first.text, data.empty
+        self.noise = torch.randn(first.latent.shape, generator=generator("preview"))[None].to(device)
         format_ = unet.patcher.model.latent_format
         # Made before the first step, so that a previewer whose file is damaged does not end a long training.
         self.previewer = latent_preview.get_previewer(device, format_) or latent_preview.Latent2RGBPreviewer(

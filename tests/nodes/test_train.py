@@ -64,6 +64,12 @@ def fresh(new):
 
 
 @pytest.fixture(scope="module")
+def known(new, fresh):
+    """The same weights, but not as random ones, which training takes to be drawn for states of its own scale."""
+    return new(start_from=fresh)
+
+
+@pytest.fixture(scope="module")
 def images():
     torch.manual_seed(0)
     return [torch.rand(1, 64, 64, 3), torch.rand(1, 64, 64, 3)]
@@ -361,7 +367,7 @@ def test_previews_change_nothing_of_what_is_learnt(train, bar, unet):
     assert unet != "whole" or equal(*changes)
 
 
-def test_a_preview_is_what_ksampler_draws_for_the_first_caption(train, model, condition, fresh, monkeypatch):
+def test_a_preview_is_what_ksampler_draws_for_the_first_caption(train, model, condition, known, monkeypatch):
     import comfy.sample  # noqa: PLC0415
 
     from llm4gen.nodes.training import shown  # noqa: PLC0415
@@ -374,11 +380,11 @@ def test_a_preview_is_what_ksampler_draws_for_the_first_caption(train, model, co
 
     monkeypatch.setattr(shown.Preview, "latents", drawn)
     monkeypatch.setattr(shown, "STEPS", 4)
-    train(steps=1, preview_every=1, learning_rate=1e-8)
+    train(adapter=known, steps=1, preview_every=1, learning_rate=1e-8)
     ((noise, found),) = seen
     start = torch.zeros_like(noise)
     with torch.inference_mode():
-        first, second, empty = (condition(text, adapter=fresh) for text in (*TEXTS, ""))
+        first, second, empty = (condition(text, adapter=known) for text in (*TEXTS, ""))
         expected, other = (
             comfy.sample.sample(model, noise, 4, 7.5, "euler", "ddim_uniform", text, empty, start, seed=0)
             for text in (first, second)
@@ -479,15 +485,15 @@ def test_a_full_disk_is_named_and_costs_nothing_but_the_state(train, states, mon
     assert states() == []
 
 
-def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(train, started, clip, llm, fresh, model):
+def test_a_student_that_is_its_own_teacher_has_nothing_to_learn(train, started, clip, llm, known, model):
     """The teacher reads the same captions through the same adapter, so the first loss is 0 but for rounding."""
     with torch.inference_mode():
         teacher = in_process.run(
-            started.ours["LLM4GEN_ApplyToCLIP"], clip=clip, llm=llm, adapter=fresh, strength=1.0
+            started.ours["LLM4GEN_ApplyToCLIP"], clip=clip, llm=llm, adapter=known, strength=1.0
         )
-    *_, losses, _ = train(steps=1, teacher_clip=teacher, teacher_model=model)
+    *_, losses, _ = train(adapter=known, steps=1, teacher_clip=teacher, teacher_model=model)
     assert losses["loss"][0] < 1e-6
-    *_, losses, _ = train(steps=1, teacher_clip=clip)
+    *_, losses, _ = train(adapter=known, steps=1, teacher_clip=clip)
     assert losses["loss"][0] > 1e-4
 
 
@@ -496,7 +502,9 @@ def test_only_a_new_adapter_gets_a_quiet_start(train, new, fresh):
     trained = new(start_from=fresh, seed=5)
     assert equal(weights_of(trained.adapter), weights_of(fresh.adapter))
     started_from = weights_of(train(adapter=trained, steps=0, quiet_start=2)[0].adapter)
-    assert equal(started_from, weights_of(trained.adapter))
+    for name, weight in weights_of(trained.adapter).items():
+        # Its first layer was converted to the scale of training and back.
+        torch.testing.assert_close(started_from[name], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_the_llms_half_is_left_out_only_where_the_unet_learns(nodes):

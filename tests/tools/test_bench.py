@@ -40,10 +40,10 @@ def places():
 
 @pytest.fixture(scope="module")
 def runs(host, tmp_path_factory):
-    """Both benchmarks, run at the same time as `tools/dev.py bench` runs them: what they printed, and left."""
+    """All benchmarks, run at the same time as `tools/dev.py bench` runs them: what they printed, and left."""
     folder, before = tmp_path_factory.mktemp("bench"), places()
     started = {}
-    for name in ("conditioning", "encoders"):
+    for name in ("conditioning", "encoders", "training"):
         for place in ("models", "temporary"):
             (folder / name / place).mkdir(parents=True)
         command = [sys.executable, "-m", f"bench.{name}", "--quick", "--rounds", "1", "--threads", "1"]
@@ -130,8 +130,16 @@ def test_the_kinds_of_file_differ_as_much_as_their_precision_allows(runs):
         assert max(found["bf16"], found["fp16"]) < found["GGUF Q8_0"]
 
 
+def test_the_training_table_has_a_row_for_each_part_that_learns(runs):
+    ((headings, rows),) = tables(runs.training)
+    assert headings == ["way", "learns", "pictures a second", "times diffusers", "peak memory, GB"]
+    wanted = [("diffusers", "whole"), ("ours", "whole"), ("ours", "LoRA"), ("ours", "frozen")]
+    assert [tuple(row[:2]) for row in rows] == wanted
+    assert all(float(row[2]) > 0 for row in rows)
+
+
 def test_a_quick_run_is_not_judged_and_says_where_it_ran(runs):
-    for printed in (runs.conditioning, runs.encoders):
+    for printed in (runs.conditioning, runs.encoders, runs.training):
         assert "Machine: " in printed and "threads: 1;" in printed and "medians of 1 " in printed
         assert "Not judged" in printed and "Verdict" not in printed
 
