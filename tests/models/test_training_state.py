@@ -131,7 +131,7 @@ def spoil(path, change):
     ("change", "message"),
     [
         (lambda tensors, entry: entry.update(job="another"), "is not the state of this training.*'another'"),
-        (lambda tensors, entry: entry.update(version=2), "is not the state of this training"),
+        (lambda tensors, entry: entry.update(version=1), "is not the state of this training"),
         (lambda tensors, entry: tensors.pop("weight.unet.out"), "weight.unet.out is missing"),
         (lambda tensors, entry: tensors.pop("losses"), "losses is missing"),
         (

@@ -174,6 +174,7 @@ def secrets(server, models, host):
 
 def test_two_thousand_malformed_requests_do_no_harm(server, client, secrets):
     rng, sender, before, statuses = random.Random(SEED), Sender(server.port), None, {}
+    said = len(server.log_text())  # by other tests, which may have wanted errors
     for number in range(REQUESTS):
         data, complete = request(rng)
         status, response = sender.send(data, complete)
@@ -186,7 +187,7 @@ def test_two_thousand_malformed_requests_do_no_harm(server, client, secrets):
     sender.close()
     assert min(statuses.get(status, 0) for status in (200, 400, 405, 413, 415)) >= 20, statuses
     assert before is None or memory_of(server) - before < GROWTH
-    assert not re.search(r"llm4gen[/\\]nodes", server.log_text()), "the log holds an error in the pack's code"
+    assert not re.search(r"llm4gen[/\\]nodes", server.log_text()[said:]), "the log holds an error in the pack's code"
 
     fields = {"text": "a cat", "llm_text": None, "encoder": ENCODER, "adapter": ADAPTER}
     counted = client.post("/llm4gen/tokens", fields)

@@ -270,7 +270,8 @@ def run(comfyui, *arguments, **environment):
     command = [sys.executable, comfyui / "custom_nodes" / "llm4gen" / "tools" / "doctor.py", *arguments]
     done = subprocess.run(
         list(map(str, command)),
-        env={**os.environ, **environment},
+        # Python's own caches would be files that the command has written.
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environment},
         capture_output=True,
         text=True,
         encoding="utf-8",
