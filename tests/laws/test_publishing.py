@@ -33,7 +33,12 @@ FOR_DEVELOPERS = (
     "tools/pictures/",
     "tools/sandbox/",
 )
-COMMANDS = ("convert.py", "doctor.py", "fetch_weights.py", "train.py")  # for users; a missing one is not tested
+COMMANDS = (
+    "convert.py",
+    "doctor.py",
+    "fetch_weights.py",
+    "train.py",
+)  # for users; a missing one is not tested
 TIMEOUT = 60
 
 

@@ -187,7 +187,9 @@ def test_two_thousand_malformed_requests_do_no_harm(server, client, secrets):
     sender.close()
     assert min(statuses.get(status, 0) for status in (200, 400, 405, 413, 415)) >= 20, statuses
     assert before is None or memory_of(server) - before < GROWTH
-    assert not re.search(r"llm4gen[/\\]nodes", server.log_text()[said:]), "the log holds an error in the pack's code"
+    assert not re.search(r"llm4gen[/\\]nodes", server.log_text()[said:]), (
+        "the log holds an error in the pack's code"
+    )
 
     fields = {"text": "a cat", "llm_text": None, "encoder": ENCODER, "adapter": ADAPTER}
     counted = client.post("/llm4gen/tokens", fields)
