@@ -169,12 +169,8 @@ class Run:
 
     def objective(self) -> Objective:
         """`Match` with a teacher, else `Denoise`; with an entity weight, `EntityGuided` around it."""
-        weight = self.job.entity_weight
-        return (
-            EntityGuided(self.plain_objective(), self.unet.watched, weight)
-            if weight
-            else self.plain_objective()
-        )
+        plain, weight = self.plain_objective(), self.job.entity_weight
+        return EntityGuided(plain, self.unet.watched, weight) if weight else plain
 
     def plain_objective(self) -> Objective:
         gamma = self.job.settings.gamma

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...models.cross_adapter import CrossAdapter
-from ...models.training.data import EncodedText, TrainingData
+from ...models.training.data import Drawn, EncodedText, TrainingData, batches
 from ...models.training.drawing import generator
 from ...models.training.sampling import sample
 from ...models.training.trainer import Trainer
@@ -92,6 +92,6 @@ class Preview:
 
     def context(self, text: EncodedText) -> Tensor:
         """CLIP's tokens and the fused LLM tokens, [1, n + l, d]."""
-        clip = text.clip[None].float().to(self.device)
-        fused = self.adapter(clip, text.llm.states[None].float().to(self.device))
-        return torch.cat([clip, text.llm.rows.expand(fused)], dim=1)
+        (noise,) = self.noise
+        (batch,) = batches([Drawn(noise, text.clip, text.llm, None, noise, 0)], self.device)
+        return batch.context(self.adapter)

@@ -23,6 +23,7 @@ from llm4gen.models.training.ranks import ALONE
 from llm4gen.models.training.settings import Drops, Settings
 from llm4gen.models.training.start import adapter_from, new_adapter
 from llm4gen.models.training.trainer import rate_factor
+from tiny import equal, weights_of
 
 
 def denoise(adapter, unet=None):
@@ -31,14 +32,6 @@ def denoise(adapter, unet=None):
 
 def mean(losses):
     return sum(losses) / len(losses)
-
-
-def weights_of(adapter):
-    return {name: weight.clone() for name, weight in adapter.state_dict().items()}
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 # What it learns

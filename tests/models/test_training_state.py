@@ -16,6 +16,7 @@ from llm4gen.models.training import state
 from llm4gen.models.training.denoise import Denoise
 from llm4gen.models.training.settings import Drops
 from llm4gen.models.training.state import load_state, save_state, state_of
+from tiny import equal
 
 JOB = "a job"
 
@@ -27,10 +28,6 @@ def fresh(steps, **settings):
     objective = Denoise(unet, training.schedule(), adapter)
     rates = {"drops": Drops(0.2, 0.2, 0.2), "ema": 0.9, "warm_up": 3, "batch_size": 3}
     return training.trainer(objective, adapter, unet=learns, steps=steps, **rates | settings)
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_n_steps_and_n_more_equal_2n_to_the_bit(tmp_path):

@@ -15,7 +15,7 @@ import in_process
 from llm4gen.models.errors import UntrainableModel, WrongTraining
 from sandbox.client import ExecutionError, Interrupted
 from sandbox.standins import CHECKPOINT, ENCODER
-from tiny import identical, relative_error
+from tiny import equal, identical, relative_error, weights_of
 
 TEXTS = ["a red cat on a mat", "a blue dog"]
 JOB = {
@@ -113,14 +113,6 @@ def states(started):
 
     before = set(folders.training_folder().iterdir())
     return lambda: sorted(set(folders.training_folder().iterdir()) - before)
-
-
-def weights_of(module):
-    return {name: weight.clone() for name, weight in module.state_dict().items()}
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def conditioned(condition, adapter):

@@ -126,3 +126,13 @@ def identical(one, other):
     if isinstance(one, list | tuple):
         return len(one) == len(other) and all(map(identical, one, other))
     return one == other
+
+
+def weights_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A copy of a model's weights, by name."""
+    return {name: weight.clone() for name, weight in module.state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights have the same names, and the same numbers to the bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)

@@ -21,7 +21,7 @@ from llm4gen.models.errors import NoSpace, WrongTraining
 from llm4gen.models.training.ranks import ALONE
 from paths import COMFYUI, STANDINS
 from sandbox.standins import CHECKPOINT, ENCODER
-from tiny import relative_error
+from tiny import equal, relative_error
 from training import dry_run
 from training.job_file import read_job
 from training.pairs import Problems, find_pairs, open_picture
@@ -81,10 +81,6 @@ def run(session, folder):
 
 def weights(trained):
     return dict(trained.adapter.adapter.state_dict())
-
-
-def equal(one, other):
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_command_gives_the_adapter_that_the_graph_gives(run, session, folder, checkpoint, llm):

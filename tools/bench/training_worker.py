@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
@@ -148,7 +147,5 @@ def plain_levels(sizes: dict[str, Any]) -> int:
     return int(len(sizes["channels"]) > 1)
 
 
-main = partial(worker.main, globals())
-
 if __name__ == "__main__":
-    main()
+    worker.main(globals())
