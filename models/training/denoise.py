@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..cross_adapter import CrossAdapter
 from .data import Batch
-from .schedule import NoiseSchedule, Predict, squared_error
+from .schedule import MIN_SNR, NoiseSchedule, Predict, squared_error
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,13 @@ class Denoise:
     u is the UNet, c are CLIP's tokens, A(c, l) is the Cross-Adapter's fusion of them with the LLM's tokens l, and the
     target is the noise or the velocity, as the UNet predicts it.
 
-    gamma: of the min-SNR weight w(t), see `NoiseSchedule.min_snr_weights`.
+    weighting, gamma: of w(t), see `NoiseSchedule.loss_weights`.
     """
 
     predict: Predict
     schedule: NoiseSchedule
     adapter: CrossAdapter
+    weighting: str = MIN_SNR
     gamma: float = 5.0
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -31,4 +32,6 @@ class Denoise:
         noised = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         target = self.schedule.target(batch.latents, batch.noise, batch.timesteps)
         prediction = self.predict(noised, batch.timesteps, batch.context(self.adapter))
-        return self.schedule.min_snr_weights(batch.timesteps, self.gamma) * squared_error(prediction, target)
+        return self.schedule.loss_weights(batch.timesteps, self.weighting, self.gamma) * squared_error(
+            prediction, target
+        )

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..cross_adapter import CrossAdapter
 from .data import Batch
-from .schedule import NoiseSchedule, Predict, squared_error
+from .schedule import MIN_SNR, NoiseSchedule, Predict, squared_error
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,14 @@ class Match:
     same thing, noise or velocity, on the same schedule. The latents need not fit the texts.
 
     teacher: u*; it may be the student's own UNet. Of its result no gradient is taken.
-    gamma:   of the min-SNR weight w(t), see `NoiseSchedule.min_snr_weights`.
+    weighting, gamma: of w(t), see `NoiseSchedule.loss_weights`.
     """
 
     predict: Predict
     teacher: Predict
     schedule: NoiseSchedule
     adapter: CrossAdapter
+    weighting: str = MIN_SNR
     gamma: float = 5.0
 
     def __call__(self, batch: Batch) -> Tensor:
@@ -37,4 +38,6 @@ class Match:
         with torch.no_grad():
             target = self.teacher(noised, batch.timesteps, batch.teacher)
         prediction = self.predict(noised, batch.timesteps, batch.context(self.adapter))
-        return self.schedule.min_snr_weights(batch.timesteps, self.gamma) * squared_error(prediction, target)
+        return self.schedule.loss_weights(batch.timesteps, self.weighting, self.gamma) * squared_error(
+            prediction, target
+        )

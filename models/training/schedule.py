@@ -10,6 +10,8 @@ from torch import Tensor
 # A UNet: noised latents [b, c, h, w], timesteps [b] and context [b, n, d] → its prediction [b, c, h, w].
 Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+MIN_SNR, DEBIASED = "min-snr", "debiased"  # how the loss weighs the timesteps
+MOST_DEBIASED = 20.0  # SD1.5's own schedule reaches 15
 EPS, V = "eps", "v"  # what a UNet predicts: the noise (Ho et al. 2020), or the velocity (Salimans & Ho 2022)
 
 
@@ -45,6 +47,14 @@ class NoiseSchedule:
             return (noised - spread * prediction) / signal, prediction
         return signal * noised - spread * prediction, spread * noised + signal * prediction
 
+    def loss_weights(self, timesteps: Tensor, weighting: str, gamma: float) -> Tensor:
+        """The weight of each timestep's squared error, [b]. weighting: MIN_SNR or DEBIASED."""
+        return (
+            self.debiased_weights(timesteps)
+            if weighting == DEBIASED
+            else self.min_snr_weights(timesteps, gamma)
+        )
+
     def min_snr_weights(self, timesteps: Tensor, gamma: float) -> Tensor:
         """The weight of each timestep's squared error, [b] (Hang et al. 2023, arXiv 2303.09556, section 3.4).
 
@@ -61,6 +71,19 @@ class NoiseSchedule:
             # Written so that it is also finite where SNR is 0, at the end of a schedule that reaches pure noise.
             return (gamma / snr).clamp(max=1)
         return snr.clamp(max=gamma) / (snr + 1)
+
+    def debiased_weights(self, timesteps: Tensor) -> Tensor:
+        """The weight of each timestep's squared error, [b] (Yu et al. 2023, arXiv 2310.08442, section 4).
+
+        It is 1 / √SNR for EPS and √SNR / (SNR + 1) for V, so the squared error of x_0 has the weight √SNR. This says
+        more than `min_snr_weights` about very noisy latents, in which is decided what the picture shows.
+        """
+        alphas = self.alphas.to(timesteps.device)[timesteps]
+        root = (alphas / (1 - alphas)).sqrt()
+        if self.prediction == EPS:
+            # At the end of a schedule that reaches pure noise, SNR is 0.
+            return 1 / root.clamp(min=1 / MOST_DEBIASED)
+        return root / (root.square() + 1)
 
     def factors(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """√a_t and √(1 - a_t), each [b, 1, 1, 1]."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import WrongTraining
+from .schedule import DEBIASED, MIN_SNR
 
 CONSTANT, COSINE = "constant", "cosine"  # what the learning rate does after the warm-up
 
@@ -45,6 +46,7 @@ class Settings:
     decay:              CONSTANT, or COSINE for half a cosine that ends at 0.
     clip_norm:          largest norm of all gradients together; larger ones are scaled down.
     ema:                decay of the moving average of the weights, which is the result; 0 takes the last weights.
+    weighting:          MIN_SNR or DEBIASED, see `NoiseSchedule.loss_weights`.
     gamma:              of min-SNR weighting; 0 turns it off.
     seed:               decides on the noise, the timesteps, the drops and the order of the examples.
     """
@@ -59,6 +61,7 @@ class Settings:
     decay: str = CONSTANT
     clip_norm: float = 1.0
     ema: float = 0.999
+    weighting: str = MIN_SNR
     gamma: float = 5.0
     drops: Drops = Drops()
     seed: int = 0
@@ -75,5 +78,6 @@ class Settings:
                 f"ema is {self.ema:g}, gamma {self.gamma:g} and weight_decay {self.weight_decay:g}. ema must be at "
                 "least 0 and below 1, the others at least 0."
             )
-        if self.decay not in (CONSTANT, COSINE):
-            raise WrongTraining(f'decay is {self.decay!r}; it can be "{CONSTANT}" or "{COSINE}".')
+        for name, options in (("decay", (CONSTANT, COSINE)), ("weighting", (MIN_SNR, DEBIASED))):
+            if (value := getattr(self, name)) not in options:
+                raise WrongTraining(f'{name} is {value!r}; it can be "{options[0]}" or "{options[1]}".')

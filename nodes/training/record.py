@@ -99,7 +99,7 @@ def facts_of(job: Job, pairs: TrainingSet, start: ManagedAdapter) -> dict[str, A
             "precision": job.precision,
             **{
                 key: getattr(settings, key)
-                for key in ("weight_decay", "warm_up", "decay", "clip_norm", "ema")
+                for key in ("weight_decay", "warm_up", "decay", "clip_norm", "ema", "weighting")
             },
         },
         **({"start": before} if before else {}),

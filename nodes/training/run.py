@@ -173,9 +173,9 @@ class Run:
         return EntityGuided(plain, self.unet.watched, weight) if weight else plain
 
     def plain_objective(self) -> Objective:
-        gamma = self.job.settings.gamma
+        weights = self.job.settings.weighting, self.job.settings.gamma
         if self.teacher is None:
-            return Denoise(self.unet.predict, self.unet.schedule, self.adapter, gamma)
+            return Denoise(self.unet.predict, self.unet.schedule, self.adapter, *weights)
         if (
             self.teacher.schedule.prediction != self.unet.schedule.prediction
             or self.teacher.schedule.alphas.tolist() != self.unet.schedule.alphas.tolist()
@@ -184,7 +184,7 @@ class Run:
                 f"The teacher's MODEL predicts {self.teacher.schedule.prediction} and the student's "
                 f"{self.unet.schedule.prediction}, or their noise schedules differ. Use models of the same kind."
             )
-        return Match(self.unet.predict, self.teacher.predict, self.unet.schedule, self.adapter, gamma)
+        return Match(self.unet.predict, self.teacher.predict, self.unet.schedule, self.adapter, *weights)
 
     def result(self) -> Trained:
         """Runs what is left of the training."""

@@ -107,7 +107,7 @@ def test_denoise_and_its_gradients_equal_diffusers_and_autograd(prediction, gamm
             errors = errors * snr.clamp(max=gamma) / (snr if prediction == "eps" else snr + 1)
         return errors.mean()
 
-    objective = Denoise(training.predictor(unet), training.schedule(prediction), adapter, gamma)
+    objective = Denoise(training.predictor(unet), training.schedule(prediction), adapter, gamma=gamma)
     assert_equal_with_gradients(objective, adapter, drawn, expected_loss)
 
 
@@ -164,11 +164,40 @@ def test_min_snr_weighs_the_error_of_the_clean_latents_by_the_smaller_of_snr_and
     assert torch.equal(schedule.min_snr_weights(timesteps, 0.0), torch.ones(1000))
 
 
-def test_min_snr_is_finite_where_a_schedule_ends_in_pure_noise():
-    for prediction in ("eps", "v"):
-        schedule = training.NoiseSchedule(torch.tensor([0.9, 0.0]), prediction)
-        weights = schedule.min_snr_weights(torch.tensor([0, 1]), 5.0)
-        assert weights.tolist() == pytest.approx([5 / 9, 1.0] if prediction == "eps" else [0.5, 0.0])
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+def test_debiased_weighs_the_error_of_the_clean_latents_by_the_root_of_snr(prediction):
+    schedule, timesteps = training.schedule(prediction), torch.arange(1000)
+    alphas = training.ddpm(prediction).alphas_cumprod.double()
+    error_of_clean = (1 - alphas) / alphas if prediction == "eps" else 1 - alphas
+    expected = (alphas / (1 - alphas)).sqrt() * error_of_clean
+    found = schedule.loss_weights(timesteps, "debiased", 5.0).double()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0.0)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "prediction", "expected"),
+    [
+        ("min-snr", "eps", [5 / 9, 1.0]),
+        ("min-snr", "v", [0.5, 0.0]),
+        ("debiased", "eps", [1 / 3, 20.0]),
+        ("debiased", "v", [0.3, 0.0]),
+    ],
+)
+def test_weights_are_finite_where_a_schedule_ends_in_pure_noise(weighting, prediction, expected):
+    schedule = training.NoiseSchedule(torch.tensor([0.9, 0.0]), prediction)
+    weights = schedule.loss_weights(torch.tensor([0, 1]), weighting, 5.0)
+    assert weights.tolist() == pytest.approx(expected)
+
+
+def test_denoise_weighs_as_it_is_told():
+    adapter, batch = training.adapter(), only_batch(drawn_examples())
+    unet, schedule = training.predictor(training.unet()), training.schedule()
+    losses = {
+        weighting: Denoise(unet, schedule, adapter, weighting, 5.0)(batch)
+        for weighting in ("min-snr", "debiased")
+    }
+    ratio = schedule.debiased_weights(batch.timesteps) / schedule.min_snr_weights(batch.timesteps, 5.0)
+    torch.testing.assert_close(losses["debiased"], losses["min-snr"] * ratio)
 
 
 def test_examples_of_unequal_shapes_give_the_losses_that_each_gives_alone():

@@ -179,6 +179,7 @@ def test_a_saved_adapter_gives_to_the_bit_what_the_trained_one_gave(
         "decay": "constant",
         "clip_norm": 1.0,
         "ema": 0.999,
+        "weighting": "min-snr",
     }
     assert entry["job"] == {name: JOB[name] for name in entry["job"].keys() & JOB.keys()} | decided
     assert len(states()) == 1
