@@ -56,6 +56,7 @@ class Drawn:
     noise:     as large as the latent.
     timestep:  how noisy the latent becomes.
     pairs:     words that belong together, by those of their tokens that are seen.
+    alone:     whether the UNet sees the fused LLM tokens without CLIP's.
     """
 
     latent: Tensor
@@ -65,13 +66,14 @@ class Drawn:
     noise: Tensor
     timestep: int
     pairs: tuple[Pair, ...] = ()
+    alone: bool = False
 
     @property
     def shapes(self) -> tuple[object, ...]:
         """What must be equal in a batch."""
         positions = None if self.llm is None else len(self.llm.rows.row_of)
         teacher = None if self.teacher is None else self.teacher.shape
-        return self.latent.shape, self.clip.shape, positions, teacher
+        return self.latent.shape, self.clip.shape, positions, teacher, self.alone
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,7 @@ class Batch:
     row_of:  [b, l], which row stands at each position.
     teacher: [b, m, d], or None.
     pairs:   of each example, see `EncodedText`.
+    alone:   see `Drawn`.
     """
 
     latents: Tensor
@@ -93,14 +96,16 @@ class Batch:
     row_of: Tensor | None
     teacher: Tensor | None
     pairs: Sequence[Sequence[Pair]] = ()
+    alone: bool = False
 
     @property
     def tokens(self) -> int:
         """Length of the context."""
-        return self.clip.shape[1] + (0 if self.row_of is None else self.row_of.shape[1])
+        own = 0 if self.alone else self.clip.shape[1]
+        return own + (0 if self.row_of is None else self.row_of.shape[1])
 
     def context(self, adapter: CrossAdapter) -> Tensor:
-        """CLIP's tokens, followed by the fused LLM tokens: [b, n + l, d].
+        """CLIP's tokens, followed by the fused LLM tokens: [b, n + l, d], or [b, l, d] if these are seen alone.
 
         The adapter fuses each LLM token on its own, so it computes equal rows once, and rows of zeros do no harm.
         """
@@ -108,7 +113,8 @@ class Batch:
             return self.clip
         fused = adapter(self.clip, self.llm)
         index = self.row_of[..., None].expand(-1, -1, fused.shape[-1])
-        return torch.cat([self.clip, fused.gather(1, index)], dim=1)
+        tokens = fused.gather(1, index)
+        return tokens if self.alone else torch.cat([self.clip, tokens], dim=1)
 
 
 def batches(drawn: Sequence[Drawn], device: torch.device) -> Iterator[Batch]:
@@ -142,4 +148,5 @@ def collate(group: Sequence[Drawn], device: torch.device) -> Batch:
         row_of=torch.stack([one.rows.row_of for one in features]).to(device) if features else None,
         teacher=stack(teachers) if teachers else None,
         pairs=[one.pairs for one in group],
+        alone=group[0].alone,
     )

@@ -45,17 +45,20 @@ def draw_example(data: TrainingData, place: int, settings: Settings, timesteps: 
     text = draw_text(data, example, settings.drops, torch.rand((), generator=source).item())
     timestep = int(torch.randint(timesteps, (), generator=source))
     noise = torch.randn(example.latent.shape, generator=source)
-    return Drawn(example.latent, text.clip, text.llm, text.teacher, noise, timestep, text.pairs)
+    return Drawn(
+        example.latent, text.clip, text.llm, text.teacher, noise, timestep, text.pairs, text.alone
+    )
 
 
 @dataclass(frozen=True)
 class SeenText:
-    """What CLIP, the LLM and the teacher read. llm is None where that half is left out. pairs: see `Drawn`."""
+    """What CLIP, the LLM and the teacher read. llm is None where that half is left out. pairs, alone: see `Drawn`."""
 
     clip: Tensor
     llm: Features | None
     teacher: Tensor | None
     pairs: tuple[Pair, ...]
+    alone: bool = False
 
 
 def draw_text(data: TrainingData, example: Example, drops: Drops, chance: float) -> SeenText:
@@ -69,12 +72,13 @@ def draw_text(data: TrainingData, example: Example, drops: Drops, chance: float)
         return SeenText(empty.clip, empty.llm, empty.teacher, ())
     if chance < drops.text + drops.llm:
         return SeenText(text.clip, None, text.teacher, seen_pairs(text, lambda place: place < len(text.clip)))
-    if chance < drops.text + drops.llm + drops.clip:
-        # The LLM's tokens move if CLIP reads "" in fewer chunks.
-        moved = len(empty.clip) - len(text.clip)
+    if chance < drops.text + drops.llm + drops.clip + drops.clip_tokens:
+        alone = chance >= drops.text + drops.llm + drops.clip
+        # The LLM's tokens move if CLIP reads "" in fewer chunks, or if its tokens are not seen.
+        moved = (0 if alone else len(empty.clip)) - len(text.clip)
         pairs = seen_pairs(text, lambda place: place >= len(text.clip))
         pairs = tuple((tuple(p + moved for p in a), tuple(p + moved for p in b)) for a, b in pairs)
-        return SeenText(empty.clip, text.llm, text.teacher, pairs)
+        return SeenText(empty.clip, text.llm, text.teacher, pairs, alone)
     return SeenText(text.clip, text.llm, text.teacher, text.pairs)
 
 

@@ -17,17 +17,20 @@ class Drops:
     text: both halves read "", as the negative prompt does, which makes classifier-free guidance possible.
     llm:  the LLM's half is left out, as with `strength` 0. An adapter that learns alone learns nothing from that.
     clip: CLIP's half reads "", so that the LLM's half must tell the picture by itself.
+    clip_tokens: besides, the UNet sees the fused LLM tokens without CLIP's, among which new ones are hard to find for a
+                 UNet that learns from nothing.
     """
 
     text: float = 0.1
     llm: float = 0.0
     clip: float = 0.1
+    clip_tokens: float = 0.0
 
     def __post_init__(self) -> None:
-        rates = self.text, self.llm, self.clip
+        rates = self.text, self.llm, self.clip, self.clip_tokens
         if min(rates) < 0 or sum(rates) > 1:
             raise WrongTraining(
-                f"The drop rates are {', '.join(f'{rate:g}' for rate in rates)} (text, LLM, CLIP). None may be "
+                f"The drop rates are {', '.join(f'{rate:g}' for rate in rates)} (text, LLM, CLIP, CLIP's tokens). None may be "
                 "negative, and their sum may be at most 1."
             )
 

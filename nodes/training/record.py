@@ -92,6 +92,7 @@ def facts_of(job: Job, pairs: TrainingSet, start: ManagedAdapter) -> dict[str, A
             "drop_text": settings.drops.text,
             "drop_llm": settings.drops.llm,
             "drop_clip": settings.drops.clip,
+            "drop_clip_tokens": settings.drops.clip_tokens,
             "min_snr": settings.gamma,
             "entity_weight": job.entity_weight,
             "quiet_start": job.quiet_start if start.is_new else 0,

@@ -5,6 +5,7 @@ import math
 import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ import tiny_training as training
 from llm4gen.models.cross_adapter import CrossAdapterConfig
 from llm4gen.models.errors import TrainingDiverged, WrongTraining
 from llm4gen.models.training.checkpointing import recomputed
-from llm4gen.models.training.data import TrainingData
+from llm4gen.models.training.data import TrainingData, batches
 from llm4gen.models.training.denoise import Denoise
 from llm4gen.models.training.drawing import draw_step
 from llm4gen.models.training.ema import EMA
@@ -193,23 +194,35 @@ def test_every_round_holds_every_picture_once_in_another_order():
 
 def test_parts_of_the_text_are_dropped_as_often_as_the_job_says():
     data = training.data(1)
-    settings = Settings(batch_size=4000, drops=Drops(text=0.1, llm=0.2, clip=0.3))
+    settings = Settings(batch_size=4000, drops=Drops(text=0.1, llm=0.2, clip=0.3, clip_tokens=0.15))
     ((*drawn,),) = draw_step(data, settings, 1000, 0)
     text, empty = data.examples[0].text, data.empty
     names = {id(text.clip): "text", id(empty.clip): "empty", id(text.llm): "text", id(empty.llm): "empty"}
-    seen = Counter((names[id(one.clip)], names[id(one.llm)] if one.llm else "left out") for one in drawn)
+    seen = Counter(
+        (names[id(one.clip)], names[id(one.llm)] if one.llm else "left out", one.alone) for one in drawn
+    )
     rates = {halves: count / len(drawn) for halves, count in seen.items()}
     assert rates == pytest.approx(
         {
-            ("empty", "empty"): 0.1,
-            ("text", "left out"): 0.2,
-            ("empty", "text"): 0.3,
-            ("text", "text"): 0.4,
+            ("empty", "empty", False): 0.1,
+            ("text", "left out", False): 0.2,
+            ("empty", "text", False): 0.3,
+            ("empty", "text", True): 0.15,
+            ("text", "text", False): 0.25,
         },
         abs=0.03,
     )
     timesteps = torch.tensor([one.timestep for one in drawn])
     assert 0 <= timesteps.min() < 5 and 995 <= timesteps.max() < 1000
+
+
+def test_fused_tokens_that_are_seen_alone_are_those_after_clips():
+    adapter, drawn = training.adapter(), next(draw_step(training.data(1), Settings(batch_size=2), 1000, 0))
+    (batch,) = batches(drawn, torch.device("cpu"))
+    (alone,) = batches([replace(one, alone=True) for one in drawn], torch.device("cpu"))
+    with torch.no_grad():
+        assert torch.equal(alone.context(adapter), batch.context(adapter)[:, batch.clip.shape[1] :])
+    assert alone.tokens == alone.context(adapter).shape[1]
 
 
 def test_a_step_in_which_nothing_takes_part_that_learns_changes_nothing():
@@ -313,9 +326,9 @@ def test_settings_that_are_not_possible_are_named(settings, message):
         Settings(**settings)
 
 
-@pytest.mark.parametrize("rates", [(-0.1, 0.0, 0.0), (0.5, 0.4, 0.2)])
+@pytest.mark.parametrize("rates", [(-0.1, 0.0, 0.0), (0.5, 0.4, 0.2), (0.3, 0.3, 0.3, 0.2)])
 def test_drop_rates_that_are_not_possible_are_named(rates):
-    with pytest.raises(WrongTraining, match=r"The drop rates are .*\(text, LLM, CLIP\)"):
+    with pytest.raises(WrongTraining, match=r"The drop rates are .*\(text, LLM, CLIP, CLIP's tokens\)"):
         Drops(*rates)
 
 

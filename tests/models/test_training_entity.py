@@ -96,13 +96,14 @@ def test_what_is_dropped_has_no_words():
     empty = EncodedText(short.clip[:4], short.llm)
     data = TrainingData([Example(torch.zeros(4, 8, 8), text)], empty)
 
-    def pairs(text=0.0, llm=0.0, clip=0.0):
-        return draw_text(data, data.examples[0], Drops(text, llm, clip), 0.5).pairs
+    def pairs(**rates):
+        return draw_text(data, data.examples[0], Drops(**{"text": 0.0, "clip": 0.0} | rates), 0.5).pairs
 
     assert pairs() == (RED_BALL, BLUE_CUBE)
     assert pairs(text=1.0) == ()
     assert pairs(llm=1.0) == (((1,), (2,)), ((4,), (5,)))
     assert pairs(clip=1.0) == (((5,), (6, 7)),)
+    assert pairs(clip_tokens=1.0) == (((1,), (2, 3)),)
 
 
 def test_gradients_reach_what_the_attention_is_computed_from():

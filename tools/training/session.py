@@ -82,7 +82,9 @@ def train(
     found = stored_set(session, job, pairs, problems, ranks, clip=clip, vae=vae, llm=llm, adapter=adapter)
     teacher = teacher_of(session, job, clip)
     asked = job_of(**{key: job[key] for key in keys_of([*job_inputs(), *late_inputs()])})
-    settings = replace(asked.settings, **{key: job[key] for key in ADVANCED})
+    advanced = {key: job[key] for key in ADVANCED}
+    drops = replace(asked.settings.drops, clip_tokens=advanced.pop("drop_clip_tokens"))
+    settings = replace(asked.settings, drops=drops, **advanced)
     return train_adapter(
         model,
         found,
