@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -42,10 +42,26 @@ class Example:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """examples: the pictures with their captions. empty: the text "", which stands in for what is dropped."""
+    """examples: the pictures with their captions. empty: the text "", which stands in for what is dropped.
+
+    kinds: [examples], equal numbers for examples that can be computed as one batch, see `numbered`; None: all can.
+    """
 
     examples: Sequence[Example]
     empty: EncodedText
+    kinds: Tensor | None = None
+
+
+def kind_of(latent: Tensor, text: EncodedText) -> tuple[object, ...]:
+    """What two examples must share to be computed as one batch."""
+    return latent.shape, text.clip.shape, len(text.llm.rows.row_of)
+
+
+def numbered(kinds: Iterable[Hashable]) -> Tensor | None:
+    """Equal numbers for equal kinds; None if all are equal."""
+    numbers: dict[Hashable, int] = {}
+    found = [numbers.setdefault(kind, len(numbers)) for kind in kinds]
+    return torch.tensor(found) if len(numbers) > 1 else None
 
 
 @dataclass(frozen=True)

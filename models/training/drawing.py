@@ -41,13 +41,11 @@ def draw_step(
 def draw_example(data: TrainingData, place: int, settings: Settings, timesteps: int) -> Drawn:
     """place: the example's place in the order of all rounds through the data."""
     source = generator(settings.seed, "example", place)
-    example = data.examples[shuffled(place, len(data.examples), settings.seed)]
+    example = data.examples[shuffled(place, data, settings)]
     text = draw_text(data, example, settings.drops, torch.rand((), generator=source).item())
     timestep = int(torch.randint(timesteps, (), generator=source))
     noise = torch.randn(example.latent.shape, generator=source)
-    return Drawn(
-        example.latent, text.clip, text.llm, text.teacher, noise, timestep, text.pairs, text.alone
-    )
+    return Drawn(example.latent, text.clip, text.llm, text.teacher, noise, timestep, text.pairs, text.alone)
 
 
 @dataclass(frozen=True)
@@ -88,13 +86,36 @@ def seen_pairs(text: EncodedText, is_seen: Callable[[int], bool]) -> tuple[Pair,
     return tuple((attribute, entity) for attribute, entity in found if attribute and entity)
 
 
-def shuffled(place: int, count: int, seed: int) -> int:
-    """The example at a place of an endless sequence, in which each round of `count` places holds every example once."""
-    turn, within = divmod(place, count)
-    return int(order(seed, turn, count)[within])
+def shuffled(place: int, data: TrainingData, settings: Settings) -> int:
+    """The example at a place of an endless sequence, in which each round holds every example once."""
+    turn, within = divmod(place, len(data.examples))
+    return int(order(data.kinds, len(data.examples), settings.batch_size, settings.seed, turn)[within])
 
 
 @lru_cache(maxsize=2)
-def order(seed: int, turn: int, count: int) -> Tensor:
-    """The order of the examples in one round. A step may see the end of one round and the start of the next."""
-    return torch.randperm(count, generator=generator(seed, "round", turn))
+def order(kinds: Tensor | None, count: int, batch_size: int, seed: int, turn: int) -> Tensor:
+    """The order of the examples in one round. A step may see the end of one round and the start of the next.
+
+    Examples of one kind are put into the same batches. What is left over of all kinds stands at both ends of the
+    round, so that whole batches begin where the steps' do.
+
+    kinds: see `TrainingData`.
+    """
+    source = generator(seed, "round", turn)
+    mixed = torch.randperm(count, generator=source)
+    if kinds is None:
+        return mixed
+    mixed = mixed[kinds[mixed].argsort(stable=True)]
+    _, counts = kinds[mixed].unique_consecutive(return_counts=True)
+    whole: list[Tensor] = []
+    left: list[Tensor] = []
+    for group in mixed.split(counts.tolist()):
+        *batches, last = group.split(batch_size)
+        whole += batches
+        (whole if len(last) == batch_size else left).append(last)
+    before = -turn * count % batch_size  # examples until the next step begins
+    while whole and sum(map(len, left)) < before:
+        left.append(whole.pop())
+    rest = torch.cat([torch.empty(0, dtype=torch.int64), *left])
+    chosen = [whole[index] for index in torch.randperm(len(whole), generator=source)]
+    return torch.cat([rest[:before], *chosen, rest[before:]])

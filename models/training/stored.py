@@ -83,10 +83,11 @@ class StoredTexts(Mapping[str, EncodedText]):
         self.store, self.key, self.encode = store, key, encode
         self.texts: dict[str, None] = {}
 
-    def add(self, text: str) -> None:
-        """Makes sure that the store has a text's states."""
-        self[text]
+    def add(self, text: str) -> EncodedText:
+        """Makes sure that the store has a text's states, and returns them."""
+        found = self[text]
         self.texts[text] = None
+        return found
 
     def __getitem__(self, text: str) -> EncodedText:
         return unpacked(self.store.kept(self.key(text), lambda: packed(self.encode(text))))
@@ -105,10 +106,14 @@ class StoredLatents(Sequence[Tensor]):
         self.store = store
         self.keys: list[Sequence[str]] = []
 
-    def add(self, key: Sequence[str], encode: Callable[[], Tensor], repeats: int = 1) -> None:
-        """Makes sure that the store has a picture's latent. What `encode` raises is passed on, and nothing is added."""
-        self.store.kept(key, lambda: {"latent": encode()})
+    def add(self, key: Sequence[str], encode: Callable[[], Tensor], repeats: int = 1) -> Tensor:
+        """Makes sure that the store has a picture's latent, and returns it.
+
+        What `encode` raises is passed on, and nothing is added.
+        """
+        found = self.store.kept(key, lambda: {"latent": encode()})["latent"]
         self.keys += [key] * repeats
+        return found
 
     def __getitem__(self, index):
         found = self.store.get(self.keys[index])

@@ -14,7 +14,7 @@ from ...models.errors import WrongTraining
 from ...models.features.features import Features
 from ...models.llm import content_digest
 from ...models.recipe import Recipe
-from ...models.training.data import EncodedText, Example, TrainingData
+from ...models.training.data import EncodedText, Example, TrainingData, kind_of, numbered
 from ...models.training.standard import Standard, some
 from .. import host
 from ..fused_clip import LLM_TOKENS, FusedCLIP, without_llm
@@ -37,6 +37,7 @@ class TrainingSet:
     encoded: text → its states, for every caption and for "".
     recipe:  with which the LLM read them.
     llm:     the LLM's name, and a digest of what is in its files.
+    kinds:   which of them can be computed together, see `TrainingData`.
     origin:  what decides on latents and states, where that is known without reading them all; None: it is not.
     """
 
@@ -45,6 +46,7 @@ class TrainingSet:
     encoded: Mapping[str, EncodedText]
     recipe: Recipe
     llm: Mapping[str, str]
+    kinds: Tensor | None = None
     origin: str | None = None
 
     def standard(self) -> Standard:
@@ -57,7 +59,7 @@ class TrainingSet:
     ) -> TrainingData:
         """scale: the UNet's own scaling of latents. teacher: text → the teacher's context."""
         examples = Examples(self, scale, standard, teacher or {})
-        return TrainingData(examples, examples.text(""))
+        return TrainingData(examples, examples.text(""), self.kinds)
 
     def _comfy_cache_tensors(self) -> list[Tensor]:
         """What ComfyUI 0.38 and newer count when memory is short and they choose which outputs to drop.
@@ -136,6 +138,7 @@ def training_set(
         encoded,
         fusion.adapter.recipe,
         identity_of(fusion.llm),
+        numbered(kind_of(latent, encoded[text]) for latent, text in kept),
     )
 
 

@@ -16,7 +16,7 @@ from llm4gen.models.errors import TrainingDiverged, WrongTraining
 from llm4gen.models.training.checkpointing import recomputed
 from llm4gen.models.training.data import TrainingData, batches
 from llm4gen.models.training.denoise import Denoise
-from llm4gen.models.training.drawing import draw_step
+from llm4gen.models.training.drawing import draw_step, shuffled
 from llm4gen.models.training.ema import EMA
 from llm4gen.models.training.match import Match
 from llm4gen.models.training.quiet_start import QuietStart
@@ -190,6 +190,25 @@ def test_every_round_holds_every_picture_once_in_another_order():
     seen = [places[id(one.latent)] for drawn in draw_step(data, settings, 1000, 0) for one in drawn]
     assert sorted(seen[:5]) == sorted(seen[5:]) == [0, 1, 2, 3, 4]
     assert seen[:5] != seen[5:]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 7, 60])
+def test_batches_hold_examples_of_one_kind_where_there_are_enough(batch_size):
+    """29 examples of three kinds: a round is no multiple of the batch, so the next one begins within a step."""
+    kinds = torch.tensor([0] * 15 + [1] * 12 + [2] * 2)[torch.randperm(29)]
+    data = replace(training.data(1), examples=training.data(1).examples * 29, kinds=kinds)
+    rounds = [
+        [shuffled(29 * turn + i, data, Settings(batch_size=batch_size)) for i in range(29)]
+        for turn in range(6)
+    ]
+    assert all(sorted(one) == list(range(29)) for one in rounds)
+    assert len({tuple(one) for one in rounds}) == 6
+    places = torch.tensor(sum(rounds, []))
+    steps = kinds[places[: len(places) // batch_size * batch_size]].view(-1, batch_size)
+    pure = (steps == steps[:, :1]).all(1)
+    # In a round at most one batch of each kind is not whole, and one is broken up where the round begins.
+    assert (~pure).sum() <= 6 * 4
+    assert batch_size != 4 or pure.float().mean() > 0.5
 
 
 def test_parts_of_the_text_are_dropped_as_often_as_the_job_says():

@@ -180,6 +180,7 @@ def test_a_saved_adapter_gives_to_the_bit_what_the_trained_one_gave(
         "clip_norm": 1.0,
         "ema": 0.999,
         "weighting": "min-snr",
+        "drop_clip_tokens": 0.0,
     }
     assert entry["job"] == {name: JOB[name] for name in entry["job"].keys() & JOB.keys()} | decided
     assert len(states()) == 1

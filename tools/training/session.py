@@ -146,6 +146,7 @@ def stored_set(
 
     from llm4gen.models.errors import UnreadableText, WrongTraining  # noqa: PLC0415
     from llm4gen.models.files.listing import stamp  # noqa: PLC0415
+    from llm4gen.models.training.data import kind_of, numbered  # noqa: PLC0415
     from llm4gen.models.training.stored import Store, StoredLatents, StoredTexts  # noqa: PLC0415
     from llm4gen.nodes import host  # noqa: PLC0415
     from llm4gen.nodes.fused_clip import FusedCLIP  # noqa: PLC0415
@@ -160,27 +161,31 @@ def stored_set(
     read_by = [checkpoint, repr(llm.key((), adapter.recipe)), repr(adapter.recipe)]
     seen_by = [checkpoint, str(job["resolution"])]
 
-    def gather(share: Sequence[Pair], problems: Problems) -> tuple[StoredTexts, StoredLatents, list[str]]:
+    def gather(
+        share: Sequence[Pair], problems: Problems
+    ) -> tuple[StoredTexts, StoredLatents, list[str], list[Any]]:
         words = {pair.caption: pair.words for pair in share if pair.words}
         texts = StoredTexts(
             store,
             lambda text: ["text", *read_by, *map(repr, words.get(text, ())), text],
             lambda text: encode(fused, text, words.get(text, ())),
         )
-        latents, captions = StoredLatents(store), []
+        latents, captions, kinds = StoredLatents(store), [], []
         texts.add("")
         step = host.progress(len(share))
         for pair in share:
             try:
-                texts.add(pair.caption)
-                latents.add(["picture", *seen_by, pair.stamp], lambda: latent(pair), pair.repeats)  # noqa: B023
+                states = texts.add(pair.caption)
+                key = ["picture", *seen_by, pair.stamp]
+                seen = latents.add(key, lambda: latent(pair), pair.repeats)  # noqa: B023
                 captions += [pair.caption] * pair.repeats
+                kinds += [kind_of(seen, states)] * pair.repeats
             except UnreadablePicture as error:
                 problems.add(f"left out, unreadable ({error})", pair.name)
             except UnreadableText:
                 problems.add("left out, with a caption that the tokenizer cannot read", pair.name)
             step()
-        return texts, latents, captions
+        return texts, latents, captions, kinds
 
     def latent(pair: Pair) -> torch.Tensor:
         pixels = np.asarray(open_picture(pair.read(), job["resolution"]), dtype=np.float32) / 255
@@ -189,8 +194,8 @@ def stored_set(
     if ranks.count > 1:  # each process computes a share, and reads the others' from the disk
         gather(pairs[ranks.number :: ranks.count], Problems())
         ranks.add([torch.zeros(1, device=host.load_device_of("default"))])
-    texts, latents, captions = gather(pairs, problems)
+    texts, latents, captions, kinds = gather(pairs, problems)
     if not captions:
         raise WrongTraining("There is no picture with a caption to learn from. Give at least one of each.")
     origin = digest({}, latents.keys, [texts.key(caption) for caption in captions])
-    return TrainingSet(latents, captions, texts, adapter.recipe, identity_of(llm), origin)
+    return TrainingSet(latents, captions, texts, adapter.recipe, identity_of(llm), numbered(kinds), origin)
