@@ -28,7 +28,7 @@ from sandbox.code_checks import check_code
 from sandbox.install import NEWEST, OLDEST, REQUIREMENTS_DEV, setup
 from sandbox.model_choice import make_standins, with_present_models
 from sandbox.server import Server
-from sandbox.smollm2 import fetch_smollm2
+from sandbox.smollm2 import SMOLLM2, fetch_smollm2
 from sandbox.workflow import TEXT_TO_IMAGE, read_workflow
 
 STOP_SECONDS = 30  # given to a child to stop its server before it is killed
@@ -143,6 +143,14 @@ def run_serve(host: Installation, models: list[Path], options: argparse.Namespac
         raise HostError(f"ComfyUI ended by itself with exit code {code}. Its log is {server.log}")
 
 
+def run_train_demo(
+    host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]
+) -> int:
+    fetch_smollm2(host.python)
+    places = ("--comfyui", host.comfyui, "--llm", SMOLLM2, "--folder", HOST_DIR / "demo_model")
+    return run_tool(host, "demo_model.training", *places, *extra)
+
+
 BENCHMARKS = ("conditioning", "encoders", "training", "binding")
 
 COMMANDS = {
@@ -154,6 +162,7 @@ COMMANDS = {
     "bench": run_bench,
     "bundle": run_bundle,
     "pictures": run_pictures,
+    "train-demo": run_train_demo,
 }
 
 
@@ -283,8 +292,13 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
         help=f"a folder or a file (default: .host/{NAME})",
     )
     add("pictures", "draw the pictures of the README, the help pages and the example workflows anew")
+    add(
+        "train-demo",
+        "train the small text-to-image model of the demo, for hours on a CPU; the same command goes on. Further "
+        "arguments, such as steps=1000, go to tools/demo_model/training.py",
+    )
     options, extra = parser.parse_known_args(arguments)
-    if extra and options.command not in ("demo", "test", "bench"):
+    if extra and options.command not in ("demo", "test", "bench", "train-demo"):
         parser.error(f"{options.command} does not know {' '.join(extra)}")
     return options, extra
 

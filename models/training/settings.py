@@ -30,8 +30,8 @@ class Drops:
         rates = self.text, self.llm, self.clip, self.clip_tokens
         if min(rates) < 0 or sum(rates) > 1:
             raise WrongTraining(
-                f"The drop rates are {', '.join(f'{rate:g}' for rate in rates)} (text, LLM, CLIP, CLIP's tokens). None may be "
-                "negative, and their sum may be at most 1."
+                f"The drop rates are {', '.join(f'{rate:g}' for rate in rates)} (text, LLM, CLIP, CLIP's tokens). "
+                "None may be negative, and their sum may be at most 1."
             )
 
 

@@ -133,7 +133,7 @@ def packed(text: EncodedText) -> dict[str, Tensor]:
         "clip": text.clip,
         "llm": text.llm.states,
         "positions": rows.positions,
-        "row_of": rows.row_of,
+        "row_of": rows.row_of.clone(),  # without padding it is `positions`, and a file refuses shared memory
         "real": torch.tensor(rows.real),
         "pairs": torch.tensor(list(json.dumps(text.pairs).encode()), dtype=torch.uint8),
     }

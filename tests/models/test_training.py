@@ -203,7 +203,7 @@ def test_batches_hold_examples_of_one_kind_where_there_are_enough(batch_size):
     ]
     assert all(sorted(one) == list(range(29)) for one in rounds)
     assert len({tuple(one) for one in rounds}) == 6
-    places = torch.tensor(sum(rounds, []))
+    places = torch.tensor(rounds).flatten()
     steps = kinds[places[: len(places) // batch_size * batch_size]].view(-1, batch_size)
     pure = (steps == steps[:, :1]).all(1)
     # In a round at most one batch of each kind is not whole, and one is broken up where the round begins.

@@ -138,6 +138,13 @@ def test_features_are_read_from_the_disk_the_second_time_and_a_damaged_one_is_ma
     assert equal(weights(run("resume=false")[0]), weights(first))
 
 
+def test_captions_without_padding_are_kept_as_well(run):
+    """Their rows and positions are one tensor, which a file would refuse to hold twice."""
+    first, _ = run("padding=drop", "drop_clip_tokens=0.5", "weighting=debiased")
+    again, _ = run("padding=drop", "drop_clip_tokens=0.5", "weighting=debiased", "resume=false")
+    assert first.losses == again.losses and len(set(first.losses)) == 2
+
+
 def test_pairs_beside_the_pictures_guide_the_attention(run, folder):
     (folder / "pictures" / "0.json").write_text('{"pairs": [["red", "cat"]]}')
     guided, without = run("steps=1", "entity_weight=1", "run=guided")[0], run("steps=1", "run=without")[0]

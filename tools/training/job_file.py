@@ -60,7 +60,7 @@ ADVANCED = {
     "drop_clip_tokens": Key(float, 0.0, least=0, most=1),
     "weighting": Key(str, "min-snr", options=("min-snr", "debiased")),
 }
-PATHS = ("data", "run", "features")  # relative to the job file's folder
+PATHS = {"data", "run", "features"}  # relative to the job file's folder
 
 
 def keys_of(inputs: Iterable[Any]) -> dict[str, Key]:
@@ -97,7 +97,7 @@ def read_job(path: Path, changes: Sequence[str], schema: Mapping[str, Key]) -> d
             raise WrongJob(f"A job has no key {key!r}. {advice}")
     job = {key: checked(key, given.get(key), entry) for key, entry in schema.items()}
     folder = path.absolute().parent
-    for key in PATHS:
+    for key in job.keys() & PATHS:
         value = job[key]
         job[key] = [folder / one for one in value] if isinstance(value, list) else value and folder / value
     return job

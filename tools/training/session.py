@@ -21,6 +21,7 @@ from training.pairs import Pair, Problems, UnreadablePicture, open_picture
 if TYPE_CHECKING:
     from llm4gen.models.training.ranks import Ranks
     from llm4gen.nodes.training.data import TrainingSet
+    from llm4gen.nodes.training.job import Job
     from llm4gen.nodes.training.run import Run, Trained
 
 
@@ -71,7 +72,6 @@ def train(
     watch: Callable[[Run, Any], None],
 ) -> Trained:
     """Runs a job. Raises: what the nodes raise."""
-    from llm4gen.nodes.training.job import job_inputs, job_of, late_inputs  # noqa: PLC0415
     from llm4gen.nodes.training.run import train as train_adapter  # noqa: PLC0415
 
     model, clip, vae = session.core.CheckpointLoaderSimple().load_checkpoint(job["checkpoint"])
@@ -81,20 +81,26 @@ def train(
     adapter = first_adapter(session, job, llm)
     found = stored_set(session, job, pairs, problems, ranks, clip=clip, vae=vae, llm=llm, adapter=adapter)
     teacher = teacher_of(session, job, clip)
-    asked = job_of(**{key: job[key] for key in keys_of([*job_inputs(), *late_inputs()])})
-    advanced = {key: job[key] for key in ADVANCED}
-    drops = replace(asked.settings.drops, clip_tokens=advanced.pop("drop_clip_tokens"))
-    settings = replace(asked.settings, drops=drops, **advanced)
     return train_adapter(
         model,
         found,
         adapter,
-        replace(asked, settings=settings),
+        trainer_job(job),
         **teacher,
         ranks=ranks,
         state_file=job["run"] / "state.safetensors",
         watch=watch,
     )
+
+
+def trainer_job(job: Mapping[str, Any]) -> Job:
+    """What Train Cross-Adapter would be asked for, and what only a job file can say. Raises: WrongTraining."""
+    from llm4gen.nodes.training.job import job_inputs, job_of, late_inputs  # noqa: PLC0415
+
+    asked = job_of(**{key: job[key] for key in keys_of([*job_inputs(), *late_inputs()])})
+    advanced = {key: job[key] for key in ADVANCED}
+    drops = replace(asked.settings.drops, clip_tokens=advanced.pop("drop_clip_tokens"))
+    return replace(asked, settings=replace(asked.settings, drops=drops, **advanced))
 
 
 def first_adapter(session: Session, job: Mapping[str, Any], llm: Any) -> Any:

@@ -1,0 +1,133 @@
+"""The demo model: ComfyUI loads its parts, the wide UNet is the narrow one, and what is right is counted as such."""
+
+from random import Random
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from demo_model import figures, narrow, parts
+from demo_model.data import CELLS, PICTURES, SETS, TRAINING, Pictures, latent_of
+from scenes.held_out import has_new_pair, is_for_training
+from scenes.painting import paint, place_things
+from tiny import relative_error
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """A narrow UNet that has learnt something, so that nothing in it is 0."""
+    source = torch.Generator().manual_seed(0)
+    return {
+        name: weight if weight.any() else torch.randn(weight.shape, generator=source) * 0.05
+        for name, weight in narrow.new_weights(0).items()
+    }
+
+
+@pytest.fixture(scope="module")
+def loaded(started, weights, tmp_path_factory):
+    """The checkpoint by ComfyUI's own loader, and the narrow UNet: model, clip, vae, narrow model."""
+    import comfy.sd  # noqa: PLC0415
+
+    folder = tmp_path_factory.mktemp("demo_model")
+    save_file(parts.checkpoint(narrow.widened(weights)), folder / "wide.safetensors")
+    halves = {name: weight.half() for name, weight in weights.items()}
+    save_file(halves, folder / "narrow.safetensors")
+    with torch.inference_mode():
+        model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(str(folder / "wide.safetensors"))
+        yield model, clip, vae, narrow.load(str(folder / "narrow.safetensors"))
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def test_comfyui_takes_it_for_sd15_and_the_wide_unet_computes_what_the_narrow_one_does(loaded):
+    wide, _, _, small = loaded
+    assert type(wide.model.model_config).__name__ == "SD15"
+    with torch.inference_mode():
+        x, context = torch.randn(2, 4, 8, 8), torch.randn(2, 90, 768)
+        sigma = torch.tensor([0.5, 5.0])
+        found, expected = (
+            one.model.apply_model(x.to(one.load_device), sigma.to(one.load_device), c_crossattn=context).cpu()
+            - x
+            for one in (wide, small)
+        )
+    assert relative_error(found, expected) < 5e-3  # the wide one is kept in fp16
+
+
+def test_widening_changes_no_prediction(weights, started):
+    """In fp32, so up to rounding."""
+    import comfy.ops  # noqa: PLC0415
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: PLC0415
+
+    sizes = {**narrow.SIZES, "model_channels": narrow.CHANNELS * narrow.TIMES}
+    wide = UNetModel(**sizes, operations=comfy.ops.disable_weight_init)
+    wide.load_state_dict(narrow.widened(weights))
+    inputs = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0])
+    context = torch.randn(2, 30, 768)
+    with torch.no_grad():
+        found, expected = wide(*inputs, context=context), figures.unet_of(weights)(*inputs, context=context)
+    assert relative_error(found, expected) < 1e-5
+
+
+def test_the_vae_shows_tiles_as_they_are_and_reads_them_again(loaded):
+    _, _, vae, _ = loaded
+    scene = SETS[TRAINING]()[0].scene
+    picture = paint(place_things(scene, Random(0), CELLS), CELLS)
+    pixels = ((picture + 1) / 2).repeat_interleave(parts.TILE, 1).repeat_interleave(parts.TILE, 2)
+    pixels = pixels.permute(1, 2, 0)[None]
+    with torch.inference_mode():
+        latents = vae.encode(pixels)
+        torch.testing.assert_close(latents[0].cpu(), latent_of(picture), rtol=1e-4, atol=1e-4)
+        assert (vae.decode(latents).cpu() - pixels).abs().max() < 0.003  # the decoder's soft clamp
+
+
+def test_other_words_give_other_clip_states(loaded):
+    _, clip, _, _ = loaded
+    with torch.inference_mode():
+        one, other = (clip.encode_from_tokens(clip.tokenize(text)) for text in ("a red cross", "a blue ring"))
+    assert one.shape == (1, 77, 768) and one.isfinite().all()
+    assert relative_error(one, other) > 0.1
+
+
+def test_held_out_scenes_are_never_trained_on():
+    training = SETS[TRAINING]()
+    assert all(is_for_training(one.scene) for one in training)
+    assert all(has_new_pair(one.scene) for one in SETS["held-out pairs"]())
+    texts = {one.text for one in training}
+    assert not texts & {one.text for one in SETS["held-out wordings"]()}
+    assert {len(one.scene.things) for one in training} == {1, 2, 3}
+
+
+def test_a_caption_has_many_pictures_and_each_is_what_it_says():
+    captions = SETS["seen pairs"]()[:20]
+    pictures = Pictures(captions)
+    assert len(pictures) == 20 * PICTURES
+    latents = torch.stack([pictures[index] for index in range(60)])
+    found = figures.verdicts(latents[:, :3] * (parts.CORE_SCALE / parts.SCALE), captions * 3)
+    assert all(rate.right == rate.of > 0 for rate in figures.rates(found).values())
+    assert torch.equal(latents[7], pictures[7])
+    assert not torch.equal(latents[7], latents[27])
+
+
+def test_a_picture_of_something_else_is_counted_as_wrong():
+    captions = SETS["seen pairs"]()[:40]
+    pictures = torch.stack([Pictures(captions)[index] for index in range(40)])[:, :3]
+    found = figures.rates(figures.verdicts(pictures.roll(1, 0) * (parts.CORE_SCALE / parts.SCALE), captions))
+    assert found["bound"].right < 4
+    assert found["placed"].of < 40  # only some captions say a place
+
+
+def test_confidence_intervals_are_wilsons():
+    """Values of Wilson's formula by hand: 50 of 100, none of 10."""
+    assert figures.Rate(50, 100).interval == pytest.approx((0.4038, 0.5962), abs=1e-4)
+    assert figures.Rate(0, 10).interval == pytest.approx((0.0, 0.2775), abs=1e-4)
+
+
+def test_a_contact_sheet_shows_every_picture():
+    pictures = torch.stack([Pictures(SETS["seen pairs"]()[:1])[index] for index in range(13)])[:, :3]
+    sheet = figures.contact_sheet(pictures * (parts.CORE_SCALE / parts.SCALE))
+    assert isinstance(sheet, Image.Image)
+    assert sheet.size == ((10 * 9 + 1) * 8, (2 * 9 + 1) * 8)
+    corner = pictures[12, :, 0, 0] * (parts.CORE_SCALE / parts.SCALE)
+    expected = tuple(((corner + 1) * 127.5).byte().tolist())
+    assert sheet.getpixel(((1 + 2 * 9) * 8, (1 + 9) * 8)) == expected

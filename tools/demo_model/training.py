@@ -1,0 +1,202 @@
+"""Trains the demo model with the pack's own trainer, and says every so often how much of its pictures is right.
+
+    python tools/dev.py train-demo
+    python tools/dev.py train-demo steps=20000 seed=1
+
+The same command goes on where it was stopped. The job is demo_model/job.yaml; `key=value` stands above it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+
+from demo_model import figures, narrow, parts
+from demo_model.data import PICTURES, SETS, TRAINING, Captioned, Pictures
+from training.job_file import FILES, WrongJob, read_job
+from training.session import Session, start_comfyui, trainer_job
+
+if TYPE_CHECKING:
+    from llm4gen.models.training.data import EncodedText
+    from llm4gen.models.training.stored import StoredTexts
+    from llm4gen.nodes.training.data import TrainingSet
+    from llm4gen.nodes.training.run import Run
+
+JOB = Path(__file__).with_name("job.yaml")
+START, CHECKPOINT = "start.safetensors", "clip_and_vae.safetensors"
+UNET, ADAPTER = "unet.safetensors", "adapter.safetensors"
+FIGURES, SHEETS = "figures.jsonl", "sheets"
+TESTED = ("held-out pairs", "held-out wordings")
+ARGUMENTS = (
+    "--cpu",
+    "--use-pytorch-cross-attention",
+)  # ComfyUI's own attention on a CPU is slower for so few cells
+
+
+def main() -> int:
+    options = parse()
+    session = start_comfyui(options.comfyui, ARGUMENTS)
+    schema = {key: entry for key, entry in session.schema().items() if key not in FILES}
+    try:
+        job = read_job(JOB, options.changes, schema)
+    except WrongJob as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    options.folder.mkdir(parents=True, exist_ok=True)
+    with torch.inference_mode():
+        train(session, job, options.llm, options.folder, options.count)
+    return 0
+
+
+def train(session: Session, job: Mapping[str, Any], llm_file: Path, folder: Path, count: int) -> None:
+    """llm_file: SmolLM2. folder: of the run. count: test captions of each kind that are drawn each time."""
+    import comfy.sd  # noqa: PLC0415
+    import folder_paths  # noqa: PLC0415
+
+    from llm4gen.models.checkpoints.adapter import TRAINING_KEY, save_cross_adapter  # noqa: PLC0415
+    from llm4gen.models.training.ranks import ALONE  # noqa: PLC0415
+    from llm4gen.nodes.training.run import train as train_adapter  # noqa: PLC0415
+
+    start, base = folder / START, folder / CHECKPOINT
+    if not start.is_file() or not base.is_file():
+        weights = narrow.new_weights(job["seed"])
+        save_file(weights, start)
+        save_file(parts.checkpoint(narrow.widened(weights)), base)
+    folder_paths.add_model_folder_path("text_encoders", str(llm_file.parent))
+    _, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(base), output_vae=False, output_clip=True)
+    llm = session.run("LLM4GEN_LoadLLMEncoder", encoder_name=llm_file.name, dtype="fp32")
+    new = ("template", "system", "tokens", "padding", "layer", "heads", "mlp_dim", "seed")
+    adapter = session.run("LLM4GEN_NewCrossAdapter", llm=llm, **{key: job[key] for key in new})
+    texts = read_texts(clip, llm, adapter, folder / "features")
+    captions = SETS[TRAINING]()
+    data = training_set(captions, texts, llm, adapter.recipe)
+    watch = Watch(folder, texts, count)
+    trained = train_adapter(
+        narrow.load(str(start)),
+        data,
+        adapter,
+        trainer_job(job),
+        ranks=ALONE,
+        state_file=folder / "state.safetensors",
+        watch=watch,
+    )
+    entry = {TRAINING_KEY: trained.adapter.training} if trained.adapter.training else {}
+    save_cross_adapter(trained.adapter.adapter, trained.adapter.recipe, folder / ADAPTER, entry)
+
+
+def read_texts(clip: Any, llm: Any, adapter: Any, folder: Path) -> StoredTexts:
+    """The states of all captions, kept in a folder."""
+    from llm4gen.models.training.stored import Store, StoredTexts  # noqa: PLC0415
+    from llm4gen.nodes import host  # noqa: PLC0415
+    from llm4gen.nodes.fused_clip import FusedCLIP  # noqa: PLC0415
+    from llm4gen.nodes.fusion import Fusion  # noqa: PLC0415
+    from llm4gen.nodes.training.data import encode  # noqa: PLC0415
+
+    fused = FusedCLIP.around(clip, Fusion(llm, adapter))
+    read_by = [str(parts.CLIP_SEED), repr(llm.key((), adapter.recipe)), repr(adapter.recipe)]
+    texts = StoredTexts(Store(folder, 10 << 30), lambda text: [*read_by, text], partial(encode, fused))
+    every = ["", *(one.text for draw in SETS.values() for one in draw())]
+    step = host.progress(len(every))
+    for number, text in enumerate(every, 1):
+        texts.add(text)
+        step()
+        if number % 100 == 0:
+            print(f"captions read: {number} of {len(every)}", flush=True)
+    return texts
+
+
+def training_set(captions: Sequence[Captioned], texts: StoredTexts, llm: Any, recipe: Any) -> TrainingSet:
+    from llm4gen.models.training.data import kind_of, numbered  # noqa: PLC0415
+    from llm4gen.nodes.training.data import TrainingSet, identity_of  # noqa: PLC0415
+    from llm4gen.nodes.training.record import digest  # noqa: PLC0415
+
+    pictures, words = Pictures(captions), [one.text for one in captions]
+    kinds = numbered(kind_of(pictures[0], texts[text]) for text in words)
+    return TrainingSet(
+        pictures,
+        words * PICTURES,
+        {text: texts[text] for text in ["", *words]},
+        recipe,
+        identity_of(llm),
+        None if kinds is None else kinds.repeat(PICTURES),
+        digest({}, words, parts.CLIP_SEED, PICTURES),
+    )
+
+
+class Watch:
+    """Draws test captions with the averaged weights whenever the state is kept, and writes what is right."""
+
+    def __init__(self, folder: Path, texts: Mapping[str, EncodedText], count: int):
+        self.folder, self.count, self.texts = folder, count, texts
+        self.tests = {name: SETS[name]()[:count] for name in TESTED}
+        self.began = time.monotonic()
+        (folder / SHEETS).mkdir(exist_ok=True)
+
+    def __call__(self, run: Run, preview: Any) -> None:
+        steps, settings = run.trainer.steps, run.job.settings
+        if steps % 100 == 0:
+            mean = sum(run.trainer.losses[-100:]) / 100
+            print(
+                f"step {steps} of {settings.steps}: loss {mean:.4f}, {time.monotonic() - self.began:.0f} s",
+                flush=True,
+            )
+        if steps % run.job.save_every == 0 or steps == settings.steps:
+            self.look(run)
+
+    def look(self, run: Run) -> None:
+        drawer, steps = self.drawer(run), run.trainer.steps
+        for name, captions in self.tests.items():
+            texts = [run.standard.apply(self.texts[one.text]) for one in captions]
+            for with_llm in (True, False):
+                pictures = drawer.draw(texts, seed=0, with_llm=with_llm)
+                found = figures.rates(figures.verdicts(pictures, captions))
+                line = {"step": steps, "set": name, "strength": int(with_llm)}
+                line |= {part: [rate.right, rate.of] for part, rate in found.items()}
+                with (self.folder / FIGURES).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
+                print(
+                    f"  {name}, strength {int(with_llm)}:",
+                    *(f"{k} {v}" for k, v in found.items()),
+                    flush=True,
+                )
+                sheet = figures.contact_sheet(pictures[:60])
+                sheet.save(self.folder / SHEETS / f"{steps:06} {name} {int(with_llm)}.png")
+
+    def drawer(self, run: Run) -> figures.Drawer:
+        """Also writes the UNet by then, in fp16."""
+        from llm4gen.models.cross_adapter import CrossAdapter  # noqa: PLC0415
+
+        weights = {
+            name.removeprefix("diffusion_model."): weight
+            for name, weight in run.trainer.result("unet").items()
+        }
+        save_file({name: weight.half() for name, weight in weights.items()}, self.folder / UNET)
+        adapter = CrossAdapter(run.adapter.config, dtype=torch.float32)
+        adapter.load_state_dict(run.trainer.result("adapter"))
+        empty = run.standard.apply(self.texts[""])
+        return figures.Drawer(figures.unet_of(weights), run.unet.schedule, adapter, empty)
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="a value in place of the job's")
+    parser.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="ComfyUI's folder")
+    parser.add_argument("--llm", type=Path, required=True, metavar="FILE", help="SmolLM2")
+    parser.add_argument("--folder", type=Path, required=True, metavar="DIR", help="of the run")
+    parser.add_argument("--count", type=int, default=100, help="test captions of each kind (default: 100)")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
