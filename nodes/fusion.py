@@ -152,8 +152,8 @@ class Fusion:
             like = f", like those of {known}" if known else ""
             raise WidthMismatch(
                 f"{source} gives states that are {states.shape[-1]} wide{like}; the adapter is made for "
-                f"{self.wanted_clip}. Connect the CLIP of a checkpoint of that kind, or load an adapter that was trained "
-                "for this one."
+                f"{self.wanted_clip}. Connect the CLIP of a checkpoint of that kind, or load an adapter that was "
+                "trained for this one."
             )
         if self.llm.width != wanted.llm_dim:
             raise WidthMismatch(
