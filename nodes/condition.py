@@ -12,7 +12,11 @@ from .fusion import CHUNKS, CLIP_CONTEXT, CUT, FUSED_CONTEXT, Fusion, check_is_f
 def model_inputs() -> list[io.Input]:
     """The inputs for the models to fuse."""
     return [
-        io.Clip.Input("clip", tooltip="The CLIP of an SD1.5 checkpoint, with or without LoRA."),
+        io.Clip.Input(
+            "clip",
+            tooltip="The CLIP of a checkpoint of the adapter's kind (SD1.5 for the published one), with or without "
+            "LoRA.",
+        ),
         *llm_inputs(),
     ]
 
@@ -80,8 +84,9 @@ class LLM4GENConditioning(io.ComfyNode):
             node_id="LLM4GEN_Conditioning",
             display_name="LLM4GEN Conditioning",
             category="LLM4GEN",
-            description="Encodes a prompt with CLIP and an LLM, fused by the Cross-Adapter, for any SD1.5 model. "
-            "Use it in place of CLIP Text Encode, for the positive and the negative prompt alike.",
+            description="Encodes a prompt with CLIP and an LLM, fused by the Cross-Adapter, for any model of the kind "
+            "that the adapter was trained for: SD1.5 (the published one), SD2 or SDXL. Use it in place of CLIP Text "
+            "Encode, for the positive and the negative prompt alike.",
             search_aliases=["LLM4GEN", "CLIP Text Encode", "LLM prompt", "T5 prompt", "ELLA"],
             inputs=[
                 *model_inputs(),
@@ -114,8 +119,9 @@ class ApplyToCLIP(io.ComfyNode):
             node_id="LLM4GEN_ApplyToCLIP",
             display_name="LLM4GEN CLIP",
             category="LLM4GEN",
-            description="Turns the CLIP of an SD1.5 checkpoint into one that is fused with an LLM, for other nodes "
-            "that take a CLIP: CLIP Text Encode, Load LoRA, clip skip, hooks, prompt schedulers.",
+            description="Turns the CLIP of a checkpoint of the adapter's kind (SD1.5, SD2 or SDXL) into one that is "
+            "fused with an LLM, for other nodes that take a CLIP: CLIP Text Encode, Load LoRA, clip skip, hooks, "
+            "prompt schedulers. Where SDXL's node has two texts, the LLM reads text_g.",
             search_aliases=["LLM4GEN", "LLM prompt", "T5 prompt", "ELLA", "fused CLIP"],
             inputs=[*model_inputs(), strength_input(), *context_inputs()],
             outputs=[io.Clip.Output(tooltip="Connect it to CLIP Text Encode, or wherever a CLIP goes.")],
@@ -133,8 +139,9 @@ class FuseConditioning(io.ComfyNode):
             node_id="LLM4GEN_FuseConditioning",
             display_name="LLM4GEN Fuse Conditioning",
             category="LLM4GEN",
-            description="Appends the LLM's half to a conditioning that another node made with the CLIP of an SD1.5 "
-            "checkpoint. Use it where a node of another pack encodes the prompt in its own way.",
+            description="Appends the LLM's half to a conditioning that another node made with the CLIP of a "
+            "checkpoint of the adapter's kind (SD1.5, SD2 or SDXL). Use it where a node of another pack encodes the "
+            "prompt in its own way.",
             search_aliases=["LLM4GEN", "LLM prompt", "T5 prompt", "ELLA", "fuse conditioning"],
             inputs=[
                 io.Conditioning.Input(

@@ -148,9 +148,12 @@ class Fusion:
         """
         wanted = self.adapter.adapter.config
         if states.shape[-1] != wanted.clip_dim:
+            known = CLIP_OF_WIDTH.get(states.shape[-1])
+            like = f", like those of {known}" if known else ""
             raise WidthMismatch(
-                f"{source} gives states that are {states.shape[-1]} wide; the adapter is made for {self.wanted_clip}. "
-                "Connect the CLIP of a checkpoint of that kind, or load an adapter that was trained for this one."
+                f"{source} gives states that are {states.shape[-1]} wide{like}; the adapter is made for "
+                f"{self.wanted_clip}. Connect the CLIP of a checkpoint of that kind, or load an adapter that was "
+                "trained for this one."
             )
         if self.llm.width != wanted.llm_dim:
             raise WidthMismatch(

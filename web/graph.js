@@ -6,6 +6,8 @@ export const ENCODER_LOADER = "LLM4GEN_LoadLLMEncoder";
 export const ADAPTER_LOADER = "LLM4GEN_LoadCrossAdapter";
 export const FUSE = "LLM4GEN_FuseConditioning";
 export const TEXT_ENCODE = "CLIPTextEncode";
+export const SDXL_TEXT_ENCODE = "CLIPTextEncodeSDXL";
+export const REFINER_TEXT_ENCODE = "CLIPTextEncodeSDXLRefiner";
 
 const MUTED = 2; // LiteGraph's node modes
 const BYPASSED = 4;

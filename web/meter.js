@@ -1,6 +1,17 @@
 // The token meter: how much of a prompt CLIP and the LLM will read, and which part of it is cut off.
 
-import { ADAPTER_LOADER, CONDITIONING, ENCODER_LOADER, FUSE, fusedClip, isLinked, loaded, source, value } from "./graph.js";
+import {
+  ADAPTER_LOADER,
+  CONDITIONING,
+  ENCODER_LOADER,
+  FUSE,
+  SDXL_TEXT_ENCODE,
+  fusedClip,
+  isLinked,
+  loaded,
+  source,
+  value,
+} from "./graph.js";
 import { Question } from "./server.js";
 import { fill } from "./texts.js";
 
@@ -8,18 +19,33 @@ export const CHUNKS = "chunks of 77"; // the choice of `long_prompt` that cuts n
 const SHOWN = 40; // characters shown of the text that is cut off
 const LONGEST = 20_000; // characters of both texts together; the server refuses longer ones
 const CHANGES = /[{}]|\/\/|\/\*/; // {a|b} and comments, which the front end rewrites when the graph runs
-const questions = new WeakMap();
+// The name of a prompt → the CLIP that reads it. Where a node has several prompts, the LLM reads the first.
+const ONE_PROMPT = { text: "CLIP" };
+const PROMPTS = { [SDXL_TEXT_ENCODE]: { text_g: "CLIP-G", text_l: "CLIP-L" } };
+const questions = new WeakMap(); // node → the name of a prompt → its question
 
-/** The lines under a prompt. */
+/** The lines under a node's prompts. */
 export function meter(node, _report, texts) {
   const fused = [CONDITIONING, FUSE].includes(node.comfyClass) ? node : fusedClip(node);
-  const text = fused && value(node, "text");
-  if (typeof text !== "string") return [];
+  if (!fused) return [];
+  const prompts = Object.entries(PROMPTS[node.comfyClass] ?? ONE_PROMPT);
+  const counted = prompts.map(([name, half]) => countPrompt(node, fused, name, half, texts));
+  const clips = node.comfyClass === FUSE ? [] : counted.flatMap((parts) => parts?.clip ?? []);
+  const shown = [...clips, ...(counted[0] ? [counted[0].llm] : [])];
+  const counts = shown.flatMap((part) => part.count);
+  const about = counted.some((parts) => parts?.isAbout) ? "≈ " : "";
+  return counts.length ? [{ text: about + counts.join(" · ") }, ...shown.flatMap((part) => part.warnings)] : [];
+}
+
+/** The count and the warnings of each half for one prompt, and whether the count is not exact; null for no count. */
+function countPrompt(node, fused, name, half, texts) {
+  const text = value(node, name);
+  if (typeof text !== "string") return null;
   const llmText = value(node, "llm_text");
   const typed = text + (llmText ?? "");
-  if (typed.length > LONGEST) return [];
-  if (!questions.has(node)) questions.set(node, new Question("/llm4gen/tokens"));
-  const question = questions.get(node);
+  if (typed.length > LONGEST) return null;
+  if (!questions.has(node)) questions.set(node, {});
+  const question = (questions.get(node)[name] ??= new Question("/llm4gen/tokens"));
   question.put({
     text,
     llm_text: typeof llmText === "string" ? llmText : null,
@@ -32,24 +58,21 @@ export function meter(node, _report, texts) {
     (isLinked(node, "llm_text") && typeof llmText !== "string") ||
     (source(fused, "adapter")?.comfyClass ?? ADAPTER_LOADER) !== ADAPTER_LOADER ||
     value(fused, "strength") === 0;
-  const about = CHANGES.test(typed) ? "≈ " : "";
   // ComfyUI's tokenizer fails on a text with half a syntax in it, as while the user types: then there is no count.
-  if (!question.answer?.clip) return [];
-  const parts = count(question.answer, value(fused, "long_prompt") === CHUNKS, isUnread, texts);
-  const shown = node.comfyClass === FUSE ? [parts.llm] : [parts.clip, parts.llm];
-  const counts = shown.flatMap((part) => part.count);
-  return counts.length ? [{ text: about + counts.join(" · ") }, ...shown.flatMap((part) => part.warnings)] : [];
+  if (!question.answer?.clip) return null;
+  const parts = count(question.answer, half, value(fused, "long_prompt") === CHUNKS, isUnread, texts);
+  return { ...parts, isAbout: CHANGES.test(typed) };
 }
 
 /** The count and the warnings of each half. */
-function count({ clip, llm, note }, inChunks, isUnread, texts) {
+function count({ clip, llm, note }, half, inChunks, isUnread, texts) {
   const limit = inChunks ? clip.limit * Math.max(1, Math.ceil(clip.tokens / clip.limit)) : clip.limit;
   // A note means that the chosen files could not be read, so the count would be another LLM's. Their loader says why.
   const isRead = llm && !isUnread && !note;
   return {
     clip: {
-      count: [`CLIP ${clip.tokens}/${limit}`],
-      warnings: clip.cut && !inChunks ? [warning(texts.cut, "CLIP", clip.cut)] : [],
+      count: [`${half} ${clip.tokens}/${limit}`],
+      warnings: clip.cut && !inChunks ? [warning(texts.cut, half, clip.cut)] : [],
     },
     llm: {
       count: isRead ? [`LLM ${llm.tokens}/${llm.limit}`] : [],

@@ -6,7 +6,17 @@
 
 import { app } from "../../scripts/app.js";
 import { adviceOnAdapters, adviceOnEncoders, companion, misfit } from "./advice.js";
-import { ADAPTER_LOADER, CONDITIONING, ENCODER_LOADER, FUSE, FUSED_CLIP, TEXT_ENCODE, runs } from "./graph.js";
+import {
+  ADAPTER_LOADER,
+  CONDITIONING,
+  ENCODER_LOADER,
+  FUSE,
+  FUSED_CLIP,
+  REFINER_TEXT_ENCODE,
+  SDXL_TEXT_ENCODE,
+  TEXT_ENCODE,
+  runs,
+} from "./graph.js";
 import { meter } from "./meter.js";
 import { show } from "./note.js";
 import { ENCODES_CLIP_ALONE, couple, loses } from "./packs.js";
@@ -20,6 +30,8 @@ const LINES = {
   [FUSED_CLIP]: [misfit, couple],
   [FUSE]: [misfit, meter],
   [TEXT_ENCODE]: [meter],
+  [SDXL_TEXT_ENCODE]: [meter],
+  [REFINER_TEXT_ENCODE]: [meter],
   [ENCODER_LOADER]: [adviceOnEncoders],
   [ADAPTER_LOADER]: [adviceOnAdapters, companion],
   ...Object.fromEntries(ENCODES_CLIP_ALONE.map((type) => [type, [loses]])),

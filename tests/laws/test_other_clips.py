@@ -1,6 +1,10 @@
 """Over SD2, SDXL and its refiner the nodes keep the laws that they keep over SD1.5, with an adapter of that width."""
 
+import importlib
 import logging
+import re
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -123,36 +127,101 @@ def test_both_prompts_are_sampled_in_one_call(kind, other_clip, run, encode, sam
 
 
 def test_another_kinds_adapter_is_refused_with_both_widths(kind, other_clip, adapter, run):
-    with pytest.raises(WidthMismatch, match=rf"{kind.width} wide; .* SD1.5's CLIP, 768 wide"):
+    with pytest.raises(
+        WidthMismatch, match=rf"{kind.width} wide, like .*{kind.name}.*; .* SD1.5's CLIP, 768 wide"
+    ):
         run("LLM4GEN_Conditioning", clip=other_clip, adapter=adapter, text=SHORT)
 
 
 def test_sd15s_clip_is_refused_by_another_kinds_adapter(kind, clip, run):
-    with pytest.raises(WidthMismatch, match=rf"\(l\).* 768 wide; .*, {kind.width} wide"):
+    with pytest.raises(
+        WidthMismatch, match=rf"\(l\).* 768 wide, like .* SD1.5.*; .*{kind.name}.*, {kind.width} wide"
+    ):
         run("LLM4GEN_Conditioning", clip=clip, text=SHORT)
 
 
-@pytest.mark.parametrize("kind", ["SDXL"], indirect=True, scope="module")
-def test_the_two_texts_and_the_sizes_of_sdxls_own_node_are_kept(other_clip, run):
+KEYFRAMES = [(1.0, 0.0), (0.25, 0.5)]  # the strength of a LoRA, and from where on it holds
+
+
+def test_each_segment_of_a_schedule_equals_a_lora_of_that_strength(
+    started, kind, other_clip, run, encode, put
+):
+    from comfy_extras import nodes_hooks  # noqa: PLC0415
+
+    name = f"lora{kind.width}.safetensors"
+    put("loras", name, other_models.lora(other_clip))
+    (hooks,) = nodes_hooks.CreateHookLora().create_hook(name, 1.0, 1.0)
+    frames = None
+    for strength, start in KEYFRAMES:
+        (frames,) = nodes_hooks.CreateHookKeyframe().create_hook_keyframe(strength, start, frames)
+    (hooks,) = nodes_hooks.SetHookKeyframes().set_hook_keyframes(hooks, frames)
+    fused = run("LLM4GEN_ApplyToCLIP", clip=other_clip)
+    scheduled = encode(nodes_hooks.SetClipHooks().apply_hooks(fused, True, True, hooks)[0])
+    assert len(scheduled) == len(KEYFRAMES)
+    for (states, options), (strength, _) in zip(scheduled, KEYFRAMES, strict=True):
+        _, with_lora = started.core.LoraLoader().load_lora(None, other_clip, name, strength, strength)
+        ((expected, expected_options),) = encode(run("LLM4GEN_ApplyToCLIP", clip=with_lora))
+        assert torch.equal(states, expected)
+        assert identical({name: options[name] for name in expected_options}, expected_options)
+    assert not torch.equal(scheduled[0][0][:, 77:], scheduled[1][0][:, 77:])
+    assert not torch.equal(scheduled[0][1]["pooled_output"], encode(fused)[0][1]["pooled_output"])
+
+
+only = partial(pytest.mark.parametrize, "kind", indirect=True, scope="module")
+
+
+@only(["SDXL"])
+@pytest.mark.parametrize(("text_g", "text_l"), [(SHORT, "a dog"), (LONG, "a dog"), (SHORT, LONG)])
+def test_in_sdxls_own_node_the_llm_reads_the_text_for_clip_g(text_g, text_l, other_clip, run):
     from comfy_extras.nodes_clip_sdxl import CLIPTextEncodeSDXL  # noqa: PLC0415
 
-    sizes = {
-        "width": 832,
-        "height": 1216,
-        "crop_w": 8,
-        "crop_h": 16,
-        "target_width": 832,
-        "target_height": 1216,
-    }
+    inputs = dict.fromkeys(("width", "target_width"), 832) | dict.fromkeys(("height", "target_height"), 1216)
+    inputs |= {"crop_w": 8, "crop_h": 16, "text_g": text_g, "text_l": text_l}
+    check_own_node(CLIPTextEncodeSDXL, inputs, text_g, other_clip, run)
 
-    def encode(clip):
-        with torch.inference_mode():
-            (conditioning,) = CLIPTextEncodeSDXL.execute(clip, **sizes, text_g=SHORT, text_l="a dog").args
-        return conditioning
 
-    ((core, core_options),) = encode(other_clip)
-    ((states, options),) = encode(run("LLM4GEN_ApplyToCLIP", clip=other_clip))
-    assert torch.equal(states[:, :77], core)
+@only(["SDXL refiner"])
+def test_the_refiners_own_node_keeps_its_score_and_sizes(other_clip, run):
+    from comfy_extras.nodes_clip_sdxl import CLIPTextEncodeSDXLRefiner  # noqa: PLC0415
+
+    inputs = {"ascore": 2.5, "width": 832, "height": 1216, "text": SHORT}
+    check_own_node(CLIPTextEncodeSDXLRefiner, inputs, SHORT, other_clip, run)
+
+
+def check_own_node(node, inputs, llm_text, clip, run):
+    """Checks that a node of core's for SDXL keeps its tokens and options on LLM4GEN CLIP, and what the LLM reads."""
+    with torch.inference_mode():
+        (core,) = node.execute(clip=clip, **inputs).args
+        fused = run("LLM4GEN_ApplyToCLIP", clip=clip, long_prompt=CHUNKS)
+        (((states, options),),) = node.execute(clip=fused, **inputs).args
+    ((core_states, core_options),) = core
+    assert torch.equal(states[:, : core_states.shape[1]], core_states)
     assert identical({name: options[name] for name in core_options}, core_options)
-    appended = run("LLM4GEN_FuseConditioning", conditioning=[[core, core_options]], text=SHORT)
-    assert identical(appended, [[states, options]]), "the LLM reads the text for CLIP-G"
+    appended = run("LLM4GEN_FuseConditioning", conditioning=core, text=llm_text)
+    assert identical(appended, [[states, options]])
+
+
+@only(["SD2", "SDXL"])
+def test_comfyui_recognises_the_tests_own_model_as_of_that_kind(kind, started):
+    from comfy.model_detection import model_config_from_unet  # noqa: PLC0415
+
+    unet = other_models.make_model(kind).model.diffusion_model
+    assert type(model_config_from_unet(unet.state_dict(), "")).__name__ == kind.family
+
+
+@only(["SDXL refiner"])
+@pytest.mark.parametrize(
+    ("module", "family", "options", "parts"),
+    [
+        ("comfy.sdxl_clip", "StableCascade", {}, "g"),
+        ("comfy.text_encoders.sd3_clip", "SD3", {"t5": False}, "g + l + t5xxl"),
+    ],
+)
+def test_the_clips_of_other_models_are_refused(module, family, options, parts, started, run):
+    found = importlib.import_module(module)
+    model, tokenizer = getattr(found, f"{family}ClipModel"), getattr(found, f"{family}Tokenizer")
+    clip = other_models.clip_of(SimpleNamespace(clip=model, tokenizer=tokenizer, params=options))
+    with pytest.raises(
+        WidthMismatch, match=rf"\({re.escape(parts)}\) is not that of .* the SDXL refiner's CLIP, 1280"
+    ):
+        run("LLM4GEN_Conditioning", clip=clip, text=SHORT)

@@ -95,6 +95,14 @@ LORA_BETWEEN = """(id) => {
   app.graph.nodes.find((node) => node.type === "LLM4GEN_ApplyToCLIP").connect(0, lora, lora.findInputSlot("clip"));
   lora.connect(1, app.graph.getNodeById(id), 0);
 }"""
+# Adds a node that encodes a prompt, behind LLM4GEN CLIP; returns its id.
+BEHIND_LLM4GEN_CLIP = """([type, texts]) => {
+  const node = LiteGraph.createNode(type);
+  app.graph.add(node);
+  app.graph.nodes.find((other) => other.type === "LLM4GEN_ApplyToCLIP").connect(0, node, node.findInputSlot("clip"));
+  for (const [name, text] of Object.entries(texts)) node.widgets.find((widget) => widget.name === name).value = text;
+  return node.id;
+}"""
 # Connects a new node, with the given text, to the input `llm_text`.
 CONNECT_LLM_TEXT = """([id, type, text]) => {
   const node = app.graph.getNodeById(id);
@@ -291,6 +299,17 @@ def test_clip_text_encode_has_a_note_only_behind_llm4gen_clip(page, count):
     connect_clip = "([from, to]) => app.graph.getNodeById(from).connect(1, app.graph.getNodeById(to), 0)"
     page.evaluate(connect_clip, [checkpoint, node])
     page.wait_for_function(NO_NOTE, arg=node)
+
+
+def test_each_prompt_of_sdxls_own_nodes_is_counted_and_the_llm_reads_the_first(page, count):
+    open_example(page, EXAMPLES / "llm4gen_clip.json", "CLIPTextEncode")
+    refiner = page.evaluate(BEHIND_LLM4GEN_CLIP, ["CLIPTextEncodeSDXLRefiner", {"text": "a red cat"}])
+    both = {"text_g": "a blue sheep beside a brown vase", "text_l": TOO_LONG}
+    base = page.evaluate(BEHIND_LLM4GEN_CLIP, ["CLIPTextEncodeSDXL", both])
+    says(page, refiner, counts(*count("a red cat")))
+    clip, llm = count(both["text_g"])
+    counted = f"CLIP-G {clip}/75 · CLIP-L 78/75 · LLM {llm}/256"
+    says(page, base, counted, cut("CLIP-L", "zebra lion tiger"))
 
 
 def test_the_properties_panel_has_rows_for_the_inputs_and_none_for_the_note(page, graph):
