@@ -62,44 +62,37 @@ def rates(verdicts: Sequence[Verdict]) -> dict[str, Rate]:
 class Drawer:
     """Draws with the narrow UNet and an adapter, many captions at once, by the sampler of the trainer's previews.
 
-    unet: see `narrow`. adapter: for standardised states, as in training. empty: the states of "".
+    unet: see `narrow`. adapter: for the LLM's own states. empty: the states of "".
     """
 
     def __init__(self, unet: Any, schedule: NoiseSchedule, adapter: CrossAdapter, empty: EncodedText):
         self.unet, self.schedule, self.adapter, self.empty = unet, schedule, adapter, empty
 
-    def draw(self, texts: Sequence[EncodedText], seed: int, with_llm: bool = True) -> Tensor:
-        """Pictures [b, 3, cells, cells]. The noise of each depends on its place alone. with_llm: strength 1, or 0."""
+    def draw(self, texts: Sequence[EncodedText], seed: int, strength: float = 1.0) -> Tensor:
+        """Pictures [b, 3, cells, cells]. The noise of each depends on its place alone. strength: as in the nodes."""
         noise = torch.randn(len(texts), 4, CELLS, CELLS, generator=torch.Generator().manual_seed(seed))
         latents = torch.empty_like(noise)
         for places in batches_of_equal_length([len(text.llm.rows.row_of) for text in texts]):
-            latents[places] = self.sample([texts[place] for place in places], noise[places], with_llm)
+            latents[places] = self.sample([texts[place] for place in places], noise[places], strength)
         return latents[:, :3] / SCALE
 
     @torch.no_grad()
-    def sample(self, texts: Sequence[EncodedText], noise: Tensor, with_llm: bool) -> Tensor:
+    def sample(self, texts: Sequence[EncodedText], noise: Tensor, strength: float) -> Tensor:
         from llm4gen.models.training.sampling import sample  # noqa: PLC0415
 
-        positive, negative = (self.context(some, with_llm) for some in (texts, [self.empty]))
-        return sample(
-            self.predict,
-            self.schedule,
-            noise,
-            positive,
-            negative.expand(len(texts), -1, -1),
-            steps=STEPS,
-            guidance=GUIDANCE,
-        )
+        positive, negative = (self.context(some, strength) for some in (texts, [self.empty]))
+        negative = negative.expand(len(texts), -1, -1)
+        return sample(self.predict, self.schedule, noise, positive, negative, steps=STEPS, guidance=GUIDANCE)
 
     def predict(self, noised: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
         return self.unet(noised, timesteps.float().expand(len(noised)), context=context)
 
-    def context(self, texts: Sequence[EncodedText], with_llm: bool) -> Tensor:
+    def context(self, texts: Sequence[EncodedText], strength: float) -> Tensor:
         clip = torch.stack([text.clip for text in texts])
-        if not with_llm:
+        if strength == 0:
             return clip
-        states = [text.llm.rows.expand(text.llm.states.float()) for text in texts]
-        return torch.cat([clip, self.adapter(clip, torch.stack(states))], 1)
+        states = torch.stack([text.llm.rows.expand(text.llm.states.float()) for text in texts])
+        return torch.cat([clip, strength * self.adapter(clip, states)], 1)
 
 
 def batches_of_equal_length(lengths: Sequence[int]) -> Iterator[list[int]]:

@@ -155,35 +155,32 @@ class Watch:
     def look(self, run: Run) -> None:
         drawer, steps = self.drawer(run), run.trainer.steps
         for name, captions in self.tests.items():
-            texts = [run.standard.apply(self.texts[one.text]) for one in captions]
-            for with_llm in (True, False):
-                pictures = drawer.draw(texts, seed=0, with_llm=with_llm)
+            texts = [self.texts[one.text] for one in captions]
+            for strength in (1.0, 0.0):
+                pictures = drawer.draw(texts, seed=0, strength=strength)
                 found = figures.rates(figures.verdicts(pictures, captions))
-                line = {"step": steps, "set": name, "strength": int(with_llm)}
+                line = {"step": steps, "set": name, "strength": strength}
                 line |= {part: [rate.right, rate.of] for part, rate in found.items()}
                 with (self.folder / FIGURES).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
                 print(
-                    f"  {name}, strength {int(with_llm)}:",
-                    *(f"{k} {v}" for k, v in found.items()),
-                    flush=True,
+                    f"  {name}, strength {strength:g}:", *(f"{k} {v}" for k, v in found.items()), flush=True
                 )
                 sheet = figures.contact_sheet(pictures[:60])
-                sheet.save(self.folder / SHEETS / f"{steps:06} {name} {int(with_llm)}.png")
+                sheet.save(self.folder / SHEETS / f"{steps:06} {name} {strength:g}.png")
 
     def drawer(self, run: Run) -> figures.Drawer:
-        """Also writes the UNet by then, in fp16."""
+        """With the averages by then, which it also writes, in fp16."""
+        from llm4gen.models.checkpoints.adapter import save_cross_adapter  # noqa: PLC0415
         from llm4gen.models.cross_adapter import CrossAdapter  # noqa: PLC0415
 
-        weights = {
-            name.removeprefix("diffusion_model."): weight
-            for name, weight in run.trainer.result("unet").items()
-        }
+        prefix = "diffusion_model."
+        weights = {name.removeprefix(prefix): weight for name, weight in run.trainer.result("unet").items()}
         save_file({name: weight.half() for name, weight in weights.items()}, self.folder / UNET)
         adapter = CrossAdapter(run.adapter.config, dtype=torch.float32)
-        adapter.load_state_dict(run.trainer.result("adapter"))
-        empty = run.standard.apply(self.texts[""])
-        return figures.Drawer(figures.unet_of(weights), run.unet.schedule, adapter, empty)
+        adapter.load_state_dict(run.standard.out_of(run.trainer.result("adapter")))
+        save_cross_adapter(adapter, run.start.recipe, self.folder / ADAPTER, {})
+        return figures.Drawer(figures.unet_of(weights), run.unet.schedule, adapter, self.texts[""])
 
 
 def parse() -> argparse.Namespace:
