@@ -324,6 +324,33 @@ def test_cancel_ends_within_a_step_and_the_same_job_goes_on_to_the_bit(train, st
     assert equal(resumed[1], whole[1])
 
 
+def test_a_batch_that_does_not_fit_gives_the_same_adapter_and_one_picture_that_does_not_fit_an_error(
+    train, monkeypatch, caplog
+):
+    from llm4gen.models.errors import OutOfMemory  # noqa: PLC0415
+    from llm4gen.nodes.training.unet import UNetInTraining  # noqa: PLC0415
+
+    predict, most = UNetInTraining.predict, 1
+
+    def short(unet, noised, *rest):
+        if len(noised) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        return predict(unet, noised, *rest)
+
+    job = {"steps": 1, "quiet_start": 1, "seed": 45, "preview_every": 0}
+    whole = train(**job)
+    monkeypatch.setattr(UNetInTraining, "predict", short)
+    parts = train(**job)
+    assert parts[3]["loss"] == pytest.approx(whole[3]["loss"], rel=1e-5)
+    for name, weight in weights_of(whole[0].adapter).items():
+        if name != "key.bias":  # its true gradient is 0, of which AdamW sees the rounding alone
+            torch.testing.assert_close(weights_of(parts[0].adapter)[name], weight, rtol=1e-4, atol=1e-5)
+    assert caplog.text.count("Batches of 2 do not fit in memory") == 2, "of the quiet start and the training"
+    most = 0
+    with pytest.raises(OutOfMemory, match="not enough memory for this training.*Use gradient_checkpointing"):
+        train(**job)
+
+
 SAVING = -1  # Cancel is pressed while a state is saved
 
 
