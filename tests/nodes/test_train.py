@@ -347,7 +347,7 @@ def test_a_batch_that_does_not_fit_gives_the_same_adapter_and_one_picture_that_d
             torch.testing.assert_close(weights_of(parts[0].adapter)[name], weight, rtol=1e-4, atol=1e-5)
     assert caplog.text.count("Batches of 2 do not fit in memory") == 2, "of the quiet start and the training"
     most = 0
-    with pytest.raises(OutOfMemory, match="not enough memory for this training.*Use gradient_checkpointing"):
+    with pytest.raises(OutOfMemory, match=r"not enough memory for this training.*Use gradient_checkpointing"):
         train(**job)
 
 

@@ -1,4 +1,4 @@
-"""Pictures, captions, tar files and lists of words that are no use to train.py: each is named, and the others are used."""
+"""What is of no use to train.py among pictures, captions, tar files and words is named, and the rest is used."""
 
 import io
 import itertools
