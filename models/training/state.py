@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -30,17 +31,17 @@ def save_state(trainer: Trainer, path: Path, job: str) -> None:
         save_file(tensors, unfinished, {STATE_KEY: json.dumps(entry)})
 
 
+def job_in(path: Path) -> str | None:
+    """The job whose state a file holds. Raises: UnusableState."""
+    return read(path)[0].get("job")
+
+
 def load_state(trainer: Trainer, path: Path, job: str) -> None:
     """Continues from a file. If it cannot be used, the trainer stays as it was.
 
     Raises: UnusableState.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            entry = json.loads((file.metadata() or {}).get(STATE_KEY, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
-        raise UnusableState(f"{path.name} cannot be read ({error}). Delete it to start anew.") from error
+    entry, tensors = read(path)
     if entry.get("version") != VERSION or entry.get("job") != job:
         raise UnusableState(
             f"{path.name} is not the state of this training: it says {entry}, and version {VERSION} of job {job} is "
@@ -48,6 +49,16 @@ def load_state(trainer: Trainer, path: Path, job: str) -> None:
         )
     check_shapes(trainer, tensors, entry.get("steps"), path.name)
     put(trainer, tensors)
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A state's entry and its mapped tensors. Raises: UnusableState."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            entry = json.loads((file.metadata() or {}).get(STATE_KEY, "{}"))
+            return entry, {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+        raise UnusableState(f"{path.name} cannot be read ({error}). Delete it to start anew.") from error
 
 
 def state_of(trainer: Trainer) -> dict[str, Tensor]:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
+from .. import errors
 from ..errors import TrainingDiverged, WrongTraining
 from .data import Batch, TrainingData, batches
 from .drawing import draw_step
 from .ema import EMA
 from .ranks import ALONE, Ranks, add_gradients
 from .settings import COSINE, Settings
+
+log = logging.getLogger(__name__)
 
 Objective = Callable[[Batch], Tensor]  # a batch → the loss of each example, [b]
 
@@ -28,7 +32,9 @@ class Trainer:
     device:    where the objective is computed. The weights must be there.
     ranks:     the processes that train together; each must have the same data, weights and settings. `batch_size` is
                that of one process.
+    is_out_of_memory: whether an error says that memory is short. Batches are computed in smaller parts then.
     losses:    the loss of each step so far.
+    at_once:   how many examples of a batch are computed together.
     Raises: WrongTraining if there is nothing to learn from.
     """
 
@@ -43,6 +49,7 @@ class Trainer:
         unet: Mapping[str, nn.Parameter] | None = None,
         device: torch.device | None = None,
         ranks: Ranks = ALONE,
+        is_out_of_memory: Callable[[Exception], bool] = errors.is_out_of_memory,
     ):
         if not data.examples:
             raise WrongTraining(
@@ -50,8 +57,9 @@ class Trainer:
             )
         self.objective, self.data, self.settings, self.timesteps = objective, data, settings, timesteps
         self.device = torch.device("cpu") if device is None else device
-        self.ranks = ranks
+        self.ranks, self.is_out_of_memory = ranks, is_out_of_memory
         self.losses: list[float] = []
+        self.at_once = settings.batch_size
         groups = [
             (settings.learning_rate, {f"adapter.{name}": w for name, w in adapter.named_parameters()}),
             (settings.unet_learning_rate, {f"unet.{name}": w for name, w in (unet or {}).items()}),
@@ -81,10 +89,10 @@ class Trainer:
     def step(self) -> float:
         """One update of the weights. Returns the loss before it.
 
-        Raises: TrainingDiverged, and the weights are still those of the step before.
+        Raises: TrainingDiverged, or what says that memory is too short for one example. The weights are still those of
+        the step before.
         """
-        self.optimizer.zero_grad()
-        loss = self.add_gradients()
+        loss = self.gradients()
         norm = nn.utils.clip_grad_norm_(self.weights.values(), self.settings.clip_norm)
         if not math.isfinite(loss) or not norm.isfinite():
             raise TrainingDiverged(
@@ -99,20 +107,48 @@ class Trainer:
         self.ema.update(self.weights, self.steps)
         return loss
 
-    def add_gradients(self) -> float:
-        """Adds the gradients of one step's mean loss to the weights', and returns that loss."""
-        examples = self.settings.batch_size * self.settings.accumulate * self.ranks.count
-        total = torch.zeros((), device=self.device)
-        for drawn in draw_step(self.data, self.settings, self.timesteps, self.steps, self.ranks):
-            for batch in batches(drawn, self.device):
-                loss = self.objective(batch).sum() / examples
-                # Without the LLM's half and with a frozen UNet, nothing that learns takes part.
-                if loss.requires_grad:
-                    loss.backward()
-                total += loss.detach()
+    def gradients(self) -> float:
+        """Gives the weights the gradients of one step's mean loss, and returns that loss."""
+        total = self.own_share()
         add_gradients(self.ranks, list(self.weights.values()))
         self.ranks.add([total])
         return total.item()
+
+    def own_share(self) -> Tensor:
+        """This process's part of the gradients and of the loss, in smaller and smaller parts until they fit in memory.
+
+        A loss is the sum of its examples' losses, so the parts give the same but for rounding. What a try adds that
+        fails is thrown away, and the other processes notice nothing of it.
+        """
+        while True:
+            self.optimizer.zero_grad()
+            try:
+                return self.try_share()
+            except Exception as error:
+                if self.at_once == 1 or not self.is_out_of_memory(error):
+                    raise
+            # Outside of the handler, where the error no longer holds the tensors of the try.
+            tried, self.at_once = self.at_once, (self.at_once + 1) // 2
+            log.warning(
+                "Batches of %d do not fit in memory. From now on they are computed in parts of at most %d, from which "
+                "the same is learnt.",
+                tried,
+                self.at_once,
+            )
+
+    def try_share(self) -> Tensor:
+        """Adds the gradients of this process's examples to the weights', and returns its part of the loss."""
+        examples = self.settings.batch_size * self.settings.accumulate * self.ranks.count
+        total = torch.zeros((), device=self.device)
+        for drawn in draw_step(self.data, self.settings, self.timesteps, self.steps, self.ranks):
+            for first in range(0, len(drawn), self.at_once):
+                for batch in batches(drawn[first : first + self.at_once], self.device):
+                    loss = self.objective(batch).sum() / examples
+                    # Without the LLM's half and with a frozen UNet, nothing that learns takes part.
+                    if loss.requires_grad:
+                        loss.backward()
+                    total += loss.detach()
+        return total
 
     def result(self, part: str) -> dict[str, Tensor]:
         """The averaged weights of `adapter` or of `unet`, by their names there."""

@@ -23,7 +23,7 @@ from ...models.training.quiet_start import QuietStart
 from ...models.training.ranks import ALONE, Ranks
 from ...models.training.settings import COSINE, Drops
 from ...models.training.start import adapter_from
-from ...models.training.state import load_state, save_state
+from ...models.training.state import job_in, load_state, save_state
 from ...models.training.trainer import Objective, Trainer
 from .. import folders, host
 from ..managed import ManagedAdapter
@@ -92,8 +92,8 @@ def train(
             if not host.is_out_of_memory(error):
                 raise
             raise OutOfMemory(
-                f"There is not enough memory to train with batches of {job.settings.batch_size}. Use a smaller "
-                "batch_size with more accumulate, gradient_checkpointing, the precision bf16, or smaller pictures."
+                "There is not enough memory for this training, although batches that do not fit are computed in parts. "
+                "Use gradient_checkpointing, the precision bf16, smaller pictures, or a LoRA in place of a whole UNet."
             ) from error
         finally:
             host.release(unet.patcher)
@@ -165,6 +165,7 @@ class Run:
             unet=unet.learns(),
             device=self.device,
             ranks=ranks,
+            is_out_of_memory=host.is_out_of_memory,
         )
 
     def objective(self) -> Objective:
@@ -214,7 +215,7 @@ class Run:
         return Trained(adapter, lora, self.unet.changed(learnt), self.trainer.losses)
 
     def resumed(self) -> bool:
-        """Goes on from the state of the same job, if there is one."""
+        """Goes on from the state of the same job, if there is one and its quiet start is over."""
         if not self.state_file.is_file():
             if self.job.resume:
                 log.info("There is no kept state of these inputs, so the training starts anew.")
@@ -226,12 +227,19 @@ class Run:
             self.state_file.replace(before)
             log.warning("resume is off, so the training starts anew. Its state so far is kept as %s.", before)
             return False
+        if job_in(self.state_file) == self.quiet_digest:
+            return False
         load_state(self.trainer, self.state_file, self.digest)
         log.info("The training goes on after step %d of %d.", self.trainer.steps, self.job.settings.steps)
         return True
 
+    @property
+    def quiet_digest(self) -> str:
+        """Tells the state of a quiet start from that of the training after it, which takes its place in the file."""
+        return f"quiet start of {self.digest}"
+
     def quiet_start(self) -> None:
-        """Fits a new adapter to the prediction on CLIP's tokens alone."""
+        """Fits a new adapter to the prediction on CLIP's tokens alone, or goes on with that."""
         settings = replace(
             self.job.settings,
             steps=self.job.quiet_start,
@@ -249,10 +257,26 @@ class Run:
             adapter=self.adapter,
             device=self.device,
             ranks=self.ranks,
+            is_out_of_memory=host.is_out_of_memory,
         )
-        trainer.run(shown("quiet start", trainer))
-        self.trainer.restart_average()
-        self.save()
+        if self.job.resume and self.state_file.is_file():
+            load_state(trainer, self.state_file, self.quiet_digest)
+            log.info("The quiet start goes on after step %d of %d.", trainer.steps, settings.steps)
+        before, show = trainer.steps, shown("quiet start", trainer)
+
+        def on_step() -> None:
+            if trainer.steps < settings.steps:
+                self.save_if_due(trainer)
+            show()
+
+        try:
+            trainer.run(on_step)
+        finally:
+            if trainer.steps == settings.steps:  # also where Cancel comes in its last step
+                self.trainer.restart_average()
+                self.save(self.trainer)
+            elif trainer.steps > before:
+                self.save(trainer)
 
     def run(self) -> None:
         show = shown("training", self.trainer)
@@ -261,8 +285,7 @@ class Run:
         preview = Preview(self.unet, self.adapter, self.data, self.device) if every else None
 
         def on_step() -> None:
-            if self.job.save_every and self.trainer.steps % self.job.save_every == 0:
-                self.save()
+            self.save_if_due(self.trainer)
             picture = preview.picture() if preview and self.trainer.steps % every == 0 else None
             self.watch(self, picture)
             show(picture)
@@ -277,24 +300,25 @@ class Run:
             yield
         finally:
             if self.trainer.steps > before:
-                self.save()
+                self.save(self.trainer)
 
-    def save(self) -> None:
+    def save_if_due(self, trainer: Trainer) -> None:
+        if self.job.save_every and trainer.steps % self.job.save_every == 0:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
         """Keeps the state. Where that fails, as on a full disk, the training goes on and the log says so."""
         if self.ranks.number > 0:  # all have the same
             return
+        is_quiet = trainer is not self.trainer
+        step = f"{trainer.steps} of the quiet start" if is_quiet else f"{trainer.steps}"
         try:
-            save_state(self.trainer, self.state_file, self.digest)
+            save_state(trainer, self.state_file, self.quiet_digest if is_quiet else self.digest)
         except (OSError, SafetensorError) as error:
-            log.warning(
-                "The state after step %d cannot be kept in %s: %s.",
-                self.trainer.steps,
-                self.state_file,
-                error,
-            )
+            log.warning("The state after step %s cannot be kept in %s: %s.", step, self.state_file, error)
             return
         log.info(
-            "The state after step %d is kept in %s. Run it again with the same inputs to go on from there.",
-            self.trainer.steps,
+            "The state after step %s is kept in %s. Run it again with the same inputs to go on from there.",
+            step,
             self.state_file,
         )

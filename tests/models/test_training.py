@@ -137,20 +137,6 @@ def test_gradients_are_added_up_as_if_all_examples_were_one_batch():
                 torch.testing.assert_close(weight, other_weights[name], rtol=1e-3, atol=1e-5)
 
 
-class Sharing:
-    """Ranks whose processes are threads."""
-
-    def __init__(self, number, count, barrier, given):
-        self.number, self.count, self.barrier, self.given = number, count, barrier, given
-
-    def add(self, tensors):
-        self.given[self.number] = [tensor.clone() for tensor in tensors]
-        self.barrier.wait()
-        for place, tensor in enumerate(tensors):
-            tensor.copy_(sum(shares[place] for shares in self.given))
-        self.barrier.wait()
-
-
 def test_processes_that_share_a_batch_learn_what_one_process_does():
     """In some steps, one of them sees no example with the LLM's half, and so has no gradient for the adapter."""
     count, drops = 3, Drops(0.0, 0.6, 0.1)
@@ -169,7 +155,7 @@ def test_processes_that_share_a_batch_learn_what_one_process_does():
         made.ranks = ranks
         return made
 
-    found = [trainer(Sharing(number, count, barrier, given), 1) for number in range(count)]
+    found = [trainer(training.Sharing(number, count, barrier, given), 1) for number in range(count)]
     with ThreadPoolExecutor(count) as pool:
         list(pool.map(lambda one: one.run(), found))
     whole = trainer(ALONE, count)
@@ -309,7 +295,7 @@ def test_gradient_checkpointing_gives_the_same_gradients_to_the_bit():
         calls = Counter()
         unet.mid_block.resnets[0].register_forward_pre_hook(lambda *_, calls=calls: calls.update(["forward"]))
         with recomputed(blocks if checkpointed else []):
-            trainer.add_gradients()
+            trainer.gradients()
         gradients.append((calls["forward"], {name: w.grad for name, w in trainer.weights.items()}))
         assert all("forward" not in vars(block) for block in blocks), "the blocks are as before"
     (forwards, expected), (more, found) = gradients

@@ -107,3 +107,17 @@ def trainer(objective, adapter, examples=None, unet=None, **settings) -> Trainer
     return Trainer(
         objective, examples or data(), Settings(**settings), timesteps=1000, adapter=adapter, unet=unet
     )
+
+
+class Sharing:
+    """Ranks whose processes are threads."""
+
+    def __init__(self, number, count, barrier, given):
+        self.number, self.count, self.barrier, self.given = number, count, barrier, given
+
+    def add(self, tensors):
+        self.given[self.number] = [tensor.clone() for tensor in tensors]
+        self.barrier.wait()
+        for place, tensor in enumerate(tensors):
+            tensor.copy_(sum(shares[place] for shares in self.given))
+        self.barrier.wait()

@@ -99,6 +99,9 @@ def read_job(path: Path, changes: Sequence[str], schema: Mapping[str, Key]) -> d
     folder = path.absolute().parent
     for key in job.keys() & PATHS:
         value = job[key]
+        names = value if isinstance(value, list) else [value]
+        if any(name is not None and (not name or "\0" in name) for name in names):
+            raise WrongJob(f"{key} is {value!r}; the name of a file or folder is wanted.")
         job[key] = [folder / one for one in value] if isinstance(value, list) else value and folder / value
     return job
 
@@ -107,7 +110,8 @@ def parsed(text: str | bytes, source: object) -> Any:
     """Raises: WrongJob."""
     try:
         return yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # ValueError: numbers and dates that there are not. RecursionError: lists within lists without end.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise WrongJob(f"{source} is not YAML: {error}") from error
 
 
@@ -122,10 +126,13 @@ def checked(key: str, value: Any, entry: Key) -> Any:
         if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
             raise WrongJob(f"{key} is {value!r}; a text or a list of texts is wanted.")
         return value
-    if entry.kind is float and isinstance(value, str):
+    if entry.kind is float and isinstance(value, (str, int)) and not isinstance(value, bool):
         value = number(value)  # YAML takes 1e-4 for a text
-    fits = isinstance(value, (int, float) if entry.kind is float else entry.kind)
-    if not fits or (isinstance(value, bool) and entry.kind is not bool):
+    if (
+        not isinstance(value, entry.kind)
+        or value in (math.inf, -math.inf)
+        or (isinstance(value, bool) and entry.kind is not bool)
+    ):
         raise WrongJob(f"{key} is {value!r}; {KINDS[entry.kind]} is wanted.")
     if entry.options and value not in entry.options:
         raise WrongJob(f"{key} is {value!r}; it can be {', '.join(map(str, entry.options))}.")
@@ -140,8 +147,8 @@ def checked(key: str, value: Any, entry: Key) -> Any:
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
-def number(text: str) -> float | str:
+def number(given: str | int) -> float | str | int:
     try:
-        return float(text)
-    except ValueError:
-        return text
+        return float(given)
+    except (ValueError, OverflowError):
+        return given

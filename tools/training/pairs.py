@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tiff")
 CAPTION, WORDS = ".txt", ".json"
 UNIT = 64  # pixels: SD1.5's UNet halves its latents, of 8 pixels each, three times
+MOST_REPEATS = 10_000  # a folder whose number is above it is named after a date or the like
 LISTED = 5  # how many names of each problem are printed
 
 
@@ -38,6 +39,14 @@ class Pair:
     repeats: int
     read: Callable[[], bytes]
     words: tuple[tuple[str, str], ...] = ()
+
+    def picture(self, resolution: int) -> Image.Image:
+        """See `open_picture`. Raises: UnreadablePicture, also where the file is gone by now."""
+        try:
+            data = self.read()
+        except OSError as error:
+            raise UnreadablePicture(type(error).__name__) from error
+        return open_picture(data, resolution)
 
 
 @dataclass
@@ -73,15 +82,20 @@ def find_pairs(places: Iterable[Path], problems: Problems) -> list[Pair]:
 def pairs_of_folder(folder: Path, problems: Problems) -> Iterator[Pair]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
     for path in files:
-        if path.suffix == ".tar":
+        if path.suffix.lower() == ".tar":
             yield from pairs_of_tar(path, problems)
         if path.suffix.lower() not in PICTURES:
             continue
-        name, status = path.relative_to(folder).as_posix(), path.stat()
-        caption, words = (
-            beside.read_bytes() if (beside := path.with_suffix(ending)).is_file() else None
-            for ending in (CAPTION, WORDS)
-        )
+        name = path.relative_to(folder).as_posix()
+        try:
+            status = path.stat()
+            caption, words = (
+                beside.read_bytes() if (beside := path.with_suffix(ending)).is_file() else None
+                for ending in (CAPTION, WORDS)
+            )
+        except OSError as error:
+            problems.add(f"left out, unreadable ({type(error).__name__})", name)
+            continue
         stamp = f"{path.resolve()} {status.st_size} {status.st_mtime_ns}"
         yield from pair_of(
             name, stamp, caption, words, repeats_of(path.parent.name), path.read_bytes, problems
@@ -94,29 +108,49 @@ def pairs_of_tar(path: Path, problems: Problems) -> Iterator[Pair]:
     try:
         with tarfile.open(path, "r:") as tar:
             for member in tar:
-                if member.isfile():
-                    stem, _, ending = member.name.partition(".")
-                    samples.setdefault(stem, {})[f".{ending.lower()}"] = member.offset_data, member.size
-    except tarfile.TarError as error:
+                folder, slash, base = member.name.rpartition("/")
+                stem, _, ending = base.partition(".")
+                ending = f".{ending.lower()}"
+                if member.isdir() or not stem or ending not in (*PICTURES, CAPTION, WORDS):
+                    continue
+                if not member.isfile() or member.issparse():
+                    problems.add("left out, a link or the like in a tar file", f"{path.name}:{member.name}")
+                    continue
+                parts = samples.setdefault(f"{folder}{slash}{stem}", {})
+                if ending in parts:
+                    problems.add(
+                        "twice in a tar file, where the last one counts", f"{path.name}:{member.name}"
+                    )
+                parts[ending] = member.offset_data, member.size
+    except (tarfile.TarError, ValueError) as error:  # ValueError: numbers and names that are none
         problems.add(f"left out, no readable tar file ({error})", path.name)
     for stem, parts in samples.items():
         picture = next((ending for ending in parts if ending in PICTURES), None)
         if picture is not None:
-            caption, words = (
-                read_part(path, *parts[ending]) if ending in parts else None for ending in (CAPTION, WORDS)
-            )
+            name = f"{path.name}:{stem}{picture}"
+            try:
+                caption, words = (
+                    read_part(path, *parts[ending]) if ending in parts else None
+                    for ending in (CAPTION, WORDS)
+                )
+            except OSError:
+                problems.add("left out, cut off by the end of its tar file", name)
+                continue
             stamp = f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {stem}"
             offset, size = parts[picture]
-            name = f"{path.name}:{stem}{picture}"
             yield from pair_of(
                 name, stamp, caption, words, 1, lambda o=offset, s=size: read_part(path, o, s), problems
             )
 
 
 def read_part(path: Path, offset: int, size: int) -> bytes:
+    """Raises: OSError, also if the file ends before."""
     with path.open("rb") as file:
         file.seek(offset)
-        return file.read(size)
+        data = file.read(size)
+    if len(data) < size:
+        raise OSError(f"{path.name} ends after {len(data)} of {size} bytes.")
+    return data
 
 
 def pair_of(
@@ -135,6 +169,8 @@ def pair_of(
     try:
         text = caption.decode("utf-8-sig").strip()
     except UnicodeDecodeError:
+        text = "\0"
+    if "\0" in text:  # ASCII in UTF-16 is UTF-8 with zeros
         problems.add("left out, with a caption that is not UTF-8", name)
         return
     if not text:
@@ -142,6 +178,9 @@ def pair_of(
     elif repeats == 0:
         problems.add("left out, in a folder whose name says 0 times", name)
     else:
+        if repeats > MOST_REPEATS:
+            problems.add(f"seen once, because the number of the folder is above {MOST_REPEATS}", name)
+            repeats = 1
         yield Pair(name, stamp, text, repeats, read, words_in(words, name, problems))
 
 
@@ -149,15 +188,17 @@ def words_in(data: bytes | None, name: str, problems: Problems) -> tuple[tuple[s
     """The entry `pairs` of the `.json` beside a picture: [["red", "ball"], …]. Other entries are for others."""
     try:
         given = json.loads(data or b"{}")
-        pairs = given.get("pairs", []) if isinstance(given, dict) else []
+        pairs = given.get("pairs", []) if isinstance(given, dict) else None
         fits = isinstance(pairs, list) and all(
-            isinstance(pair, list) and len(pair) == 2 and all(isinstance(word, str) and word for word in pair)
+            isinstance(pair, list)
+            and len(pair) == 2
+            and all(isinstance(word, str) and word.strip() for word in pair)
             for pair in pairs
         )
-    except ValueError:
+    except (ValueError, RecursionError):
         fits = False
     if not fits:
-        problems.add('without its pairs, which are no list [["red", "ball"], …] in its .json', name)
+        problems.add('without its pairs, for its .json has no {"pairs": [["red", "ball"], …]}', name)
         return ()
     return tuple((attribute, entity) for attribute, entity in pairs)
 
@@ -181,7 +222,14 @@ def open_picture(data: bytes, resolution: int) -> Image.Image:
 
 
 def on_white(picture: Image.Image) -> Image.Image:
-    """Without transparency, whose hidden colours may be anything."""
+    """In 8 bits a channel, and without transparency, whose hidden colours may be anything.
+
+    Raises: ValueError if it is of floating-point numbers, whose white is unknown.
+    """
+    if picture.mode == "F":
+        raise ValueError("The picture is of floating-point numbers.")
+    if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
+        picture = picture.convert("I").point(lambda value: value * (1 / 257) + 0).convert("L")
     if "A" not in picture.getbands() and "transparency" not in picture.info:
         return picture.convert("RGB")
     layer = picture.convert("RGBA")

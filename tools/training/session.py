@@ -16,7 +16,7 @@ from host.dynamic_vram import start_dynamic_vram
 from host.folders import load_folder_paths
 from pack import make_importable
 from training.job_file import ADVANCED, FILES, Key, keys_of
-from training.pairs import Pair, Problems, UnreadablePicture, open_picture
+from training.pairs import Pair, Problems, UnreadablePicture
 
 if TYPE_CHECKING:
     from llm4gen.models.training.ranks import Ranks
@@ -194,7 +194,7 @@ def stored_set(
         return texts, latents, captions, kinds
 
     def latent(pair: Pair) -> torch.Tensor:
-        pixels = np.asarray(open_picture(pair.read(), job["resolution"]), dtype=np.float32) / 255
+        pixels = np.asarray(pair.picture(job["resolution"]), dtype=np.float32) / 255
         return ordinary(vae.encode(torch.from_numpy(pixels)[None])[0])
 
     if ranks.count > 1:  # each process computes a share, and reads the others' from the disk
