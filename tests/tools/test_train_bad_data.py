@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from training.pairs import MOST_REPEATS, Problems, UnreadablePicture, find_pairs, open_picture
+from training.pairs import MOST_REPEATS, Problems, find_pairs
+from training.pictures import UnreadablePicture, open_picture
 
 GOOD = "a good picture"
 

@@ -24,7 +24,8 @@ from sandbox.standins import CHECKPOINT, ENCODER
 from tiny import equal, relative_error
 from training import dry_run
 from training.job_file import read_job
-from training.pairs import Problems, find_pairs, open_picture
+from training.pairs import Problems, find_pairs
+from training.pictures import open_picture
 from training.run_folder import RunFolder, contact_sheet, draw_losses
 from training.session import Session, train
 

@@ -6,7 +6,8 @@ import tarfile
 import pytest
 from PIL import Image
 
-from training.pairs import Problems, UnreadablePicture, find_pairs, open_picture, size_for
+from training.pairs import Problems, find_pairs
+from training.pictures import UnreadablePicture, open_picture, size_for
 
 
 def picture(size=(70, 90), colour="red", kind="PNG", mode="RGB"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import tarfile
 from collections import defaultdict
@@ -10,17 +9,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
+
+from training.pictures import UnreadablePicture, open_picture
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tiff")
 CAPTION, WORDS = ".txt", ".json"
-UNIT = 64  # pixels: SD1.5's UNet halves its latents, of 8 pixels each, three times
 MOST_REPEATS = 10_000  # a folder whose number is above it is named after a date or the like
 LISTED = 5  # how many names of each problem are printed
-
-
-class UnreadablePicture(ValueError):
-    """Pillow cannot read it; the message is Pillow's error."""
 
 
 @dataclass(frozen=True)
@@ -207,44 +203,3 @@ def repeats_of(folder: str) -> int:
     """`12_cats` → 12; any other name → 1."""
     number, found, _ = folder.partition("_")
     return int(number) if found and number.isdecimal() and number.isascii() else 1
-
-
-def open_picture(data: bytes, resolution: int) -> Image.Image:
-    """An RGB picture of about `resolution` squared pixels, in its own proportions but for what `UNIT` cuts away.
-
-    Raises: UnreadablePicture.
-    """
-    try:
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
-        return ImageOps.fit(on_white(picture), size_for(picture.size, resolution), Image.Resampling.LANCZOS)
-    except Exception as error:  # whatever Pillow raises for a damaged picture
-        raise UnreadablePicture(type(error).__name__) from error
-
-
-def on_white(picture: Image.Image) -> Image.Image:
-    """In 8 bits a channel, and without transparency, whose hidden colours may be anything.
-
-    Raises: ValueError if it is of floating-point numbers, whose white is unknown.
-    """
-    if picture.mode == "F":
-        raise ValueError("The picture is of floating-point numbers.")
-    if picture.mode.startswith("I"):  # 16 bits, which Pillow would cut off at 255
-        picture = picture.convert("I").point(lambda value: value * (1 / 257) + 0).convert("L")
-    if "A" not in picture.getbands() and "transparency" not in picture.info:
-        return picture.convert("RGB")
-    layer = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-
-
-def size_for(size: tuple[int, int], resolution: int) -> tuple[int, int]:
-    """The size in whole units that is nearest in proportion among those of at most resolution² pixels."""
-    width, height = size
-    scale = resolution / (width * height) ** 0.5
-    across = max(1, round(width * scale / UNIT))
-    down = max(1, round(height * scale / UNIT))
-    while across * down * UNIT**2 > resolution**2 and max(across, down) > 1:
-        if across >= down:
-            across -= 1
-        else:
-            down -= 1
-    return across * UNIT, down * UNIT

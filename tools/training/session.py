@@ -16,7 +16,8 @@ from host.dynamic_vram import start_dynamic_vram
 from host.folders import load_folder_paths
 from pack import make_importable
 from training.job_file import ADVANCED, FILES, Key, keys_of
-from training.pairs import Pair, Problems, UnreadablePicture
+from training.pairs import Pair, Problems
+from training.pictures import UnreadablePicture
 
 if TYPE_CHECKING:
     from llm4gen.models.training.ranks import Ranks
