@@ -104,6 +104,8 @@ def run_bench(host: Installation, models: list[Path], options: argparse.Namespac
     name, rest = (extra[0], extra[1:]) if extra[:1] and extra[0] in BENCHMARKS else ("conditioning", extra)
     if name == "binding":
         rest = ["--comfyui", str(host.comfyui), *(["--models", *map(str, models)] if models else []), *rest]
+    if name == SCENES:
+        return run_tool(host, "demo_model.table", *places_of_the_demo_model(host), *rest)
     return run_tool(host, f"bench.{name}", *rest)
 
 
@@ -146,12 +148,17 @@ def run_serve(host: Installation, models: list[Path], options: argparse.Namespac
 def run_train_demo(
     host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]
 ) -> int:
+    return run_tool(host, "demo_model.training", *places_of_the_demo_model(host), *extra)
+
+
+def places_of_the_demo_model(host: Installation) -> tuple[str | Path, ...]:
+    """Raises: HostError if its LLM cannot be had."""
     fetch_smollm2(host.python)
-    places = ("--comfyui", host.comfyui, "--llm", SMOLLM2, "--folder", HOST_DIR / "demo_model")
-    return run_tool(host, "demo_model.training", *places, *extra)
+    return ("--comfyui", host.comfyui, "--llm", SMOLLM2, "--folder", HOST_DIR / "demo_model")
 
 
-BENCHMARKS = ("conditioning", "encoders", "training", "binding")
+SCENES = "scenes"
+BENCHMARKS = ("conditioning", "encoders", "training", "binding", SCENES)
 
 COMMANDS = {
     "setup": run_setup,
@@ -278,8 +285,9 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     add(
         "bench",
         "measure speed and memory against the published way; `bench encoders` compares encoder files, `bench training` "
-        "measures the trainer, `bench binding` draws prompts with your weights, with and without the LLM's half. "
-        "Further arguments, such as --device cuda, go to the module of that name in tools/bench",
+        "measures the trainer, `bench binding` draws prompts with your weights, with and without the LLM's half, "
+        "`bench scenes` counts what the trained demo model gets right. Further arguments, such as --device cuda, go to "
+        "the module of that name in tools/bench",
     )
     bundle = add(
         "bundle", "write one file that tests and measures the pack on a machine with a GPU and no network"

@@ -1,17 +1,23 @@
 """The demo model: ComfyUI loads its parts, the wide UNet is the narrow one, and what is right is counted as such."""
 
+import json
+import shutil
 from random import Random
 
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from demo_model import figures, narrow, parts
+from demo_model import figures, narrow, parts, reading, run_files, table, training
 from demo_model.data import CELLS, PICTURES, SETS, TRAINING, Pictures, latent_of
+from paths import STANDINS
+from sandbox.standins import ENCODER
 from scenes.held_out import has_new_pair, is_for_training
 from scenes.painting import paint, place_things
-from tiny import relative_error
+from tiny import equal, relative_error
+from training.job_file import FILES, read_job
+from training.session import Session
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +121,51 @@ def test_a_picture_of_something_else_is_counted_as_wrong():
     found = figures.rates(figures.verdicts(pictures.roll(1, 0) * (parts.CORE_SCALE / parts.SCALE), captions))
     assert found["bound"].right < 4
     assert found["placed"].of < 40  # only some captions say a place
+
+
+def test_it_is_trained_in_two_parts_as_in_one_and_the_table_has_every_row(
+    started, tmp_path, monkeypatch, capsys
+):
+    """A few captions and steps: nothing is learnt, but all that a long run does is done."""
+    few = {name: (lambda draw=draw: draw()[:2]) for name, draw in SETS.items()}
+    for module in (training, reading, table):
+        monkeypatch.setattr(module, "SETS", few)
+    monkeypatch.setattr(figures, "STEPS", 2)
+    llm = STANDINS / "text_encoders" / ENCODER
+    session = Session(started.core, started.ours)
+    schema = {key: entry for key, entry in session.schema().items() if key not in FILES}
+
+    def run(folder, steps):
+        changes = [
+            f"steps={steps}",
+            "batch_size=3",
+            "save_every=2",
+            "decay=constant",
+            "mlp_dim=64",
+            "tokens=12",
+        ]
+        folder.mkdir(exist_ok=True)
+        with torch.inference_mode():
+            training.train(session, read_job(training.JOB, changes, schema), llm, folder, 2)
+        return load_file(folder / run_files.UNET), load_file(folder / run_files.ADAPTER)
+
+    run(tmp_path / "twice", 2)
+    shutil.copytree(tmp_path / "twice" / "features", tmp_path / "once" / "features")
+    assert all(map(equal, run(tmp_path / "twice", 4), run(tmp_path / "once", 4)))
+    lines = [json.loads(line) for line in (tmp_path / "once" / run_files.FIGURES).read_text().splitlines()]
+    assert [(line["step"], line["strength"]) for line in lines] == [
+        (s, k) for s in (2, 4) for k in (1, 0, 1, 0)
+    ]
+
+    arguments = ["--comfyui", "x", "--llm", llm, "--folder", tmp_path / "once", "--count", "2"]
+    arguments += ["--without-llm", tmp_path / "twice"]
+    monkeypatch.setattr("sys.argv", ["table", *map(str, arguments)])
+    monkeypatch.setattr(table, "start_comfyui", lambda *_: session)
+    capsys.readouterr()
+    assert table.main() == 0
+    rows = [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines() if "%" in line]
+    expected = [*(f"strength {s:g}" for s in table.STRENGTHS), "noise", "trained without the LLM"]
+    assert rows == expected * 3
 
 
 def test_confidence_intervals_are_wilsons():

@@ -13,7 +13,6 @@ import json
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,18 @@ from safetensors.torch import save_file
 
 from demo_model import figures, narrow, parts
 from demo_model.data import PICTURES, SETS, TRAINING, Captioned, Pictures
+from demo_model.reading import load_llm_and_clip, read_texts
+from demo_model.run_files import (
+    ADAPTER,
+    ARGUMENTS,
+    CHECKPOINT,
+    FEATURES,
+    FIGURES,
+    JOB_STATE,
+    SHEETS,
+    START,
+    UNET,
+)
 from training.job_file import FILES, WrongJob, read_job
 from training.session import Session, start_comfyui, trainer_job
 
@@ -32,14 +43,17 @@ if TYPE_CHECKING:
     from llm4gen.nodes.training.run import Run
 
 JOB = Path(__file__).with_name("job.yaml")
-START, CHECKPOINT = "start.safetensors", "clip_and_vae.safetensors"
-UNET, ADAPTER = "unet.safetensors", "adapter.safetensors"
-FIGURES, SHEETS = "figures.jsonl", "sheets"
-TESTED = ("held-out pairs", "held-out wordings")
-ARGUMENTS = (
-    "--cpu",
-    "--use-pytorch-cross-attention",
-)  # ComfyUI's own attention on a CPU is slower for so few cells
+TESTED = ("held-out pairs", "held-out wordings")  # while it is trained
+READING = (
+    "template",
+    "system",
+    "tokens",
+    "padding",
+    "layer",
+    "heads",
+    "mlp_dim",
+    "seed",
+)  # of New Cross-Adapter
 
 
 def main() -> int:
@@ -59,9 +73,6 @@ def main() -> int:
 
 def train(session: Session, job: Mapping[str, Any], llm_file: Path, folder: Path, count: int) -> None:
     """llm_file: SmolLM2. folder: of the run. count: test captions of each kind that are drawn each time."""
-    import comfy.sd  # noqa: PLC0415
-    import folder_paths  # noqa: PLC0415
-
     from llm4gen.models.checkpoints.adapter import TRAINING_KEY, save_cross_adapter  # noqa: PLC0415
     from llm4gen.models.training.ranks import ALONE  # noqa: PLC0415
     from llm4gen.nodes.training.run import train as train_adapter  # noqa: PLC0415
@@ -71,12 +82,9 @@ def train(session: Session, job: Mapping[str, Any], llm_file: Path, folder: Path
         weights = narrow.new_weights(job["seed"])
         save_file(weights, start)
         save_file(parts.checkpoint(narrow.widened(weights)), base)
-    folder_paths.add_model_folder_path("text_encoders", str(llm_file.parent))
-    _, clip, *_ = comfy.sd.load_checkpoint_guess_config(str(base), output_vae=False, output_clip=True)
-    llm = session.run("LLM4GEN_LoadLLMEncoder", encoder_name=llm_file.name, dtype="fp32")
-    new = ("template", "system", "tokens", "padding", "layer", "heads", "mlp_dim", "seed")
-    adapter = session.run("LLM4GEN_NewCrossAdapter", llm=llm, **{key: job[key] for key in new})
-    texts = read_texts(clip, llm, adapter, folder / "features")
+    llm, clip = load_llm_and_clip(session, llm_file, folder)
+    adapter = session.run("LLM4GEN_NewCrossAdapter", llm=llm, **{key: job[key] for key in READING})
+    texts = read_texts(clip, llm, adapter, folder / FEATURES)
     captions = SETS[TRAINING]()
     data = training_set(captions, texts, llm, adapter.recipe)
     watch = Watch(folder, texts, count)
@@ -86,32 +94,11 @@ def train(session: Session, job: Mapping[str, Any], llm_file: Path, folder: Path
         adapter,
         trainer_job(job),
         ranks=ALONE,
-        state_file=folder / "state.safetensors",
+        state_file=folder / JOB_STATE,
         watch=watch,
     )
     entry = {TRAINING_KEY: trained.adapter.training} if trained.adapter.training else {}
     save_cross_adapter(trained.adapter.adapter, trained.adapter.recipe, folder / ADAPTER, entry)
-
-
-def read_texts(clip: Any, llm: Any, adapter: Any, folder: Path) -> StoredTexts:
-    """The states of all captions, kept in a folder."""
-    from llm4gen.models.training.stored import Store, StoredTexts  # noqa: PLC0415
-    from llm4gen.nodes import host  # noqa: PLC0415
-    from llm4gen.nodes.fused_clip import FusedCLIP  # noqa: PLC0415
-    from llm4gen.nodes.fusion import Fusion  # noqa: PLC0415
-    from llm4gen.nodes.training.data import encode  # noqa: PLC0415
-
-    fused = FusedCLIP.around(clip, Fusion(llm, adapter))
-    read_by = [str(parts.CLIP_SEED), repr(llm.key((), adapter.recipe)), repr(adapter.recipe)]
-    texts = StoredTexts(Store(folder, 10 << 30), lambda text: [*read_by, text], partial(encode, fused))
-    every = ["", *(one.text for draw in SETS.values() for one in draw())]
-    step = host.progress(len(every))
-    for number, text in enumerate(every, 1):
-        texts.add(text)
-        step()
-        if number % 100 == 0:
-            print(f"captions read: {number} of {len(every)}", flush=True)
-    return texts
 
 
 def training_set(captions: Sequence[Captioned], texts: StoredTexts, llm: Any, recipe: Any) -> TrainingSet:
