@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 # A UNet: noised latents [b, c, h, w], timesteps [b] and context [b, n, d] → its prediction [b, c, h, w].
@@ -63,10 +64,9 @@ class NoiseSchedule:
 
         gamma: the paper takes 5; 0 weighs all timesteps alike.
         """
-        alphas = self.alphas.to(timesteps.device)[timesteps]
+        snr = self.snr(timesteps)
         if gamma == 0:
-            return alphas.new_ones(len(timesteps))
-        snr = alphas / (1 - alphas)
+            return torch.ones_like(snr)
         if self.prediction == EPS:
             # Written so that it is also finite where SNR is 0, at the end of a schedule that reaches pure noise.
             return (gamma / snr).clamp(max=1)
@@ -78,12 +78,16 @@ class NoiseSchedule:
         It is 1 / √SNR for EPS and √SNR / (SNR + 1) for V, so the squared error of x_0 has the weight √SNR. This says
         more than `min_snr_weights` about very noisy latents, in which is decided what the picture shows.
         """
-        alphas = self.alphas.to(timesteps.device)[timesteps]
-        root = (alphas / (1 - alphas)).sqrt()
+        root = self.snr(timesteps).sqrt()
         if self.prediction == EPS:
             # At the end of a schedule that reaches pure noise, SNR is 0.
             return 1 / root.clamp(min=1 / MOST_DEBIASED)
         return root / (root.square() + 1)
+
+    def snr(self, timesteps: Tensor) -> Tensor:
+        """The ratio of the signal's variance to that of the noise, a_t / (1 - a_t): [b]."""
+        alphas = self.alphas.to(timesteps.device)[timesteps]
+        return alphas / (1 - alphas)
 
     def factors(self, timesteps: Tensor) -> tuple[Tensor, Tensor]:
         """√a_t and √(1 - a_t), each [b, 1, 1, 1]."""

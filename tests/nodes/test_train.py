@@ -16,7 +16,7 @@ import in_process
 from llm4gen.models.errors import UntrainableModel, WrongTraining
 from sandbox.client import ExecutionError, Interrupted
 from sandbox.standins import CHECKPOINT, ENCODER
-from tiny import equal, identical, relative_error, weights_of
+from tiny import equal, identical, relative_error, untouched, weights_of
 
 TEXTS = ["a red cat on a mat", "a blue dog"]
 JOB = {
@@ -77,18 +77,23 @@ def images():
 
 
 @pytest.fixture(scope="module")
-def training_set(nodes, checkpoint, llm, fresh, images):
+def set_inputs(checkpoint, llm, fresh, images):
+    """What Training Set gets: each input is a list."""
     _, clip, vae = checkpoint
+    return {
+        "texts": TEXTS,
+        "clip": [clip],
+        "llm": [llm],
+        "adapter": [fresh],
+        "images": images,
+        "vae": [vae],
+    }
+
+
+@pytest.fixture(scope="module")
+def training_set(nodes, set_inputs):
     with torch.inference_mode():
-        return in_process.run(
-            nodes.TrainingSetNode,
-            texts=TEXTS,
-            clip=[clip],
-            llm=[llm],
-            adapter=[fresh],
-            images=images,
-            vae=[vae],
-        )
+        return in_process.run(nodes.TrainingSetNode, **set_inputs)
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +202,7 @@ def test_training_leaves_the_users_models_as_they_are(
     patches = dict(model.patches)
     train(unet=unet, quiet_start=1)
     after = weights_of(model.model), weights_of(checkpoint[1].cond_stage_model), weights_of(fresh.adapter)
-    assert all(equal(one, other) for one, other in zip(before, after, strict=True))
+    assert all(untouched(one, other) for one, other in zip(before, after, strict=True))
     assert dict(model.patches) == patches
     assert torch.equal(sample(positive, positive).samples, latent)
 
@@ -437,26 +442,18 @@ def test_a_training_that_is_cancelled_at_20_moments_loses_no_step_and_ends_as_on
 
 
 def test_cancel_while_captions_are_read_leaves_the_models_as_they_are(
-    nodes, checkpoint, llm, fresh, images, training_set, moments
+    nodes, checkpoint, fresh, set_inputs, training_set, moments
 ):
     _, clip, vae = checkpoint
-    inputs = {
-        "texts": TEXTS,
-        "clip": [clip],
-        "llm": [llm],
-        "adapter": [fresh],
-        "images": images,
-        "vae": [vae],
-    }
     models = clip.cond_stage_model, vae.first_stage_model, fresh.adapter
     before = list(map(weights_of, models))
     with torch.inference_mode():
         for last in (1, 50):
             moments.asked, moments.last = 0, last
             with pytest.raises(moments.management.InterruptProcessingException):
-                in_process.run(nodes.TrainingSetNode, **inputs)
-        found = in_process.run(nodes.TrainingSetNode, **inputs)
-    assert all(map(equal, before, map(weights_of, models)))
+                in_process.run(nodes.TrainingSetNode, **set_inputs)
+        found = in_process.run(nodes.TrainingSetNode, **set_inputs)
+    assert all(map(untouched, before, map(weights_of, models)))
     assert all(map(torch.equal, tensors_in(found), tensors_in(training_set)))
 
 
@@ -667,20 +664,11 @@ def test_the_llms_half_is_left_out_only_where_the_unet_learns(nodes):
     assert (lora.text, lora.llm, lora.clip) == (0.1, 0.2, 0.3)
 
 
-def test_the_entity_loss_needs_pairs_and_changes_what_is_learnt(nodes, checkpoint, llm, fresh, train, images):
-    _, clip, vae = checkpoint
-    inputs = {
-        "texts": TEXTS,
-        "clip": [clip],
-        "llm": [llm],
-        "adapter": [fresh],
-        "images": images,
-        "vae": [vae],
-    }
+def test_the_entity_loss_needs_pairs_and_changes_what_is_learnt(nodes, set_inputs, train):
     with torch.inference_mode():
-        found = in_process.run(nodes.TrainingSetNode, **inputs, pairs=["red: cat", ""])
+        found = in_process.run(nodes.TrainingSetNode, **set_inputs, pairs=["red: cat", ""])
         with pytest.raises(WrongTraining, match="There are 2 captions and 1 texts of pairs"):
-            nodes.TrainingSetNode.execute(**inputs, pairs=["red: cat"])
+            nodes.TrainingSetNode.execute(**set_inputs, pairs=["red: cat"])
     assert len(found.encoded[TEXTS[0]].pairs) == 1
     assert found.encoded[TEXTS[1]].pairs == ()
     jobs = ({}, {"entity_weight": 1.0}, {"entity_weight": 1.0})
@@ -749,18 +737,9 @@ def test_pictures_without_a_caption_are_named_and_left_out(nodes, checkpoint, ll
         ({"latents": [{"samples": torch.zeros(2, 4, 8, 8)}]}, "either images and vae, or latents"),
     ],
 )
-def test_a_training_set_that_is_not_whole_is_refused(nodes, checkpoint, llm, fresh, images, changes, message):
-    _, clip, vae = checkpoint
-    inputs = {
-        "texts": TEXTS,
-        "images": images,
-        "vae": [vae],
-        "clip": [clip],
-        "llm": [llm],
-        "adapter": [fresh],
-    }
+def test_a_training_set_that_is_not_whole_is_refused(nodes, set_inputs, changes, message):
     with torch.inference_mode(), pytest.raises(WrongTraining, match=message):
-        nodes.TrainingSetNode.execute(**inputs | changes)
+        nodes.TrainingSetNode.execute(**set_inputs | changes)
 
 
 def test_an_adapter_with_another_recipe_is_refused(train, new):

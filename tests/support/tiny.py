@@ -136,3 +136,19 @@ def weights_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     """Whether two sets of weights have the same names, and the same numbers to the bit."""
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def untouched(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> bool:
+    """Whether two sets of weights have the same names and bytes.
+
+    ComfyUI leaves CLIP's text projection, which SD1.5 checkpoints lack, as the memory was. That may hold NaN, which
+    equals nothing as a number.
+    """
+
+    def bytes_of(weight: torch.Tensor) -> torch.Tensor:
+        return weight.reshape(-1).view(torch.uint8)
+
+    return before.keys() == after.keys() and all(
+        weight.dtype == after[name].dtype and torch.equal(bytes_of(weight), bytes_of(after[name]))
+        for name, weight in before.items()
+    )

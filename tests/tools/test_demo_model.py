@@ -62,11 +62,7 @@ def test_comfyui_takes_it_for_sd15_and_the_wide_unet_computes_what_the_narrow_on
 
 def test_widening_changes_no_prediction(weights, started):
     """In fp32, so up to rounding."""
-    import comfy.ops  # noqa: PLC0415
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: PLC0415
-
-    sizes = {**narrow.SIZES, "model_channels": narrow.CHANNELS * narrow.TIMES}
-    wide = UNetModel(**sizes, operations=comfy.ops.disable_weight_init)
+    wide = narrow.build(narrow.CHANNELS * narrow.TIMES)
     wide.load_state_dict(narrow.widened(weights))
     inputs = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 700.0])
     context = torch.randn(2, 30, 768)

@@ -88,11 +88,16 @@ class Drawer:
         return self.unet(noised, timesteps.float().expand(len(noised)), context=context)
 
     def context(self, texts: Sequence[EncodedText], strength: float) -> Tensor:
-        clip = torch.stack([text.clip for text in texts])
-        if strength == 0:
-            return clip
-        states = torch.stack([text.llm.rows.expand(text.llm.states.float()) for text in texts])
-        return torch.cat([clip, strength * self.adapter(clip, states)], 1)
+        from llm4gen.models.training.data import Drawn, collate  # noqa: PLC0415
+
+        none = torch.zeros(0)  # no latents are needed
+        batch = collate(
+            [Drawn(none, text.clip, text.llm if strength else None, None, none, 0) for text in texts],
+            torch.device("cpu"),
+        )
+        context = batch.context(self.adapter)
+        context[:, batch.clip.shape[1] :] *= strength
+        return context
 
 
 def batches_of_equal_length(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -107,11 +112,7 @@ def batches_of_equal_length(lengths: Sequence[int]) -> Iterator[list[int]]:
 
 def unet_of(weights: Mapping[str, Tensor]) -> Any:
     """The narrow UNet with these weights, for drawing."""
-    import comfy.ops  # noqa: PLC0415
-    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: PLC0415
-
-    sizes = {**narrow.SIZES, "model_channels": narrow.CHANNELS}
-    unet = UNetModel(**sizes, operations=comfy.ops.disable_weight_init)
+    unet = narrow.build()
     unet.load_state_dict(dict(weights))
     return unet.eval().requires_grad_(False)
 

@@ -37,12 +37,17 @@ SIZES = {
 ENDS = ("out_layers.3.weight", "proj_out.weight", "out.2.weight")
 
 
-def new_weights(seed: int) -> dict[str, Tensor]:
-    """Weights to start training from: each matrix keeps the scale of its input, and each norm is neutral."""
+def build(channels: int = CHANNELS) -> Any:
+    """ComfyUI's module of the UNet, whose weights are not set."""
     import comfy.ops  # noqa: PLC0415
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: PLC0415
 
-    unet = UNetModel(**SIZES, model_channels=CHANNELS, operations=comfy.ops.disable_weight_init)
+    return UNetModel(**SIZES, model_channels=channels, operations=comfy.ops.disable_weight_init)
+
+
+def new_weights(seed: int) -> dict[str, Tensor]:
+    """Weights to start training from: each matrix keeps the scale of its input, and each norm is neutral."""
+    unet = build()
     source = torch.Generator().manual_seed(seed)
     weights = {}
     for name, weight in unet.state_dict().items():

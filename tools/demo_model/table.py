@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file
 
-from demo_model import figures, narrow
+from demo_model import figures, narrow, run_files
 from demo_model.data import SETS, TRAINING, Captioned
 from demo_model.reading import load_llm_and_clip, read_texts
 from demo_model.run_files import ADAPTER, ARGUMENTS, SHEETS, START, UNET
@@ -120,12 +120,7 @@ def print_table(rows: Sequence[Row], name: str, captions: Sequence[Captioned], f
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="ComfyUI's folder")
-    parser.add_argument("--llm", type=Path, required=True, metavar="FILE", help="SmolLM2")
-    parser.add_argument("--folder", type=Path, required=True, metavar="DIR", help="of the training run")
+    parser = run_files.parser(__doc__)
     parser.add_argument(
         "--without-llm", type=Path, metavar="DIR", help="of a run that never saw the LLM's half"
     )

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import save_file
 
-from demo_model import figures, narrow, parts
+from demo_model import figures, narrow, parts, run_files
 from demo_model.data import PICTURES, SETS, TRAINING, Captioned, Pictures
 from demo_model.reading import load_llm_and_clip, read_texts
 from demo_model.run_files import (
@@ -107,11 +107,12 @@ def training_set(captions: Sequence[Captioned], texts: StoredTexts, llm: Any, re
     from llm4gen.nodes.training.record import digest  # noqa: PLC0415
 
     pictures, words = Pictures(captions), [one.text for one in captions]
-    kinds = numbered(kind_of(pictures[0], texts[text]) for text in words)
+    encoded = {text: texts[text] for text in ["", *words]}
+    kinds = numbered(kind_of(pictures[0], encoded[text]) for text in words)
     return TrainingSet(
         pictures,
         words * PICTURES,
-        {text: texts[text] for text in ["", *words]},
+        encoded,
         recipe,
         identity_of(llm),
         None if kinds is None else kinds.repeat(PICTURES),
@@ -171,13 +172,8 @@ class Watch:
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = run_files.parser(__doc__)
     parser.add_argument("changes", nargs="*", metavar="KEY=VALUE", help="a value in place of the job's")
-    parser.add_argument("--comfyui", type=Path, required=True, metavar="DIR", help="ComfyUI's folder")
-    parser.add_argument("--llm", type=Path, required=True, metavar="FILE", help="SmolLM2")
-    parser.add_argument("--folder", type=Path, required=True, metavar="DIR", help="of the run")
     parser.add_argument("--count", type=int, default=100, help="test captions of each kind (default: 100)")
     return parser.parse_args()
 
