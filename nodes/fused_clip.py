@@ -16,8 +16,9 @@ from .server import LOSES, notify
 log = logging.getLogger(__name__)
 
 CLIP_L = "l"  # the key of SD1.5's CLIP-L among the parts of ComfyUI's tokens
+CLIP_G = "g"  # that of SDXL's CLIP-G, whose pooled output SDXL's UNet reads too
 # The parts of the CLIPs that can be fused: those of SD1.5, of SD2, and of SDXL or its refiner (which reads g alone).
-CLIPS = ({CLIP_L}, {"h"}, {CLIP_L, "g"})
+CLIPS = ({CLIP_L}, {"h"}, {CLIP_L, CLIP_G})
 START, END, ZERO = 49406, 49407, 0  # special tokens of all these; l pads with END, h and g with ZERO
 LLM_TOKENS = "llm4gen"  # the key of the LLM's tokens, in the form of CLIP's: a list of chunks of (id, weight)
 

@@ -92,17 +92,29 @@ class NewCrossAdapter(io.ComfyNode):
                     tooltip="A trained adapter to start from. It keeps its heads and mlp_dim; its first layer is drawn "
                     "anew if the LLM has another width.",
                 ),
+                io.Int.Input(
+                    "context_width",
+                    default=SD15_WIDTH,
+                    min=1,
+                    max=65536,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Width of the UNet's context: 768 for SD1.5, 1024 for SD2, 2048 for SDXL, 1280 for its "
+                    "refiner. An adapter in start_from keeps its own.",
+                ),
             ],
             outputs=[sockets.ADAPTER.Output(tooltip="Connect it to Training Set and Train Cross-Adapter.")],
         )
 
     @classmethod
-    def execute(cls, llm, heads, mlp_dim, seed, start_from=None, **reading) -> io.NodeOutput:
+    def execute(
+        cls, llm, heads, mlp_dim, seed, start_from=None, context_width=SD15_WIDTH, **reading
+    ) -> io.NodeOutput:
         recipe = Recipe(**reading, heads=heads if start_from is None else start_from.adapter.config.heads)
         llm.llm.depth(recipe)  # raises WrongRecipe for a layer that the LLM does not have
         with torch.inference_mode(False):
             if start_from is None:
-                adapter = new_adapter(CrossAdapterConfig(SD15_WIDTH, llm.width, mlp_dim, heads), seed)
+                adapter = new_adapter(CrossAdapterConfig(context_width, llm.width, mlp_dim, heads), seed)
             else:
                 adapter = adapter_from(start_from.adapter, llm.width, seed)
             return io.NodeOutput(
@@ -134,9 +146,7 @@ class TrainingSetNode(io.ComfyNode):
                     tooltip="A caption for each picture, from Load Image-Text (from Folder). Parentheses are ordinary "
                     "characters here.",
                 ),
-                io.Clip.Input(
-                    "clip", tooltip="The CLIP of the SD1.5 checkpoint that the adapter is trained for."
-                ),
+                io.Clip.Input("clip", tooltip="The CLIP of the checkpoint that the adapter is trained for."),
                 sockets.LLM.Input("llm", tooltip="From Load LLM Encoder."),
                 sockets.ADAPTER.Input(
                     "adapter", tooltip="The adapter that is trained: it says how the LLM is to read."
@@ -184,8 +194,8 @@ class TrainCrossAdapter(io.ComfyNode):
             node_id="LLM4GEN_TrainCrossAdapter",
             display_name="Train Cross-Adapter",
             category="LLM4GEN/training",
-            description="Trains a Cross-Adapter for an SD1.5 model, alone, with a LoRA for its UNet, or with the UNet. "
-            "Cancel keeps what was learnt: run it again to go on.",
+            description="Trains a Cross-Adapter for a model of SD1.5, SD2 or SDXL, alone, with a LoRA for its UNet, or "
+            "with the UNet. Cancel keeps what was learnt: run it again to go on.",
             search_aliases=["LLM4GEN", "train", "finetune", "distill"],
             inputs=[*model_inputs(), *job_inputs(), *teacher_inputs(), *late_inputs()],
             outputs=[
@@ -271,7 +281,7 @@ def model_inputs() -> list[io.Input]:
     return [
         io.Model.Input(
             "model",
-            tooltip="An SD1.5 model from Load Checkpoint or Load Diffusion Model, with or without LoRA.",
+            tooltip="A model of SD1.5, SD2 or SDXL from Load Checkpoint or Load Diffusion Model, with or without LoRA.",
         ),
         sockets.TRAINING_SET.Input("training_set", tooltip="From Training Set."),
         sockets.ADAPTER.Input(

@@ -24,12 +24,16 @@ class EncodedText:
     llm:     the LLM's.
     teacher: [m, c], the context that a teacher gives its UNet for this text; only `Match` needs it.
     pairs:   the places of words that belong together; only `EntityGuided` needs them.
+    pooled:  [p], CLIP's pooled output, for UNets that take it (SDXL); else None.
+    teacher_pooled: that of the teacher's CLIP.
     """
 
     clip: Tensor
     llm: Features
     teacher: Tensor | None = None
     pairs: tuple[Pair, ...] = ()
+    pooled: Tensor | None = None
+    teacher_pooled: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class Drawn:
     timestep:  how noisy the latent becomes.
     pairs:     words that belong together, by those of their tokens that are seen.
     alone:     whether the UNet sees the fused LLM tokens without CLIP's.
+    pooled:    of the text that CLIP reads, see `EncodedText`.
     """
 
     latent: Tensor
@@ -83,6 +88,8 @@ class Drawn:
     timestep: int
     pairs: tuple[Pair, ...] = ()
     alone: bool = False
+    pooled: Tensor | None = None
+    teacher_pooled: Tensor | None = None
 
     @property
     def shapes(self) -> tuple[object, ...]:
@@ -102,6 +109,7 @@ class Batch:
     teacher: [b, m, d], or None.
     pairs:   of each example, see `EncodedText`.
     alone:   see `Drawn`.
+    pooled:  [b, p], or None.
     """
 
     latents: Tensor
@@ -113,6 +121,8 @@ class Batch:
     teacher: Tensor | None
     pairs: Sequence[Sequence[Pair]] = ()
     alone: bool = False
+    pooled: Tensor | None = None
+    teacher_pooled: Tensor | None = None
 
     @property
     def tokens(self) -> int:
@@ -150,9 +160,12 @@ def collate(group: Sequence[Drawn], device: torch.device) -> Batch:
     def stack(tensors: Sequence[Tensor]) -> Tensor:
         return torch.stack([tensor.float() for tensor in tensors]).to(device)
 
+    def stack_given(tensors: Iterable[Tensor | None]) -> Tensor | None:
+        given = [tensor for tensor in tensors if tensor is not None]
+        return stack(given) if given else None
+
     features = [one.llm for one in group if one.llm is not None]
     most = max((len(one.states) for one in features), default=0)
-    teachers = [one.teacher for one in group if one.teacher is not None]
     return Batch(
         latents=stack([one.latent for one in group]),
         noise=stack([one.noise for one in group]),
@@ -162,7 +175,9 @@ def collate(group: Sequence[Drawn], device: torch.device) -> Batch:
         if features
         else None,
         row_of=torch.stack([one.rows.row_of for one in features]).to(device) if features else None,
-        teacher=stack(teachers) if teachers else None,
+        teacher=stack_given(one.teacher for one in group),
         pairs=[one.pairs for one in group],
         alone=group[0].alone,
+        pooled=stack_given(one.pooled for one in group),
+        teacher_pooled=stack_given(one.teacher_pooled for one in group),
     )

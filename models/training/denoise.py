@@ -31,7 +31,7 @@ class Denoise:
         """The loss of each example, [b]."""
         noised = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         target = self.schedule.target(batch.latents, batch.noise, batch.timesteps)
-        prediction = self.predict(noised, batch.timesteps, batch.context(self.adapter))
+        prediction = self.predict(noised, batch.timesteps, batch.context(self.adapter), batch.pooled)
         return self.schedule.loss_weights(batch.timesteps, self.weighting, self.gamma) * squared_error(
             prediction, target
         )

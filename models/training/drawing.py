@@ -45,17 +45,30 @@ def draw_example(data: TrainingData, place: int, settings: Settings, timesteps: 
     text = draw_text(data, example, settings.drops, torch.rand((), generator=source).item())
     timestep = int(torch.randint(timesteps, (), generator=source))
     noise = torch.randn(example.latent.shape, generator=source)
-    return Drawn(example.latent, text.clip, text.llm, text.teacher, noise, timestep, text.pairs, text.alone)
+    return Drawn(
+        example.latent,
+        text.clip,
+        text.llm,
+        text.teacher,
+        noise,
+        timestep,
+        text.pairs,
+        text.alone,
+        text.pooled,
+        text.teacher_pooled,
+    )
 
 
 @dataclass(frozen=True)
 class SeenText:
-    """What CLIP, the LLM and the teacher read. llm is None where that half is left out. pairs, alone: see `Drawn`."""
+    """What CLIP, the LLM and the teacher read. llm is None where that half is left out. The others: see `Drawn`."""
 
     clip: Tensor
     llm: Features | None
     teacher: Tensor | None
     pairs: tuple[Pair, ...]
+    pooled: Tensor | None
+    teacher_pooled: Tensor | None
     alone: bool = False
 
 
@@ -67,17 +80,18 @@ def draw_text(data: TrainingData, example: Example, drops: Drops, chance: float)
     """
     text, empty = example.text, data.empty
     if chance < drops.text:
-        return SeenText(empty.clip, empty.llm, empty.teacher, ())
+        return SeenText(empty.clip, empty.llm, empty.teacher, (), empty.pooled, empty.teacher_pooled)
     if chance < drops.text + drops.llm:
-        return SeenText(text.clip, None, text.teacher, seen_pairs(text, lambda place: place < len(text.clip)))
+        pairs = seen_pairs(text, lambda place: place < len(text.clip))
+        return SeenText(text.clip, None, text.teacher, pairs, text.pooled, text.teacher_pooled)
     if chance < drops.text + drops.llm + drops.clip + drops.clip_tokens:
         alone = chance >= drops.text + drops.llm + drops.clip
         # The LLM's tokens move if CLIP reads "" in fewer chunks, or if its tokens are not seen.
         moved = (0 if alone else len(empty.clip)) - len(text.clip)
         pairs = seen_pairs(text, lambda place: place >= len(text.clip))
         pairs = tuple((tuple(p + moved for p in a), tuple(p + moved for p in b)) for a, b in pairs)
-        return SeenText(empty.clip, text.llm, text.teacher, pairs, alone)
-    return SeenText(text.clip, text.llm, text.teacher, text.pairs)
+        return SeenText(empty.clip, text.llm, text.teacher, pairs, empty.pooled, text.teacher_pooled, alone)
+    return SeenText(text.clip, text.llm, text.teacher, text.pairs, text.pooled, text.teacher_pooled)
 
 
 def seen_pairs(text: EncodedText, is_seen: Callable[[int], bool]) -> tuple[Pair, ...]:

@@ -17,7 +17,8 @@ class Match:
     """w(t) · ‖u(x_t, t, [c; A(c, l)]) - u*(x_t, t, c*)‖² (distillation, Hinton et al. 2015, arXiv 1503.02531).
 
     u* is the teacher's UNet and c* the context that its own text encoders give it for the same text, such as CLIP's
-    tokens fused with RankGen's by the published adapter. Both UNets see the same noised latents, and must predict the
+    tokens fused with RankGen's by the published adapter; each UNet also gets its own CLIP's pooled output, if it takes
+    one. Both UNets see the same noised latents, and must predict the
     same thing, noise or velocity, on the same schedule. The latents need not fit the texts.
 
     teacher: u*; it may be the student's own UNet. Of its result no gradient is taken.
@@ -36,8 +37,8 @@ class Match:
         assert batch.teacher is not None
         noised = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         with torch.no_grad():
-            target = self.teacher(noised, batch.timesteps, batch.teacher)
-        prediction = self.predict(noised, batch.timesteps, batch.context(self.adapter))
+            target = self.teacher(noised, batch.timesteps, batch.teacher, batch.teacher_pooled)
+        prediction = self.predict(noised, batch.timesteps, batch.context(self.adapter), batch.pooled)
         return self.schedule.loss_weights(batch.timesteps, self.weighting, self.gamma) * squared_error(
             prediction, target
         )

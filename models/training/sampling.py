@@ -16,22 +16,25 @@ def sample(
     positive: Tensor,
     negative: Tensor,
     *,
+    pooled: tuple[Tensor | None, Tensor | None] = (None, None),
     steps: int,
     guidance: float = 7.5,
 ) -> Tensor:
     """Noise → clean latents, both [1, c, h, w], scaled as the UNet gets them (DDIM, arXiv 2010.02502, equation 12).
 
     positive, negative: contexts [1, n, d] of the picture's text and of "". They may differ in length.
+    pooled:             CLIP's pooled output [1, p] of both, for a UNet that takes it.
     guidance:           of classifier-free guidance (arXiv 2207.12598).
     """
     length = len(schedule.alphas)
+    texts = (negative, pooled[1]), (positive, pooled[0])
     timesteps = [
         torch.tensor([t], device=noise.device) for t in range(1, length, max(1, length // steps))[::-1]
     ]
     latents = torch.zeros_like(noise)
     for timestep in timesteps:
         noised = schedule.add_noise(latents, noise, timestep)
-        without, with_text = (predict(noised, timestep, context) for context in (negative, positive))
+        without, with_text = (predict(noised, timestep, *text) for text in texts)
         prediction = without + guidance * (with_text - without)
         latents, noise = schedule.parts(noised, prediction, timestep)
     return latents

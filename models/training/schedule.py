@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# A UNet: noised latents [b, c, h, w], timesteps [b] and context [b, n, d] → its prediction [b, c, h, w].
-Predict = Callable[[Tensor, Tensor, Tensor], Tensor]
+# A UNet: noised latents [b, c, h, w], timesteps [b], context [b, n, d] and CLIP's pooled output [b, p] → its prediction
+# [b, c, h, w]. Only SDXL's kinds take a pooled output; for all others it is None.
+Predict = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 MIN_SNR, DEBIASED = "min-snr", "debiased"  # how the loss weighs the timesteps
 MOST_DEBIASED = 20.0  # SD1.5's own schedule reaches 15

@@ -136,6 +136,7 @@ def packed(text: EncodedText) -> dict[str, Tensor]:
         "row_of": rows.row_of.clone(),  # without padding it is `positions`, and a file refuses shared memory
         "real": torch.tensor(rows.real),
         "pairs": torch.tensor(list(json.dumps(text.pairs).encode()), dtype=torch.uint8),
+        **({} if text.pooled is None else {"pooled": text.pooled}),
     }
 
 
@@ -146,4 +147,5 @@ def unpacked(tensors: Mapping[str, Tensor]) -> EncodedText:
         tensors["clip"],
         Features(tensors["llm"], rows),
         pairs=tuple((tuple(attribute), tuple(entity)) for attribute, entity in pairs),
+        pooled=tensors.get("pooled"),
     )

@@ -17,14 +17,14 @@ from ...models.recipe import Recipe
 from ...models.training.data import EncodedText, Example, TrainingData, kind_of, numbered
 from ...models.training.standard import Standard, some
 from .. import host
-from ..fused_clip import LLM_TOKENS, FusedCLIP, without_llm
+from ..fused_clip import CLIP_G, LLM_TOKENS, FusedCLIP, without_llm
 from ..fusion import Fusion
 from ..managed import ManagedLLM
 from .words import Words, places_of, words_of
 
 log = logging.getLogger(__name__)
 
-LATENT_CHANNELS = 4  # of SD1.5's VAE
+LATENT_CHANNELS = 4  # of the VAEs of SD1.5, SD2 and SDXL
 
 Scale = Callable[[Tensor], Tensor]
 
@@ -55,9 +55,9 @@ class TrainingSet:
         return Standard.of(self.encoded[captions[index]] for index in some(len(captions)))
 
     def data(
-        self, scale: Scale, standard: Standard, teacher: Mapping[str, Tensor] | None = None
+        self, scale: Scale, standard: Standard, teacher: Mapping[str, Context] | None = None
     ) -> TrainingData:
-        """scale: the UNet's own scaling of latents. teacher: text → the teacher's context."""
+        """scale: the UNet's own scaling of latents. teacher: text → what the teacher's UNet reads of it."""
         examples = Examples(self, scale, standard, teacher or {})
         return TrainingData(examples, examples.text(""), self.kinds)
 
@@ -78,7 +78,7 @@ class Examples(Sequence[Example]):
     pairs: TrainingSet
     scale: Scale
     standard: Standard
-    teacher: Mapping[str, Tensor]
+    teacher: Mapping[str, Context]
 
     def __len__(self) -> int:
         return len(self.pairs.latents)
@@ -88,7 +88,12 @@ class Examples(Sequence[Example]):
 
     def text(self, text: str) -> EncodedText:
         states = self.standard.apply(self.pairs.encoded[text])
-        return replace(states, teacher=self.teacher.get(text))
+        context = self.teacher.get(text)
+        if context is None:
+            return states
+        # Where the student's CLIP gives no pooled output that its UNet reads, neither does the teacher's.
+        pooled = None if states.pooled is None else context.pooled
+        return replace(states, teacher=context.states, teacher_pooled=pooled)
 
 
 def training_set(
@@ -107,8 +112,8 @@ def training_set(
     odd = next((latent for latent in latents if latent.ndim != 3 or latent.shape[0] != LATENT_CHANNELS), None)
     if odd is not None:
         raise WrongTraining(
-            f"A latent has the shape {list(odd.shape)}; SD1.5 has {LATENT_CHANNELS} channels, height and width. "
-            "Use the VAE of an SD1.5 checkpoint."
+            f"A latent has the shape {list(odd.shape)}; those of SD1.5, SD2 and SDXL have {LATENT_CHANNELS} channels, "
+            "height and width. Use the VAE of the checkpoint that the adapter is trained for."
         )
     empty = [str(index + 1) for index, text in enumerate(texts) if not text.strip()]
     if empty:
@@ -154,23 +159,34 @@ def encode(fused: FusedCLIP, text: str, words: Sequence[Words] = ()) -> EncodedT
     words: those that belong together, for the entity-guided loss.
     """
     tokens = fused.tokenize(text, disable_weights=True)
-    states = fused.plain().encode_from_tokens(without_llm(tokens))
+    states, pooled = fused.plain().encode_from_tokens(without_llm(tokens), return_pooled=True)
     fused.check_fit(tokens, states)
     features = fused.fusion.features(tokens[LLM_TOKENS][0])
     return EncodedText(
         ordinary(states[0]),
         Features(ordinary(half(features.states)), features.rows),
         pairs=places_of(fused, text, words) if words else (),
+        pooled=ordinary(pooled[0]) if CLIP_G in tokens else None,
     )
 
 
-def contexts(clip: Any, texts: Iterable[str]) -> dict[str, Tensor]:
-    """What a CLIP gives a UNet for each text, such as the fused tokens of LLM4GEN CLIP: [m, c]."""
+@dataclass(frozen=True)
+class Context:
+    """What a CLIP gives a UNet for a text: states [m, c], and the pooled output [p] if it has one."""
+
+    states: Tensor
+    pooled: Tensor | None
+
+
+def contexts(clip: Any, texts: Iterable[str]) -> dict[str, Context]:
+    """For each text what a CLIP gives a UNet, such as the fused tokens of LLM4GEN CLIP."""
     texts = list(texts)
     step = host.progress(len(texts))
     found = {}
     for text in texts:
-        found[text] = ordinary(half(clip.encode_from_tokens(clip.tokenize(text, disable_weights=True))[0]))
+        tokens = clip.tokenize(text, disable_weights=True)
+        states, pooled = clip.encode_from_tokens(tokens, return_pooled=True)
+        found[text] = Context(ordinary(half(states[0])), None if pooled is None else ordinary(pooled[0]))
         step()
     return found
 

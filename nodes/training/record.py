@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...models.training.settings import COSINE
 from ..managed import ManagedAdapter
-from .data import TrainingSet
+from .data import Context, TrainingSet
 from .job import LORA, Job
 
 
@@ -40,11 +40,11 @@ def job_digest(
     pairs: TrainingSet,
     start: ManagedAdapter,
     models: Sequence[object],
-    known: Mapping[str, Tensor],
+    known: Mapping[str, Context],
 ) -> str:
     """Changes with all that decides on a step. With a constant learning rate, that is not the number of steps.
 
-    models: what tells the models apart. known: text → the teacher's context.
+    models: what tells the models apart. known: text → what the teacher's UNet reads of it.
     """
     settings = job.settings if job.settings.decay == COSINE else replace(job.settings, steps=0)
     tensors = {f"start {name}": weight for name, weight in start.adapter.state_dict().items()}
@@ -52,7 +52,15 @@ def job_digest(
         tensors |= {f"latent {index}": latent for index, latent in enumerate(pairs.latents)}
         tensors |= {f"clip {text}": states.clip for text, states in pairs.encoded.items()}
         tensors |= {f"llm {text}": states.llm.states for text, states in pairs.encoded.items()}
-    tensors |= {f"teacher {text}": context for text, context in known.items()}
+        tensors |= {
+            f"pooled {text}": states.pooled
+            for text, states in pairs.encoded.items()
+            if states.pooled is not None
+        }
+    tensors |= {f"teacher {text}": context.states for text, context in known.items()}
+    # Only where the UNet reads them, so that the state of an SD1.5 training keeps its digest.
+    pooled = pairs.encoded[""].pooled is not None
+    tensors |= {f"teacher's pooled {text}": context.pooled for text, context in known.items() if pooled}
     words = (
         [states.pairs for states in pairs.encoded.values()] if job.entity_weight and not pairs.origin else []
     )

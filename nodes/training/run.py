@@ -27,7 +27,7 @@ from ...models.training.state import job_in, load_state, save_state
 from ...models.training.trainer import Objective, Trainer
 from .. import folders, host
 from ..managed import ManagedAdapter
-from .data import TrainingSet, contexts
+from .data import Context, TrainingSet, contexts
 from .job import Job
 from .record import digest, facts_of, job_digest, weights_digest
 from .shown import Preview, shown
@@ -70,22 +70,24 @@ def train(
     Raises: WrongTraining, UntrainableModel, TrainingDiverged, UnusableState, OutOfMemory.
     """
     check_fit(data, adapter, job, teacher_clip, teacher_model)
+    width = adapter.adapter.config.clip_dim
     known = contexts(teacher_clip, data.encoded) if teacher_clip is not None else None
-    widths = {context.shape[1] for context in (known or {}).values()} - {adapter.adapter.config.clip_dim}
+    widths = {context.states.shape[1] for context in (known or {}).values()} - {width}
     if widths:
         raise WrongTraining(
-            f"The teacher's CLIP gives states that are {widths.pop()} wide; an SD1.5 model reads "
-            f"{adapter.adapter.config.clip_dim}. Connect LLM4GEN CLIP over the CLIP of an SD1.5 checkpoint."
+            f"The teacher's CLIP gives states that are {widths.pop()} wide; the MODEL of this adapter reads {width}. "
+            "Connect LLM4GEN CLIP over the CLIP of a checkpoint of the same kind."
         )
     with torch.inference_mode(False):
         unet = UNetInTraining(
             model,
+            width,
             what=job.unet,
             rank=job.rank,
             dtype=host.training_dtype(model, job.precision),
             seed=job.settings.seed,
         )
-        teacher = None if known is None else Teacher(teacher_model or model)
+        teacher = None if known is None else Teacher(teacher_model or model, width)
         try:
             return Run(model, unet, data, adapter, job, teacher, known, ranks, state_file, watch).result()
         except Exception as error:
@@ -126,7 +128,7 @@ def check_fit(
 class Run:
     """A training with its models on their device.
 
-    known: text → the teacher's context, where there is a teacher.
+    known: text → what the teacher's UNet reads of it, where there is a teacher.
     """
 
     def __init__(
@@ -137,7 +139,7 @@ class Run:
         start: ManagedAdapter,
         job: Job,
         teacher: Teacher | None,
-        known: dict[str, Tensor] | None,
+        known: dict[str, Context] | None,
         ranks: Ranks,
         state_file: Path | None,
         watch: Callable[[Run, Any], None],

@@ -82,16 +82,25 @@ class Preview:
     def latents(self) -> Tensor:
         """[1, c, h, w], scaled as the UNet gets them. Cancel ends it at once, since ComfyUI's layers look for it."""
         with torch.no_grad():
-            positive, negative = map(self.context, self.texts)
-        return sample(self.unet.predict, self.unet.schedule, self.noise, positive, negative, steps=STEPS)
+            (positive, first), (negative, second) = map(self.read, self.texts)
+        return sample(
+            self.unet.predict,
+            self.unet.schedule,
+            self.noise,
+            positive,
+            negative,
+            pooled=(first, second),
+            steps=STEPS,
+        )
 
     def picture(self) -> Any:
         """What ComfyUI's progress bar takes as a preview."""
         with torch.no_grad():
             return self.previewer.decode_latent_to_preview_image("JPEG", self.latents())
 
-    def context(self, text: EncodedText) -> Tensor:
-        """CLIP's tokens and the fused LLM tokens, [1, n + l, d]."""
+    def read(self, text: EncodedText) -> tuple[Tensor, Tensor | None]:
+        """CLIP's tokens and the fused LLM tokens, [1, n + l, d], and CLIP's pooled output [1, p] if there is one."""
         (noise,) = self.noise
-        (batch,) = batches([Drawn(noise, text.clip, text.llm, None, noise, 0)], self.device)
-        return batch.context(self.adapter)
+        drawn = Drawn(noise, text.clip, text.llm, None, noise, 0, pooled=text.pooled)
+        (batch,) = batches([drawn], self.device)
+        return batch.context(self.adapter), batch.pooled

@@ -17,8 +17,12 @@ from ...models.training.schedule import EPS, NoiseSchedule, V
 from .. import host
 from .job import LORA, WHOLE
 
-WHICH = "Connect a MODEL of SD1.5 from Load Checkpoint or Load Diffusion Model, in fp32, fp16 or bf16."
-MOST_BLOCKS = 12  # in a row, of an SD1.5 UNet
+WHICH = "Connect a MODEL of SD1.5, SD2 or SDXL from Load Checkpoint or Load Diffusion Model, in fp32, fp16 or bf16."
+# Width of the context → that of what a UNet reads beside it: nothing for SD1.5 and SD2, pooled output and sizes for
+# SDXL and its refiner.
+KINDS = {768: None, 1024: None, 2048: 2816, 1280: 2560}
+MOST_BLOCKS = 12  # in a row, of any of these UNets
+PIXELS = 8  # along a side of what one cell of the latents shows
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -28,14 +32,15 @@ class UNetInTraining:
     ComfyUI loads models in inference mode, so gradients cannot pass through the weights of the user's MODEL. The copy
     also keeps the user's weights as they are. Make and use it outside of inference mode.
 
+    width: of the adapter's tokens, which the UNet's context must have.
     what:  learns of the UNet: nothing (FROZEN), a LoRA on the projections of all attention layers, or WHOLE.
     rank:  of the LoRA.
     dtype: in which the UNet is computed. What learns is fp32.
     Raises: UntrainableModel.
     """
 
-    def __init__(self, model: Any, *, what: str, rank: int, dtype: torch.dtype, seed: int):
-        check_kind(model)
+    def __init__(self, model: Any, width: int, *, what: str, rank: int, dtype: torch.dtype, seed: int):
+        check_kind(model, width)
         self.patcher = host.copy_from_file(model)
         if self.patcher is None:
             raise UntrainableModel(f"This MODEL does not know the file that it was loaded from. {WHICH}")
@@ -86,9 +91,11 @@ class UNetInTraining:
         for block in (*unet.input_blocks, unet.middle_block, *unet.output_blocks):
             yield from block or ()
 
-    def predict(self, noised: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def predict(
+        self, noised: Tensor, timesteps: Tensor, context: Tensor, pooled: Tensor | None = None
+    ) -> Tensor:
         """See `models.training.schedule.Predict`."""
-        return predict(self.patcher.model, self.schedule, noised, timesteps, context, self.options)
+        return predict(self.patcher.model, self.schedule, noised, timesteps, context, pooled, self.options)
 
     @contextmanager
     def watched(self, shares: Tensor) -> Iterator[list[Tensor]]:
@@ -112,15 +119,17 @@ class UNetInTraining:
 class Teacher:
     """A MODEL that predicts and does not learn. It stays in inference mode, as all of the user's models."""
 
-    def __init__(self, model: Any):
-        check_kind(model)
+    def __init__(self, model: Any, width: int):
+        check_kind(model, width)
         self.patcher = model
         self.schedule = schedule_of(model)
 
-    def predict(self, noised: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def predict(
+        self, noised: Tensor, timesteps: Tensor, context: Tensor, pooled: Tensor | None = None
+    ) -> Tensor:
         """See `models.training.schedule.Predict`."""
         with torch.inference_mode():
-            prediction = predict(self.patcher.model, self.schedule, noised, timesteps, context)
+            prediction = predict(self.patcher.model, self.schedule, noised, timesteps, context, pooled)
         return prediction.clone()  # an ordinary tensor, which autograd may keep
 
 
@@ -130,6 +139,7 @@ def predict(
     noised: Tensor,
     timesteps: Tensor,
     context: Tensor,
+    pooled: Tensor | None,
     options: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """A UNet's prediction, through ComfyUI's own call.
@@ -141,9 +151,25 @@ def predict(
     signal, spread = schedule.factors(timesteps)
     x, sigma = noised / signal, spread / signal
     clean = model.apply_model(
-        x, sigma.flatten(), c_crossattn=context, transformer_options=dict(options or {})
+        x,
+        sigma.flatten(),
+        c_crossattn=context,
+        transformer_options=dict(options or {}),
+        **read_beside(model, noised, pooled),
     )
     return schedule.target(clean, (x - clean) / sigma, timesteps)
+
+
+def read_beside(model: Any, noised: Tensor, pooled: Tensor | None) -> dict[str, Tensor]:
+    """What a UNet of SDXL's kind reads beside the context: CLIP's pooled output, and the picture's size without a crop.
+
+    It is made by ComfyUI's own `extra_conds`, with the values that a KSampler gives it for CLIPTextEncode.
+    """
+    if pooled is None:
+        return {}
+    sizes = {"width": noised.shape[3] * PIXELS, "height": noised.shape[2] * PIXELS}
+    found = model.extra_conds(noise=noised, device=noised.device, pooled_output=pooled, **sizes)
+    return {name: entry.cond.to(noised.device) for name, entry in found.items()}
 
 
 def schedule_of(patcher: Any) -> NoiseSchedule:
@@ -166,14 +192,20 @@ def schedule_of(patcher: Any) -> NoiseSchedule:
     return NoiseSchedule((1 / (sigmas**2 + 1)).float(), kind)
 
 
-def check_kind(model: Any) -> None:
-    """Raises: UntrainableModel if a MODEL is not of SD1.5's kind."""
+def check_kind(model: Any, width: int) -> None:
+    """Raises: UntrainableModel if a MODEL is of another kind than `KINDS`, or has a context of another width."""
     config = model.model.model_config.unet_config
     found = {name: config.get(name) for name in ("context_dim", "in_channels", "adm_in_channels")}
-    if found != {"context_dim": 768, "in_channels": 4, "adm_in_channels": None}:
-        kind = type(model.model.model_config).__name__
+    context, kind = found["context_dim"], type(model.model.model_config).__name__
+    if found != {"context_dim": context, "in_channels": 4, "adm_in_channels": KINDS.get(context, -1)}:
         raise UntrainableModel(
             f"This MODEL is {kind} ({', '.join(f'{name}: {value}' for name, value in found.items())}). {WHICH}"
+        )
+    if context != width:
+        raise UntrainableModel(
+            f"This MODEL is {kind}, whose context is {context} wide, and the adapter's tokens are {width} wide. "
+            f"Connect an adapter of that width: set context_width of New Cross-Adapter to {context}, or connect a "
+            "MODEL of the adapter's kind."
         )
 
 

@@ -42,7 +42,7 @@ def places_of(fused: FusedCLIP, caption: str, words: Sequence[Words]) -> tuple[P
     clip = without_llm(fused.tokenize(marked(caption, marks)))
     if ids_of(clip) != ids_of(without_llm(fused.tokenize(caption, disable_weights=True))):
         return ()  # the marks changed how CLIP cuts the caption into tokens
-    (chunks,) = clip.values()
+    chunks = next(iter(clip.values()))  # SDXL's two CLIPs read the same tokens
     weights = [weight for chunk in chunks for _, weight, *_ in chunk]
     of_character = [1.0] * len(caption)
     for (start, end), mark in marks.items():

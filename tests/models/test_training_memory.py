@@ -21,7 +21,7 @@ class Short:
         self.unet, self.most, self.place, self.fits = unet, most, place, fits
         self.sizes, self.held, self.left = [], [], []
 
-    def __call__(self, noised, timesteps, context):
+    def __call__(self, noised, timesteps, context, _=None):
         self.left.append(sum(found() is not None for found in self.held))
         self.sizes.append(len(noised))
         prediction = self.unet(noised, timesteps, context)

@@ -59,7 +59,16 @@ def in_training(started, patcher):
 
     def make(model=patcher, what="frozen", dtype=torch.float32, seed=0):
         with torch.inference_mode(False):
-            made.append(UNetInTraining(model, what=what, rank=4, dtype=dtype, seed=seed))
+            made.append(
+                UNetInTraining(
+                    model,
+                    model.model.model_config.unet_config["context_dim"],
+                    what=what,
+                    rank=4,
+                    dtype=dtype,
+                    seed=seed,
+                )
+            )
             host.load_to_train([made[-1].patcher])
         return made[-1]
 
@@ -132,7 +141,7 @@ def test_the_gradients_of_the_lora_equal_those_through_diffusers(in_training, di
         up, down = (copies[f"{ours}.lora_{part}.weight"] for part in ("up", "down"))
         changed[theirs] = named[theirs] + up @ down
 
-    def predict(noised, timesteps, context):
+    def predict(noised, timesteps, context, _):
         inputs = (noised, timesteps, context)
         return torch.func.functional_call(diffusers_unet, {**named, **changed}, inputs).sample
 
@@ -152,7 +161,7 @@ def test_the_gradients_of_the_whole_unet_equal_those_through_diffusers(in_traini
     found, gradients = losses_and_gradients(unet.predict, unet.schedule, learns.values())
     named = {name: weight.clone().requires_grad_() for name, weight in diffusers_unet.named_parameters()}
 
-    def predict(noised, timesteps, context):
+    def predict(noised, timesteps, context, _):
         return torch.func.functional_call(diffusers_unet, named, (noised, timesteps, context)).sample
 
     theirs = names_in_diffusers()

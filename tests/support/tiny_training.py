@@ -57,7 +57,7 @@ class SmallUNet(torch.nn.Module):
         self.leave = torch.nn.Conv2d(channels, 4, 3, padding=1)
         self.requires_grad_(False)
 
-    def forward(self, noised, timesteps, context):
+    def forward(self, noised, timesteps, context, _=None):
         angles = timesteps[:, None] * torch.tensor([0.5, 0.1, 0.01, 0.001])
         x = self.enter(noised) + self.time(torch.cat([angles.sin(), angles.cos()], 1))[..., None, None]
         tokens = torch.nn.functional.silu(x).flatten(2).transpose(1, 2)
@@ -69,7 +69,9 @@ class SmallUNet(torch.nn.Module):
 
 def predictor(model):
     """A UNet of diffusers as the trainer calls it."""
-    return lambda noised, timesteps, context: model(noised, timesteps, encoder_hidden_states=context).sample
+    return lambda noised, timesteps, context, _=None: (
+        model(noised, timesteps, encoder_hidden_states=context).sample
+    )
 
 
 def text(seed: int, *, tokens: int = 6, positions: int = 12, drop_padding: bool = False) -> EncodedText:

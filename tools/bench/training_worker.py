@@ -98,7 +98,7 @@ def ours(made: Any, what: str, sizes: dict[str, Any]) -> Callable[[], Any]:
     from llm4gen.nodes.training.unet import UNetInTraining  # noqa: PLC0415
 
     model = in_comfyui(made, sizes)
-    unet = UNetInTraining(model, what=what, rank=32, dtype=torch.float32, seed=SEED)
+    unet = UNetInTraining(model, 768, what=what, rank=32, dtype=torch.float32, seed=SEED)
     device = host.load_to_train([unet.patcher])
     adapter = new_adapter(CrossAdapterConfig(768, LLM_WIDTH, 3072, 8), SEED).to(device)
     rows = Rows(30, torch.arange(ROWS), torch.arange(TOKENS).clamp(max=ROWS - 1))

@@ -84,7 +84,7 @@ class Drawer:
         negative = negative.expand(len(texts), -1, -1)
         return sample(self.predict, self.schedule, noise, positive, negative, steps=STEPS, guidance=GUIDANCE)
 
-    def predict(self, noised: Tensor, timesteps: Tensor, context: Tensor) -> Tensor:
+    def predict(self, noised: Tensor, timesteps: Tensor, context: Tensor, _: Tensor | None = None) -> Tensor:
         return self.unet(noised, timesteps.float().expand(len(noised)), context=context)
 
     def context(self, texts: Sequence[EncodedText], strength: float) -> Tensor:

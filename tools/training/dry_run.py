@@ -25,7 +25,7 @@ FOLDERS = {
     "teacher_adapter": "llm4gen",
 }
 UNET = "model.diffusion_model."
-CLIP_STATES = 77 * 768 * 4  # bytes for a caption of one chunk
+CLIP_TOKENS = 77  # of a caption of one chunk
 LEARNING = 5 * 4  # bytes for a weight that learns: itself, its gradient, AdamW's two moments, and its average
 
 
@@ -67,7 +67,7 @@ def report(
     )
     latents = len(pairs) * 4 * (job["resolution"] // 8) ** 2 * 4
     width = session.run("LLM4GEN_LoadLLMEncoder", encoder_name=job["llm"], dtype=job["llm_dtype"]).width
-    states = (len(captions) + 1) * (CLIP_STATES + job["tokens"] * (width * 2 + 16))
+    states = (len(captions) + 1) * (CLIP_TOKENS * job["context_width"] * 4 + job["tokens"] * (width * 2 + 16))
     needed = (latents + states) / 1e9
     yield f"features: at most {needed:.2f} GB on the disk, of {job['features_gb']:g} GB that they may take"
     yield memory(job, unet_weights(job))
