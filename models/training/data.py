@@ -103,9 +103,11 @@ class Drawn:
 class Batch:
     """Examples of equal shapes, on one device.
 
-    latents, noise: [b, c, h, w]. timesteps: [b]. clip: [b, n, d].
-    llm:     [b, r, w], the computed rows of the LLM's states, padded with zeros to the longest; None: left out.
-    row_of:  [b, l], which row stands at each position.
+    latents, noise: [b, c, h, w]. timesteps: [b].
+    clip:    [t, n, d], of each text; examples with the same text share it.
+    llm:     [t, r, w], the computed rows of the LLM's states, padded with zeros to the longest; None: left out.
+    row_of:  [t, l], which row stands at each position.
+    text_of: [b], each example's text; None: each has its own.
     teacher: [b, m, d], or None.
     pairs:   of each example, see `EncodedText`.
     alone:   see `Drawn`.
@@ -118,6 +120,7 @@ class Batch:
     clip: Tensor
     llm: Tensor | None
     row_of: Tensor | None
+    text_of: Tensor | None
     teacher: Tensor | None
     pairs: Sequence[Sequence[Pair]] = ()
     alone: bool = False
@@ -136,11 +139,20 @@ class Batch:
         The adapter fuses each LLM token on its own, so it computes equal rows once, and rows of zeros do no harm.
         """
         if self.llm is None or self.row_of is None:
-            return self.clip
+            return self.clip_context
         fused = adapter(self.clip, self.llm)
         index = self.row_of[..., None].expand(-1, -1, fused.shape[-1])
         tokens = fused.gather(1, index)
-        return tokens if self.alone else torch.cat([self.clip, tokens], dim=1)
+        return self.of_each(tokens if self.alone else torch.cat([self.clip, tokens], dim=1))
+
+    @property
+    def clip_context(self) -> Tensor:
+        """CLIP's tokens alone, [b, n, d]."""
+        return self.of_each(self.clip)
+
+    def of_each(self, tokens: Tensor) -> Tensor:
+        """The texts' tokens, [t, n, d] → those of the examples, [b, n, d]."""
+        return tokens if self.text_of is None else tokens[self.text_of]
 
 
 def batches(drawn: Sequence[Drawn], device: torch.device) -> Iterator[Batch]:
@@ -164,17 +176,21 @@ def collate(group: Sequence[Drawn], device: torch.device) -> Batch:
         given = [tensor for tensor in tensors if tensor is not None]
         return stack(given) if given else None
 
-    features = [one.llm for one in group if one.llm is not None]
+    numbers: dict[tuple[int, int], int] = {}
+    text_of = [numbers.setdefault((id(one.clip), id(one.llm)), len(numbers)) for one in group]
+    texts = [group[text_of.index(number)] for number in range(len(numbers))]
+    features = [one.llm for one in texts if one.llm is not None]
     most = max((len(one.states) for one in features), default=0)
     return Batch(
         latents=stack([one.latent for one in group]),
         noise=stack([one.noise for one in group]),
         timesteps=torch.tensor([one.timestep for one in group], device=device),
-        clip=stack([one.clip for one in group]),
+        clip=stack([one.clip for one in texts]),
         llm=stack([pad(one.states, (0, 0, 0, most - len(one.states))) for one in features])
         if features
         else None,
         row_of=torch.stack([one.rows.row_of for one in features]).to(device) if features else None,
+        text_of=torch.tensor(text_of, device=device) if len(texts) < len(group) else None,
         teacher=stack_given(one.teacher for one in group),
         pairs=[one.pairs for one in group],
         alone=group[0].alone,

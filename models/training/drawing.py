@@ -26,7 +26,7 @@ def generator(*origin: object) -> torch.Generator:
 def draw_step(
     data: TrainingData, settings: Settings, timesteps: int, step: int, ranks: Ranks = ALONE
 ) -> Iterator[list[Drawn]]:
-    """This process's share of one step: `accumulate` lists of `batch_size` examples.
+    """This process's share of one step: `accumulate` lists of `batch_size` examples, each with `noises` noises.
 
     The shares of several processes are, together, what one process would draw with a larger batch.
 
@@ -35,28 +35,29 @@ def draw_step(
     for number in range(settings.accumulate):
         batch = (step * settings.accumulate + number) * ranks.count + ranks.number
         places = range(batch * settings.batch_size, (batch + 1) * settings.batch_size)
-        yield [draw_example(data, place, settings, timesteps) for place in places]
+        yield [one for place in places for one in draw_example(data, place, settings, timesteps)]
 
 
-def draw_example(data: TrainingData, place: int, settings: Settings, timesteps: int) -> Drawn:
-    """place: the example's place in the order of all rounds through the data."""
+def draw_example(data: TrainingData, place: int, settings: Settings, timesteps: int) -> Iterator[Drawn]:
+    """An example with each of its noises. place: the example's place in the order of all rounds through the data."""
     source = generator(settings.seed, "example", place)
     example = data.examples[shuffled(place, data, settings)]
     text = draw_text(data, example, settings.drops, torch.rand((), generator=source).item())
-    timestep = int(torch.randint(timesteps, (), generator=source))
-    noise = torch.randn(example.latent.shape, generator=source)
-    return Drawn(
-        example.latent,
-        text.clip,
-        text.llm,
-        text.teacher,
-        noise,
-        timestep,
-        text.pairs,
-        text.alone,
-        text.pooled,
-        text.teacher_pooled,
-    )
+    for _ in range(settings.noises):
+        timestep = int(torch.randint(timesteps, (), generator=source))
+        noise = torch.randn(example.latent.shape, generator=source)
+        yield Drawn(
+            example.latent,
+            text.clip,
+            text.llm,
+            text.teacher,
+            noise,
+            timestep,
+            text.pairs,
+            text.alone,
+            text.pooled,
+            text.teacher_pooled,
+        )
 
 
 @dataclass(frozen=True)

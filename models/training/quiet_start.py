@@ -29,6 +29,6 @@ class QuietStart:
         """The loss of each example, [b]."""
         noised = self.schedule.add_noise(batch.latents, batch.noise, batch.timesteps)
         with torch.no_grad():
-            target = self.predict(noised, batch.timesteps, batch.clip, batch.pooled)
+            target = self.predict(noised, batch.timesteps, batch.clip_context, batch.pooled)
         prediction = self.predict(noised, batch.timesteps, batch.context(self.adapter), batch.pooled)
         return squared_error(prediction, target) / squared_error(target, torch.zeros_like(target))

@@ -42,6 +42,8 @@ class Settings:
     steps:              updates of the weights.
     batch_size:         examples that are computed at once.
     accumulate:         batches whose gradients are added up for one update.
+    noises:             noises and timesteps that an example is seen with in one step. Its text is fused once for all
+                        of them (MAR, arXiv 2406.11838, section 4.2), which pays where the UNet is small.
     learning_rate:      of the adapter, after the warm-up.
     unet_learning_rate: of what learns in the UNet.
     weight_decay:       AdamW's (Loshchilov & Hutter, arXiv 1711.05101).
@@ -57,6 +59,7 @@ class Settings:
     steps: int = 1000
     batch_size: int = 1
     accumulate: int = 1
+    noises: int = 1
     learning_rate: float = 1e-4
     unet_learning_rate: float = 1e-4
     weight_decay: float = 1e-2
@@ -70,7 +73,10 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 0), ("batch_size", 1), ("accumulate", 1), ("warm_up", 0)):
+        for name, least in (
+            *(("steps", 0), ("batch_size", 1), ("accumulate", 1)),
+            *(("noises", 1), ("warm_up", 0)),
+        ):
             if getattr(self, name) < least:
                 raise WrongTraining(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         for name in ("learning_rate", "unet_learning_rate", "clip_norm"):

@@ -59,7 +59,7 @@ class Trainer:
         self.device = torch.device("cpu") if device is None else device
         self.ranks, self.is_out_of_memory = ranks, is_out_of_memory
         self.losses: list[float] = []
-        self.at_once = settings.batch_size
+        self.at_once = settings.batch_size * settings.noises
         groups = [
             (settings.learning_rate, {f"adapter.{name}": w for name, w in adapter.named_parameters()}),
             (settings.unet_learning_rate, {f"unet.{name}": w for name, w in (unet or {}).items()}),
@@ -138,7 +138,8 @@ class Trainer:
 
     def try_share(self) -> Tensor:
         """Adds the gradients of this process's examples to the weights', and returns its part of the loss."""
-        examples = self.settings.batch_size * self.settings.accumulate * self.ranks.count
+        settings = self.settings
+        examples = settings.batch_size * settings.noises * settings.accumulate * self.ranks.count
         total = torch.zeros((), device=self.device)
         for drawn in draw_step(self.data, self.settings, self.timesteps, self.steps, self.ranks):
             for first in range(0, len(drawn), self.at_once):

@@ -108,7 +108,7 @@ def facts_of(job: Job, pairs: TrainingSet, start: ManagedAdapter) -> dict[str, A
             "precision": job.precision,
             **{
                 key: getattr(settings, key)
-                for key in ("weight_decay", "warm_up", "decay", "clip_norm", "ema", "weighting")
+                for key in ("weight_decay", "warm_up", "decay", "clip_norm", "ema", "noises", "weighting")
             },
         },
         **({"start": before} if before else {}),

@@ -221,6 +221,28 @@ def test_parts_of_the_text_are_dropped_as_often_as_the_job_says():
     assert 0 <= timesteps.min() < 5 and 995 <= timesteps.max() < 1000
 
 
+def test_a_picture_is_seen_with_each_of_its_noises_and_its_text_is_fused_once():
+    data = training.data(4, drop_padding=True)
+    data = replace(data, examples=data.examples[:1] + data.examples[:1])
+    ((*drawn,),) = draw_step(data, Settings(batch_size=2, noises=3, drops=training.NO_DROPS), 1000, 0)
+    # Copies of the text are not known to be the same, so each is fused on its own.
+    copied = [replace(one, clip=one.clip.clone()) for one in drawn]
+    found = []
+    for examples in (drawn, copied):
+        adapter = training.adapter()
+        (batch,) = batches(examples, torch.device("cpu"))
+        losses = denoise(adapter)(batch)
+        losses.sum().backward()
+        found.append((batch, losses.detach(), adapter))
+    (batch, losses, adapter), (apart, expected, other) = found
+    assert len(batch.latents) == 6 and len(batch.clip) == len(batch.llm) == 1 and len(apart.clip) == 6
+    assert len({one.timestep for one in drawn}) > 1 and not torch.equal(batch.noise[0], batch.noise[1])
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=1e-6)
+    for name, weight in adapter.named_parameters():
+        torch.testing.assert_close(weight.grad, other.get_parameter(name).grad, rtol=1e-4, atol=1e-5)
+    assert torch.equal(batch.clip_context, apart.clip_context)
+
+
 def test_fused_tokens_that_are_seen_alone_are_those_after_clips():
     adapter, drawn = training.adapter(), next(draw_step(training.data(1), Settings(batch_size=2), 1000, 0))
     (batch,) = batches(drawn, torch.device("cpu"))

@@ -57,6 +57,7 @@ ADVANCED = {
     "decay": Key(str, "constant", options=("constant", "cosine")),
     "clip_norm": Key(float, 1.0, least=0),
     "ema": Key(float, 0.999, least=0, most=1),
+    "noises": Key(int, 1, least=1),
     "drop_clip_tokens": Key(float, 0.0, least=0, most=1),
     "weighting": Key(str, "min-snr", options=("min-snr", "debiased")),
 }
