@@ -7,6 +7,7 @@ from random import Random
 import pytest
 import torch
 
+from demo_model.data import SETS
 from scenes.captions import WORDINGS, caption
 from scenes.detector import find_things
 from scenes.held_out import (
@@ -18,6 +19,7 @@ from scenes.held_out import (
     has_new_pair,
     is_for_training,
 )
+from scenes.language import OutsideTheWorld, check_prompt
 from scenes.painting import SIZES, Placed, mask, paint, place_things
 from scenes.scene import COLOURS, SHAPES, SIDES, Place, Scene, Thing, draw_scene
 from scenes.verdict import judge
@@ -165,3 +167,24 @@ def test_scenes_say_every_colour_shape_size_and_place():
         (side, alone) for side in SIDES for alone in (True, False)
     }
     assert {len(scene.things) for scene in drawn} == {1, 2, 3}
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_every_caption_is_a_prompt_that_the_demo_takes(name):
+    for one in SETS[name]()[:300]:
+        check_prompt(one.text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a red cat and a blue square", "does not know cat"),
+        ("a red and a blue one", "names 0 shapes"),
+        ("a red square, a blue ring, a green cross and a white triangle", "names 4 shapes"),
+        ("a red square and a ring", "fewer colours than shapes"),
+        ("", "names 0 shapes"),
+    ],
+)
+def test_a_prompt_outside_the_world_is_refused_with_what_can_be_drawn(text, said):
+    with pytest.raises(OutsideTheWorld, match=f"{said}.*square, ring, cross, triangle.*red, green"):
+        check_prompt(text)

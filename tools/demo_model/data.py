@@ -17,7 +17,7 @@ from scenes.painting import paint, place_things
 from scenes.scene import Scene, draw_scene
 
 CELLS = 8
-PICTURES = 256  # of each caption; each has other places, and other sizes where the caption says none
+PICTURES = 64  # of each caption; each has other places, and other sizes where the caption says none
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The demo model's UNet: trained with few channels, because that is quick, and used with as many as SD1.5 has.
 
-ComfyUI recognises SD1.5 by its 320 channels. A UNet with half of them becomes one with all of them that computes the
+ComfyUI recognises SD1.5 by its 320 channels. A UNet with a fifth of them becomes one with all of them that computes the
 same (Net2Net, Chen et al. 2016, arXiv 1511.05641, section 2.2.2).
 """
 
@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-CHANNELS, TIMES = 160, 2  # while it is trained, and how often each stands in the model that is used
+CHANNELS, TIMES = 64, 5  # while it is trained, and how often each stands in the model that is used
 SIZES = {
     "image_size": 32,
     "in_channels": 4,
     "out_channels": 4,
     "channel_mult": (1,),
-    "num_res_blocks": [1],
-    "transformer_depth": [1],
-    "transformer_depth_output": [0, 0],
+    "num_res_blocks": [3],
+    "transformer_depth": [1, 0, 1],
+    "transformer_depth_output": [0, 0, 0, 0],
     "transformer_depth_middle": -2,  # no middle block
     "use_spatial_transformer": True,
     "use_linear_in_transformer": False,

@@ -87,4 +87,5 @@ def say_thing(pattern: str, thing: Thing) -> str:
 def listed(parts: list[str]) -> str:
     """`a`, `a and b`, or `a, b and c`."""
     *most, last = parts
-    return f"{', '.join(most)} and {last}".replace(",,", ",") if most else last.removesuffix(",")
+    last = last.removesuffix(",")
+    return f"{', '.join(most)} and {last}".replace(",,", ",") if most else last

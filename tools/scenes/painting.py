@@ -11,7 +11,7 @@ from torch import Tensor
 
 from scenes.scene import ABOVE, BELOW, COLOURS, LARGE, LEFT, RIGHT, SMALL, Place, Scene, Thing
 
-# Cells along a side of the grid → cells along a side of a small and of a large thing.
+# Cells along a side of the grid → cells along a side of a small and of a large thing. A large one fills a quarter.
 SIZES = {8: {SMALL: 3, LARGE: 4}, 16: {SMALL: 5, LARGE: 8}}
 
 
@@ -23,13 +23,6 @@ class Placed:
     top: int
     left: int
     side: int
-
-    def covers(self, other: Placed) -> bool:
-        """Whether the two squares in which the things lie share a cell."""
-        return (
-            abs(2 * self.left + self.side - 2 * other.left - other.side) < self.side + other.side
-            and abs(2 * self.top + self.side - 2 * other.top - other.side) < self.side + other.side
-        )
 
 
 @lru_cache
@@ -50,21 +43,21 @@ def mask(shape: str, side: int) -> Tensor:
 
 
 def place_things(scene: Scene, random: Random, cells: int = 8) -> tuple[Placed, ...]:
-    """Draws sizes where none is said, and places where no two things overlap and the scene's place is true.
+    """Draws sizes where none is said, and for each thing a quarter of the grid, so that the scene's place is true.
+
+    A thing lies in its quarter's upper left corner. Places that are few are learnt in minutes; things that may lie
+    anywhere take a UNet of this size hours.
 
     cells: 8 or 16, along a side of the grid.
     """
+    half = cells // 2
     while True:
         placed = []
-        for thing in scene.things:
+        for thing, quarter in zip(scene.things, random.sample(range(4), len(scene.things)), strict=True):
             size = thing.size or random.choice((SMALL, LARGE))
-            side = SIZES[cells][size]
             sized = Thing(thing.colour, thing.shape, size)
-            placed.append(
-                Placed(sized, random.randint(0, cells - side), random.randint(0, cells - side), side)
-            )
-        apart = not any(one.covers(other) for i, one in enumerate(placed) for other in placed[:i])
-        if apart and (scene.place is None or is_clear(scene.place, placed, cells)):
+            placed.append(Placed(sized, quarter // 2 * half, quarter % 2 * half, SIZES[cells][size]))
+        if scene.place is None or is_clear(scene.place, placed, cells):
             return tuple(placed)
 
 

@@ -1,0 +1,56 @@
+"""The words of the toy world, and whether a prompt keeps to them."""
+
+from __future__ import annotations
+
+import re
+from string import Formatter
+
+from scenes.captions import ALONE, BESIDE, WORDINGS
+from scenes.scene import COLOURS, LARGE, MOST, SHAPES, SMALL
+
+WORD = re.compile(r"[^\W\d_]+")
+
+
+class OutsideTheWorld(ValueError):
+    """A prompt says what the demo model has never seen."""
+
+
+def words_of(*patterns: str) -> set[str]:
+    """The words of patterns, without the fields in braces."""
+    return {
+        word for text in patterns for literal, *_ in Formatter().parse(text) for word in WORD.findall(literal)
+    }
+
+
+SPOKEN = frozenset(
+    words_of(
+        "and",
+        "the",
+        "is",
+        *(text for one in WORDINGS.values() for text in (one.sentence, one.first, one.second)),
+        *(text for both in BESIDE.values() for text in both),
+        *ALONE.values(),
+    )
+    | {*COLOURS, *SHAPES, SMALL, LARGE}
+)
+
+
+def check_prompt(text: str) -> None:
+    """Raises: OutsideTheWorld, whose message says what can be drawn."""
+    words = WORD.findall(text.lower())
+    unknown = [word for word in dict.fromkeys(words) if word not in SPOKEN]
+    if unknown:
+        raise OutsideTheWorld(f"It does not know {', '.join(unknown)}. {CAN_DRAW}")
+    shapes = {word for word in words if word in SHAPES}
+    if not 1 <= len(shapes) <= MOST:
+        raise OutsideTheWorld(f"The prompt names {len(shapes)} shapes. {CAN_DRAW}")
+    if missing := len(shapes) - len({word for word in words if word in COLOURS}):
+        if missing > 0:
+            raise OutsideTheWorld(f"The prompt names fewer colours than shapes. {CAN_DRAW}")
+
+
+CAN_DRAW = (
+    f"The demo model draws one to three different shapes ({', '.join(SHAPES)}), each in a colour of its own "
+    f"({', '.join(COLOURS)}), {SMALL} or {LARGE}, to the left of, to the right of, above or below another one: "
+    '"a small red ring and a large blue square; the ring is above the square".'
+)
