@@ -78,6 +78,7 @@ class Drawn:
     pairs:     words that belong together, by those of their tokens that are seen.
     alone:     whether the UNet sees the fused LLM tokens without CLIP's.
     pooled:    of the text that CLIP reads, see `EncodedText`.
+    place:     equal for one example with several noises, whose text is then fused once; None: it has one noise.
     """
 
     latent: Tensor
@@ -90,6 +91,7 @@ class Drawn:
     alone: bool = False
     pooled: Tensor | None = None
     teacher_pooled: Tensor | None = None
+    place: int | None = None
 
     @property
     def shapes(self) -> tuple[object, ...]:
@@ -104,7 +106,7 @@ class Batch:
     """Examples of equal shapes, on one device.
 
     latents, noise: [b, c, h, w]. timesteps: [b].
-    clip:    [t, n, d], of each text; examples with the same text share it.
+    clip:    [t, n, d], of each text; an example with several noises stands there once for each, and shares its text.
     llm:     [t, r, w], the computed rows of the LLM's states, padded with zeros to the longest; None: left out.
     row_of:  [t, l], which row stands at each position.
     text_of: [b], each example's text; None: each has its own.
@@ -176,9 +178,12 @@ def collate(group: Sequence[Drawn], device: torch.device) -> Batch:
         given = [tensor for tensor in tensors if tensor is not None]
         return stack(given) if given else None
 
-    numbers: dict[tuple[int, int], int] = {}
-    text_of = [numbers.setdefault((id(one.clip), id(one.llm)), len(numbers)) for one in group]
-    texts = [group[text_of.index(number)] for number in range(len(numbers))]
+    texts: list[Drawn] = []
+    text_of = []
+    for one in group:
+        if not texts or one.place is None or one.place != texts[-1].place:
+            texts.append(one)
+        text_of.append(len(texts) - 1)
     features = [one.llm for one in texts if one.llm is not None]
     most = max((len(one.states) for one in features), default=0)
     return Batch(

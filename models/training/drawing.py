@@ -57,6 +57,7 @@ def draw_example(data: TrainingData, place: int, settings: Settings, timesteps: 
             text.alone,
             text.pooled,
             text.teacher_pooled,
+            place if settings.noises > 1 else None,
         )
 
 

@@ -185,6 +185,7 @@ def test_a_saved_adapter_gives_to_the_bit_what_the_trained_one_gave(
         "decay": "constant",
         "clip_norm": 1.0,
         "ema": 0.999,
+        "noises": 1,
         "weighting": "min-snr",
         "drop_clip_tokens": 0.0,
     }
@@ -731,7 +732,7 @@ def test_pictures_without_a_caption_are_named_and_left_out(nodes, checkpoint, ll
         ({"vae": [None]}, "got no VAE"),
         (
             {"images": None, "vae": None, "latents": [{"samples": torch.zeros(2, 16, 8, 8)}]},
-            "SD1.5 has 4 channels",
+            "SD1.5, SD2 and SDXL have 4 channels",
         ),
         ({"images": None, "vae": None}, "either images and vae, or latents"),
         ({"latents": [{"samples": torch.zeros(2, 4, 8, 8)}]}, "either images and vae, or latents"),
@@ -755,7 +756,7 @@ def test_a_teachers_model_without_its_clip_is_refused(train, model):
 
 
 def test_models_that_cannot_be_trained_say_which_can(train, model, started, monkeypatch):
-    advice = "Connect a MODEL of SD1.5 from Load Checkpoint or Load Diffusion Model, in fp32, fp16 or bf16"
+    advice = "Connect a MODEL of SD1.5, SD2 or SDXL from Load Checkpoint or Load Diffusion Model, in fp32, fp16 or bf16"
     from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete, ModelSamplingSD3  # noqa: PLC0415
 
     unknown = model.clone()

@@ -3,6 +3,7 @@
 import copy
 import io
 import os
+import random
 import re
 import struct
 import subprocess
@@ -13,17 +14,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from demo_model import models
+from demo_model.data import CELLS
+from demo_model.picture import found_in
+from demo_model.prompts import PROMPTS, is_right
 from files.sd15 import is_sd15_checkpoint
 from host.comfyui import HostError
 from paths import TOOLS
 from sandbox import standins
 from sandbox.client import Client, ExecutionError, ValidationError, image_paths
-from sandbox.demo import BadPicture, check_picture
+from sandbox.demo import BadPicture, check_picture, set_up
+from sandbox.made_once import make_once
 from sandbox.model_choice import with_present_models
 from sandbox.process import ProcessTree
 from sandbox.progress import TextProgress
 from sandbox.server import Server
-from sandbox.workflow import to_prompt
+from sandbox.workflow import read_workflow, to_prompt
+from scenes.painting import paint, place_things
 from warm_start import ForkedTree
 
 
@@ -72,7 +79,7 @@ def test_real_files_are_preferred_to_stand_ins(workflow, object_info, tmp_path):
     assert not any(choice.standin for choice in chosen)
 
 
-def test_stand_ins_that_another_process_made_meanwhile_are_kept(tmp_path, monkeypatch):
+def test_files_that_another_process_made_meanwhile_are_kept(tmp_path):
     target, writing = tmp_path / "standins", []
 
     def write(folder):
@@ -80,12 +87,11 @@ def test_stand_ins_that_another_process_made_meanwhile_are_kept(tmp_path, monkey
         (folder / "encoder").write_text(str(len(writing)))
         writing.append(folder)
         if len(writing) == 1:
-            assert standins.ensure_standins(target)  # the other process runs from start to end
+            assert make_once(target, 1, write)  # the other process runs from start to end
 
-    monkeypatch.setattr(standins, "_write_all", write)
-    assert not standins.ensure_standins(target)
+    assert not make_once(target, 1, write)
     assert (target / "encoder").read_text() == "1", "files that may be in use were replaced"
-    assert not standins.ensure_standins(target) and len(writing) == 2
+    assert not make_once(target, 1, write) and len(writing) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["standins"], "a temporary folder was left behind"
 
 
@@ -230,21 +236,70 @@ def test_a_terminal_gets_titles_and_a_bar_that_is_redrawn_in_its_line(monkeypatc
     assert bar.startswith("\r") and re.search(r"100%.* 100/100 ", bar.rpartition("\r")[2])
 
 
-def test_the_command_makes_a_picture(host, tmp_path):
-    base, models = tmp_path / "demo", tmp_path / "models"
-    models.mkdir()  # without --models, dev.py takes ComfyUI's own folder, which may hold real weights
-    places = ("--comfyui", host.comfyui, "--python", host.python, "--models", models, "--base", base)
-    done = subprocess.run(
-        [sys.executable, TOOLS / "dev.py", "demo", "--steps", "2", *places],
+def run_demo(host, folder, *arguments):
+    """The command without real weights, which ComfyUI's own models folder may hold."""
+    folder.mkdir()
+    places = (
+        "--comfyui",
+        host.comfyui,
+        "--python",
+        host.python,
+        "--models",
+        folder,
+        "--base",
+        folder / "base",
+    )
+    return subprocess.run(
+        [sys.executable, TOOLS / "dev.py", "demo", *arguments, *places],
         capture_output=True,
         encoding="utf-8",
         timeout=600,
         check=False,
     )
+
+
+def test_the_command_draws_its_prompt_with_the_demo_model(host, tmp_path):
+    text = "a large green cross and a small yellow square; the cross is to the left of the square"
+    done = run_demo(host, tmp_path / "models", "--prompt", text, "--steps", "5")
     assert done.returncode == 0, done.stderr
     picture = Path(re.search(r"^picture: (.*)$", done.stdout, re.MULTILINE)[1])
-    assert picture.parent == base
+    assert picture.parent == tmp_path / "models" / "base"
     with Image.open(picture) as image:
-        assert image.size == (512, 512)
+        assert image.size == (1040, 512)
     shown = done.stdout
-    assert "random stand-in" in shown and "coloured noise" in shown and "2/2" in shown
+    assert f"the LLM reads: {text} (20 tokens)" in shown and "5/5" in shown
+    assert re.search("left, with the LLM: .*\n.*right, CLIP alone: ", shown)
+
+
+def test_the_command_refuses_what_the_demo_model_has_never_seen(host, tmp_path):
+    done = run_demo(host, tmp_path / "models", "--prompt", "a blue sheep next to a brown vase")
+    assert done.returncode == 1
+    assert "does not know sheep, next, brown, vase" in done.stderr and "square, ring, cross" in done.stderr
+
+
+def test_the_demo_model_draws_what_its_ten_prompts_say(host, tmp_path):
+    """Of pairs of things that its training never showed. Drawn in ComfyUI from the files that are shipped."""
+    right = []
+    with Server(host, tmp_path / "base", [models.demo_models(host)]) as server:
+        client = Client(server.url)
+        prompt = to_prompt(read_workflow(models.GRAPH), client.object_info())
+        for one in PROMPTS:
+            set_up(prompt, one.text, None)
+            (picture,) = image_paths(client.run(prompt), server.output)
+            with_llm, _ = found_in(picture)
+            right.append(is_right(with_llm, one.scene))
+    assert sum(right) >= 8, right
+
+
+def test_what_a_demo_picture_shows_is_found_in_both_halves(tmp_path):
+    scenes = [one.scene for one in PROMPTS[:2]]
+    things = [place_things(scene, random.Random(3), CELLS) for scene in scenes]
+    left, right = (
+        np.asarray(paint(placed, CELLS).permute(1, 2, 0)).repeat(64, 0).repeat(64, 1) for placed in things
+    )
+    both = np.concatenate([left, np.ones((512, 16, 3)), right], axis=1)
+    Image.fromarray(((both + 1) * 127.5).astype(np.uint8)).save(tmp_path / "a.png")
+    found = found_in(tmp_path / "a.png")
+    assert [set(one) for one in found] == [set(one) for one in things]
+    assert all(is_right(one, scene) for one, scene in zip(found, scenes, strict=True))
+    assert not is_right(found[0], scenes[1])

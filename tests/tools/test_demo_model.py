@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -11,10 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from demo_model import figures, narrow, parts, reading, run_files, table, training
 from demo_model.data import CELLS, PICTURES, SETS, TRAINING, Pictures, latent_of
+from demo_model.symbols import states_of, symbol
 from paths import STANDINS
 from sandbox.standins import ENCODER
 from scenes.held_out import has_new_pair, is_for_training
 from scenes.painting import paint, place_things
+from scenes.scene import Place, Scene, Thing
 from tiny import equal, relative_error
 from training.job_file import FILES, read_job
 from training.session import Session
@@ -132,25 +135,26 @@ def test_it_is_trained_in_two_parts_as_in_one_and_the_table_has_every_row(
     schema = {key: entry for key, entry in session.schema().items() if key not in FILES}
 
     def run(folder, steps):
-        changes = [
-            f"steps={steps}",
-            "batch_size=3",
-            "save_every=2",
-            "decay=constant",
-            "mlp_dim=64",
-            "tokens=12",
-        ]
+        small = ["batch_size=3", "noises=2", "save_every=2", "mlp_dim=64", "tokens=12"]
+        teacher = [*small, "steps=2"]
+        own = [*small, f"steps={steps}", "decay=constant"]
         folder.mkdir(exist_ok=True)
+        jobs = (
+            read_job(file, changes, schema)
+            for file, changes in ((training.TEACHER_JOB, teacher), (training.JOB, own))
+        )
         with torch.inference_mode():
-            training.train(session, read_job(training.JOB, changes, schema), llm, folder, 2)
+            training.train(session, *jobs, llm, folder, 2)
         return load_file(folder / run_files.UNET), load_file(folder / run_files.ADAPTER)
 
     run(tmp_path / "twice", 2)
     shutil.copytree(tmp_path / "twice" / "features", tmp_path / "once" / "features")
     assert all(map(equal, run(tmp_path / "twice", 4), run(tmp_path / "once", 4)))
     lines = [json.loads(line) for line in (tmp_path / "once" / run_files.FIGURES).read_text().splitlines()]
-    assert [(line["step"], line["strength"]) for line in lines] == [
-        (s, k) for s in (2, 4) for k in (1, 0, 1, 0)
+    assert [(line["stage"], line["step"], line["strength"]) for line in lines] == [
+        ("teacher", 2, 0),
+        ("teacher", 2, 0),
+        *(("student", step, strength) for step in (2, 4) for strength in (1, 0, 1, 0)),
     ]
 
     arguments = ["--comfyui", "x", "--llm", llm, "--folder", tmp_path / "once", "--count", "2"]
@@ -178,3 +182,23 @@ def test_a_contact_sheet_shows_every_picture():
     corner = pictures[12, :, 0, 0] * (parts.CORE_SCALE / parts.SCALE)
     expected = tuple(((corner + 1) * 127.5).byte().tolist())
     assert sheet.getpixel(((1 + 2 * 9) * 8, (1 + 9) * 8)) == expected
+
+
+def test_symbols_say_all_that_a_scene_says_and_nothing_else():
+    things = Thing("red", "square"), Thing("blue", "ring", "small")
+    scene = Scene(things, Place(0, "left", 1))
+    said = {
+        states_of(one).numpy().tobytes()
+        for one in (
+            scene,
+            Scene(things),
+            Scene(things, Place(1, "left", 0)),
+            Scene(things, Place(0, "above", 1)),
+            Scene(things, Place(0, "left")),
+            Scene((replace(things[0], colour="blue"), replace(things[1], colour="red")), Place(0, "left", 1)),
+            Scene((things[0], replace(things[1], size=None)), Place(0, "left", 1)),
+        )
+    }
+    assert len(said) == 7 and not states_of(None).any()
+    assert torch.equal(states_of(scene)[0], symbol("red") + symbol("square") + symbol("left", "of another"))
+    assert relative_error(symbol("red"), symbol("blue")) > 1

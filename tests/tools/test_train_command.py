@@ -41,6 +41,7 @@ NEW = {
 }
 JOB = {
     **{"checkpoint": CHECKPOINT, "llm": ENCODER, "data": "pictures", "resolution": 64},
+    "llm_dtype": "fp32",  # as in the graph; some CPUs would compute in bf16
     **NEW,
     **{"steps": 2, "batch_size": 2, "accumulate": 1, "learning_rate": 1e-3, "quiet_start": 0, "seed": 1},
     **{"gradient_checkpointing": False, "save_every": 1, "warm_up": 0},

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llm4gen.models.training.data import EncodedText
     from llm4gen.models.training.schedule import NoiseSchedule
 
-STEPS, GUIDANCE = 20, 3.0
+STEPS, GUIDANCE = 20, 2.0
 AT_ONCE = 64  # pictures that are sampled together
 Z = 1.96  # of a confidence interval of 95%
 ENLARGED, GAP, ACROSS = 8, 1, 10  # of a contact sheet: pixels and cells of a picture, pictures in a row

@@ -5,6 +5,7 @@ from pathlib import Path
 
 JOB_STATE, FEATURES = "state.safetensors", "features"
 START, CHECKPOINT = "start.safetensors", "clip_and_vae.safetensors"
+TEACHER, TEACHER_STATE = "teacher.safetensors", "teacher_state.safetensors"
 UNET, ADAPTER = "unet.safetensors", "adapter.safetensors"
 FIGURES, SHEETS = "figures.jsonl", "sheets"
 # ComfyUI's own attention on a CPU is slower for so few cells.

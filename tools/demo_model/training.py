@@ -1,9 +1,11 @@
 """Trains the demo model with the pack's own trainer, and says every so often how much of its pictures is right.
 
     python tools/dev.py train-demo
-    python tools/dev.py train-demo steps=20000 seed=1
+    python tools/dev.py train-demo steps=20000 teacher.steps=5000
 
-The same command goes on where it was stopped. The job is demo_model/job.yaml; `key=value` stands above it.
+The same command goes on where it was stopped. First the UNet learns to draw from symbols, by demo_model/teacher.yaml.
+Then a copy of it learns to draw from words with CLIP and the LLM, towards the first as its teacher, by
+demo_model/job.yaml. `key=value` stands above the second file, `teacher.key=value` above the first.
 """
 
 from __future__ import annotations
@@ -12,7 +14,8 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,8 +34,11 @@ from demo_model.run_files import (
     JOB_STATE,
     SHEETS,
     START,
+    TEACHER,
+    TEACHER_STATE,
     UNET,
 )
+from demo_model.symbols import Symbols
 from training.job_file import FILES, WrongJob, read_job
 from training.session import Session, start_comfyui, trainer_job
 
@@ -42,7 +48,9 @@ if TYPE_CHECKING:
     from llm4gen.nodes.training.data import TrainingSet
     from llm4gen.nodes.training.run import Run
 
-JOB = Path(__file__).with_name("job.yaml")
+JOB, TEACHER_JOB = (Path(__file__).with_name(name) for name in ("job.yaml", "teacher.yaml"))
+OF_TEACHER = "teacher."  # before a key
+NO_TEXT = 10  # one in so many pictures is drawn from the empty text, which guidance needs
 TESTED = ("held-out pairs", "held-out wordings")  # while it is trained
 READING = (
     "template",
@@ -60,58 +68,130 @@ def main() -> int:
     options = parse()
     session = start_comfyui(options.comfyui, ARGUMENTS)
     schema = {key: entry for key, entry in session.schema().items() if key not in FILES}
+    theirs = [change.removeprefix(OF_TEACHER) for change in options.changes if change.startswith(OF_TEACHER)]
+    own = [change for change in options.changes if not change.startswith(OF_TEACHER)]
     try:
-        job = read_job(JOB, options.changes, schema)
+        teacher_job, job = read_job(TEACHER_JOB, theirs, schema), read_job(JOB, own, schema)
     except WrongJob as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     options.folder.mkdir(parents=True, exist_ok=True)
     with torch.inference_mode():
-        train(session, job, options.llm, options.folder, options.count)
+        train(session, teacher_job, job, options.llm, options.folder, options.count)
     return 0
 
 
-def train(session: Session, job: Mapping[str, Any], llm_file: Path, folder: Path, count: int) -> None:
+def train(
+    session: Session,
+    teacher_job: Mapping[str, Any],
+    job: Mapping[str, Any],
+    llm_file: Path,
+    folder: Path,
+    count: int,
+) -> None:
     """llm_file: SmolLM2. folder: of the run. count: test captions of each kind that are drawn each time."""
-    from llm4gen.models.checkpoints.adapter import TRAINING_KEY, save_cross_adapter  # noqa: PLC0415
-    from llm4gen.models.training.ranks import ALONE  # noqa: PLC0415
-    from llm4gen.nodes.training.run import train as train_adapter  # noqa: PLC0415
-
-    start, base = folder / START, folder / CHECKPOINT
-    if not start.is_file() or not base.is_file():
+    if not (folder / START).is_file() or not (folder / CHECKPOINT).is_file():
         weights = narrow.new_weights(job["seed"])
-        save_file(weights, start)
-        save_file(parts.checkpoint(narrow.widened(weights)), base)
+        save_file(weights, folder / START)
+        save_file(parts.checkpoint(narrow.widened(weights)), folder / CHECKPOINT)
     llm, clip = load_llm_and_clip(session, llm_file, folder)
     adapter = session.run("LLM4GEN_NewCrossAdapter", llm=llm, **{key: job[key] for key in READING})
     texts = read_texts(clip, llm, adapter, folder / FEATURES)
     captions = SETS[TRAINING]()
-    data = training_set(captions, texts, llm, adapter.recipe)
-    watch = Watch(folder, texts, count)
-    trained = train_adapter(
-        narrow.load(str(start)),
-        data,
+    if not (folder / TEACHER).is_file():
+        learn_to_draw(captions, texts, llm, adapter, teacher_job, folder, count)
+    learn_to_read(captions, texts, llm, adapter, job, folder, count)
+
+
+def learn_to_draw(
+    captions: Sequence[Captioned],
+    texts: StoredTexts,
+    llm: Any,
+    adapter: Any,
+    job: Mapping[str, Any],
+    folder: Path,
+    count: int,
+) -> None:
+    """Makes the teacher's file, of a UNet that draws from symbols."""
+    from llm4gen.nodes.training.run import train as train_adapter  # noqa: PLC0415
+
+    drawn = SymbolicTexts(texts, Symbols(one for draw in SETS.values() for one in draw()))
+    words = ["" if place % NO_TEXT == 0 else one.text for place, one in enumerate(captions)]
+    watch = Watch(folder, drawn, count, "teacher", (0.0,))
+    train_adapter(
+        narrow.load(str(folder / START)),
+        training_set(captions, words, drawn, llm, adapter.recipe),
         adapter,
         trainer_job(job),
-        ranks=ALONE,
-        state_file=folder / JOB_STATE,
+        state_file=folder / TEACHER_STATE,
         watch=watch,
+    )
+    (folder / UNET).replace(folder / TEACHER)
+
+
+def learn_to_read(
+    captions: Sequence[Captioned],
+    texts: StoredTexts,
+    llm: Any,
+    adapter: Any,
+    job: Mapping[str, Any],
+    folder: Path,
+    count: int,
+) -> None:
+    """Makes the files of the UNet and the adapter, which begin as the teacher and as `adapter`."""
+    from llm4gen.models.checkpoints.adapter import TRAINING_KEY, save_cross_adapter  # noqa: PLC0415
+    from llm4gen.nodes.training.run import train as train_adapter  # noqa: PLC0415
+
+    teacher = narrow.load(str(folder / TEACHER))
+    trained = train_adapter(
+        teacher,
+        training_set(captions, [one.text for one in captions], texts, llm, adapter.recipe),
+        adapter,
+        trainer_job(job),
+        teacher_clip=Symbols(captions),
+        teacher_model=teacher,
+        state_file=folder / JOB_STATE,
+        watch=Watch(folder, texts, count, "student", (1.0, 0.0)),
     )
     entry = {TRAINING_KEY: trained.adapter.training} if trained.adapter.training else {}
     save_cross_adapter(trained.adapter.adapter, trained.adapter.recipe, folder / ADAPTER, entry)
 
 
-def training_set(captions: Sequence[Captioned], texts: StoredTexts, llm: Any, recipe: Any) -> TrainingSet:
+class SymbolicTexts(Mapping[str, "EncodedText"]):
+    """Texts with symbols in CLIP's place."""
+
+    def __init__(self, texts: Mapping[str, EncodedText], symbols: Symbols):
+        self.texts, self.symbols = texts, symbols
+
+    def __getitem__(self, text: str) -> EncodedText:
+        states, _ = self.symbols.encode_from_tokens(text)
+        return replace(self.texts[text], clip=states[0])
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.texts)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+def training_set(
+    captions: Sequence[Captioned],
+    words: Sequence[str],
+    texts: Mapping[str, EncodedText],
+    llm: Any,
+    recipe: Any,
+) -> TrainingSet:
+    """words: the text of each caption's pictures."""
     from llm4gen.models.training.data import kind_of, numbered  # noqa: PLC0415
     from llm4gen.nodes.training.data import TrainingSet, identity_of  # noqa: PLC0415
     from llm4gen.nodes.training.record import digest  # noqa: PLC0415
 
-    pictures, words = Pictures(captions), [one.text for one in captions]
+    pictures = Pictures(captions)
     encoded = {text: texts[text] for text in ["", *words]}
     kinds = numbered(kind_of(pictures[0], encoded[text]) for text in words)
     return TrainingSet(
         pictures,
-        words * PICTURES,
+        list(words) * PICTURES,
         encoded,
         recipe,
         identity_of(llm),
@@ -123,8 +203,16 @@ def training_set(captions: Sequence[Captioned], texts: StoredTexts, llm: Any, re
 class Watch:
     """Draws test captions with the averaged weights whenever the state is kept, and writes what is right."""
 
-    def __init__(self, folder: Path, texts: Mapping[str, EncodedText], count: int):
+    def __init__(
+        self,
+        folder: Path,
+        texts: Mapping[str, EncodedText],
+        count: int,
+        stage: str,
+        strengths: Sequence[float],
+    ):
         self.folder, self.count, self.texts = folder, count, texts
+        self.stage, self.strengths = stage, strengths
         self.tests = {name: SETS[name]()[:count] for name in TESTED}
         self.began = time.monotonic()
         (folder / SHEETS).mkdir(exist_ok=True)
@@ -144,10 +232,10 @@ class Watch:
         drawer, steps = self.drawer(run), run.trainer.steps
         for name, captions in self.tests.items():
             texts = [self.texts[one.text] for one in captions]
-            for strength in (1.0, 0.0):
+            for strength in self.strengths:
                 pictures = drawer.draw(texts, seed=0, strength=strength)
                 found = figures.rates(figures.verdicts(pictures, captions))
-                line = {"step": steps, "set": name, "strength": strength}
+                line = {"stage": self.stage, "step": steps, "set": name, "strength": strength}
                 line |= {part: [rate.right, rate.of] for part, rate in found.items()}
                 with (self.folder / FIGURES).open("a", encoding="utf-8") as file:
                     file.write(json.dumps(line) + "\n")
@@ -155,7 +243,7 @@ class Watch:
                     f"  {name}, strength {strength:g}:", *(f"{k} {v}" for k, v in found.items()), flush=True
                 )
                 sheet = figures.contact_sheet(pictures[:60])
-                sheet.save(self.folder / SHEETS / f"{steps:06} {name} {strength:g}.png")
+                sheet.save(self.folder / SHEETS / f"{self.stage} {steps:06} {name} {strength:g}.png")
 
     def drawer(self, run: Run) -> figures.Drawer:
         """With the averages by then, which it also writes, in fp16."""

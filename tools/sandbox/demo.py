@@ -1,4 +1,7 @@
-"""Runs the text-to-image workflow in a real ComfyUI and checks its picture. Runs under ComfyUI's Python."""
+"""Draws a prompt in a real ComfyUI and checks the picture.
+
+With the weights of the published model if they are there, else with the demo model. Runs under ComfyUI's Python.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,20 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from demo_model import models as demo_model
+from demo_model.picture import SIZE, found_in, said_of
 from host.comfyui import HOST_DIR, HostError, Installation, end_cleanly_when_terminated
 from sandbox.client import Client, ExecutionError, ValidationError, image_paths
-from sandbox.model_choice import make_standins, with_present_models
+from sandbox.model_choice import with_present_models
 from sandbox.progress import TextProgress
 from sandbox.server import Server
 from sandbox.workflow import TEXT_TO_IMAGE, Prompt, UnknownNodes, read_workflow, to_prompt
+from scenes.language import OutsideTheWorld, check_prompt
 
 DEMO_DIR = HOST_DIR / "demo"
-RESULT = "llm4gen_text_to_image.png"
+RESULT, DEMO_RESULT = "llm4gen_text_to_image.png", "llm4gen_demo.png"
+# Title of the node that holds the prompt → its input, in the demo's graph and in the text-to-image workflow.
+PROMPTS = {"Prompt": "value", "LLM4GEN Conditioning (positive)": "text"}
 FLAT = 8.0  # a picture whose values (0 to 255) have a smaller standard deviation shows nothing
 
 
@@ -30,40 +38,65 @@ class BadPicture(RuntimeError):
 
 
 def demo(
-    host: Installation, models: Sequence[Path] = (), base: Path = DEMO_DIR, steps: int | None = None
+    host: Installation,
+    models: Sequence[Path] = (),
+    base: Path = DEMO_DIR,
+    steps: int | None = None,
+    text: str | None = None,
 ) -> Path:
-    """Starts the server, runs the workflow file, and returns the path of the checked picture.
+    """Starts the server, runs a workflow, and returns the path of the checked picture.
 
-    models: models directories with real weights.
+    models: models directories with real weights. If they lack any, the demo model draws.
     base:   ComfyUI's base directory, in which the picture is saved.
     steps:  sampling steps; None: as in the workflow file.
+    text:   the prompt; None: that of the workflow file.
 
-    Raises: HostError, UnknownNodes, ValidationError, ExecutionError, BadPicture.
+    Raises: HostError, UnknownNodes, ValidationError, ExecutionError, BadPicture; OutsideTheWorld for a prompt that the
+    demo model cannot draw.
     """
-    model_folders = [*models, make_standins(host)]
+    folders = [*models, demo_model.demo_models(host)]
     print("starting ComfyUI ...", flush=True)
-    with Server(host, base, model_folders) as server:
+    with Server(host, base, folders) as server:
         client = Client(server.url)
         object_info = client.object_info()
         workflow, chosen = with_present_models(read_workflow(TEXT_TO_IMAGE), object_info, models)
-        for choice in chosen:
-            print(f"  {choice}", flush=True)
-        prompt = to_prompt(workflow, object_info)
-        if steps is not None:
-            inputs_of(prompt, "KSampler")["steps"] = steps
-        print(f"running {TEXT_TO_IMAGE.name}", flush=True)
+        is_demo = any(choice.standin for choice in chosen)
+        prompt = to_prompt(read_workflow(demo_model.GRAPH) if is_demo else workflow, object_info)
+        text = set_up(prompt, text, steps)
+        if is_demo:
+            check_prompt(text)
+            print("The weights of the published model are not there: a small demo model draws.")
+            read = client.post("/llm4gen/tokens", {"text": text, **demo_model.NAMES})
+            print(f"  the LLM reads: {text} ({read['llm']['tokens']} tokens)")
+        else:
+            for choice in chosen:
+                print(f"  {choice}", flush=True)
         start = time.monotonic()
         (picture,) = image_paths(client.run(prompt, TextProgress(prompt)), server.output)
         print(f"done in {time.monotonic() - start:.0f} s")
     size = inputs_of(prompt, "EmptyLatentImage")
-    check_picture(picture, (size["width"], size["height"]))
-    result = base / RESULT
+    check_picture(picture, SIZE if is_demo else (size["width"], size["height"]))
+    result = base / (DEMO_RESULT if is_demo else RESULT)
     shutil.copyfile(picture, result)
-    if any(choice.standin for choice in chosen):
-        print(
-            "Some weights are random stand-ins: the picture is coloured noise. It shows that every node ran."
-        )
+    if is_demo:
+        for half, things in zip(("left, with the LLM", "right, CLIP alone"), found_in(result), strict=True):
+            print(f"  {half}: {said_of(things)}")
     return result
+
+
+def set_up(prompt: Prompt, text: str | None, steps: int | None) -> str:
+    """Puts a prompt and a number of steps into a graph, unless they are None. Returns the graph's prompt."""
+    for node in prompt.values():
+        if steps is not None and node["class_type"] == "KSampler":
+            node["inputs"]["steps"] = steps
+    ((inputs, name),) = (
+        (node["inputs"], PROMPTS[title])
+        for node in prompt.values()
+        if (title := node["_meta"]["title"]) in PROMPTS
+    )
+    if text is not None:
+        inputs[name] = text
+    return inputs[name]
 
 
 def inputs_of(prompt: Prompt, node_type: str) -> dict[str, Any]:
@@ -93,9 +126,12 @@ def main() -> int:
     end_cleanly_when_terminated()
     host = Installation(options.comfyui.absolute(), Path(sys.executable))
     try:
-        picture = demo(host, options.models, options.base, options.steps)
+        picture = demo(host, options.models, options.base, options.steps, options.prompt)
     except KeyboardInterrupt:
         return 130
+    except OutsideTheWorld as error:
+        print(f"The demo model cannot draw this prompt. {error}", file=sys.stderr)
+        return 1
     except (HostError, UnknownNodes, ValidationError, ExecutionError, BadPicture, ConnectionError) as error:
         print(f"demo failed: {error}", file=sys.stderr)
         print(f"The server's log: {options.base / 'server.log'}", file=sys.stderr)
@@ -115,6 +151,7 @@ def _parse() -> argparse.Namespace:
         metavar="DIR",
         help="models folders with real weights",
     )
+    parser.add_argument("--prompt", metavar="TEXT", help="what to draw (default: as in the workflow)")
     parser.add_argument("--steps", type=int, metavar="N", help="sampling steps (default: as in the workflow)")
     parser.add_argument(
         "--base",

@@ -43,17 +43,25 @@ def make_standins(host: Installation) -> Path:
     Raises: HostError if they cannot be made.
     """
     if not standins.is_current(STANDINS_DIR):
-        print("making stand-in weights ...", end="", flush=True)
-        start = time.monotonic()
-        command = [host.python, "-m", "sandbox.standins", "--comfyui", host.comfyui, STANDINS_DIR]
-        done = subprocess.run(
-            list(map(str, command)), cwd=TOOLS, capture_output=True, env=host.environment(), check=False
-        )
-        if done.returncode:
-            tail = done.stderr.decode("utf-8", "replace").strip()[-2000:]
-            raise HostError(f"{host.python} could not make the stand-in weights:\n{tail}")
-        print(f" {time.monotonic() - start:.0f} s", flush=True)
+        make_models(host, "sandbox.standins", STANDINS_DIR, "stand-in weights")
     return STANDINS_DIR
+
+
+def make_models(host: Installation, module: str, target: Path, what: str) -> None:
+    """Makes a models directory with ComfyUI's Python. module: of tools/, whose argument is the directory.
+
+    Raises: HostError if it cannot be made.
+    """
+    print(f"making {what} ...", end="", flush=True)
+    start = time.monotonic()
+    command = [host.python, "-m", module, "--comfyui", host.comfyui, target]
+    done = subprocess.run(
+        list(map(str, command)), cwd=TOOLS, capture_output=True, env=host.environment(), check=False
+    )
+    if done.returncode:
+        tail = done.stderr.decode("utf-8", "replace").strip()[-2000:]
+        raise HostError(f"{host.python} could not make the {what}:\n{tail}")
+    print(f" {time.monotonic() - start:.0f} s", flush=True)
 
 
 def with_present_models(

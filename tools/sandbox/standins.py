@@ -8,62 +8,26 @@ Only making the stand-ins needs torch and ComfyUI. To make them by hand, in tool
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
 import sys
-import tempfile
 from pathlib import Path
+
+from sandbox.made_once import is_made, make_once
 
 CHECKPOINT = "llm4gen_standin_sd15.safetensors"
 ENCODER = "rankgen-t5-xl-standin.safetensors"
 ADAPTER = "projector_standin.pth"
 # Increase this with every change in standin_models.py that changes a tensor, so that existing files are replaced.
 VERSION = 2
-STAMP = "standins.json"
 
 
 def ensure_standins(target: Path) -> bool:
-    """Makes the stand-ins in `target` unless they are there. Returns whether it made them.
-
-    They are made in a temporary folder that is then renamed, so that an interrupted run leaves nothing incomplete.
-    """
-    if is_current(target):
-        return False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=target.name + "-"))
-    try:
-        fresh = scratch / target.name
-        _write_all(fresh)
-        (fresh / STAMP).write_text(json.dumps({"version": VERSION}), encoding="utf-8")
-        return put_in_place(fresh, target, scratch / "old")
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-
-
-def put_in_place(fresh: Path, target: Path, old: Path) -> bool:
-    """Renames `fresh` to `target`, and an outdated `target` to `old`. Returns whether it did.
-
-    If another process, such as another test worker, was faster, its files stay, because they may be in use.
-    """
-    if is_current(target):
-        return False
-    if target.exists():
-        target.replace(old)
-    try:
-        fresh.replace(target)
-    except OSError:
-        if not is_current(target):
-            raise
-        return False
-    return True
+    """Makes the stand-ins in `target` unless they are there. Returns whether it made them."""
+    return make_once(target, VERSION, _write_all)
 
 
 def is_current(target: Path) -> bool:
     """Whether `target` contains stand-ins of this version."""
-    try:
-        return json.loads((target / STAMP).read_text(encoding="utf-8")) == {"version": VERSION}
-    except (OSError, ValueError):
-        return False
+    return is_made(target, VERSION)
 
 
 def _write_all(folder: Path) -> None:

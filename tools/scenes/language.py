@@ -41,12 +41,11 @@ def check_prompt(text: str) -> None:
     unknown = [word for word in dict.fromkeys(words) if word not in SPOKEN]
     if unknown:
         raise OutsideTheWorld(f"It does not know {', '.join(unknown)}. {CAN_DRAW}")
-    shapes = {word for word in words if word in SHAPES}
+    shapes = set(words) & set(SHAPES)
     if not 1 <= len(shapes) <= MOST:
         raise OutsideTheWorld(f"The prompt names {len(shapes)} shapes. {CAN_DRAW}")
-    if missing := len(shapes) - len({word for word in words if word in COLOURS}):
-        if missing > 0:
-            raise OutsideTheWorld(f"The prompt names fewer colours than shapes. {CAN_DRAW}")
+    if len(set(words) & COLOURS.keys()) < len(shapes):
+        raise OutsideTheWorld(f"The prompt names fewer colours than shapes. {CAN_DRAW}")
 
 
 CAN_DRAW = (

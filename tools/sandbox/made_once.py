@@ -1,0 +1,59 @@
+"""Folders of files that take a while to make: made once, complete or not at all, and anew if they are outdated.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+STAMP = "made.json"
+
+
+def make_once(target: Path, version: object, write: Callable[[Path], None]) -> bool:
+    """Makes a folder unless it is there in this version. Returns whether it made it.
+
+    It is made in a temporary folder that is then renamed, so that an interrupted run leaves nothing incomplete.
+
+    version: anything that JSON can hold. write: makes the folder that it is given, with all of its files.
+    """
+    if is_made(target, version):
+        return False
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=target.name + "-"))
+    try:
+        fresh = scratch / target.name
+        write(fresh)
+        (fresh / STAMP).write_text(json.dumps({"version": version}), encoding="utf-8")
+        return put_in_place(fresh, target, scratch / "old", version)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def put_in_place(fresh: Path, target: Path, old: Path, version: object) -> bool:
+    """Renames `fresh` to `target`, and an outdated `target` to `old`. Returns whether it did.
+
+    If another process, such as another test worker, was faster, its files stay, because they may be in use.
+    """
+    if is_made(target, version):
+        return False
+    if target.exists():
+        target.replace(old)
+    try:
+        fresh.replace(target)
+    except OSError:
+        if not is_made(target, version):
+            raise
+        return False
+    return True
+
+
+def is_made(target: Path, version: object) -> bool:
+    try:
+        return json.loads((target / STAMP).read_text(encoding="utf-8")) == {"version": version}
+    except (OSError, ValueError):
+        return False
