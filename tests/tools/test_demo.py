@@ -18,7 +18,7 @@ from demo_model import models
 from demo_model.data import CELLS
 from demo_model.picture import found_in
 from demo_model.prompts import PROMPTS, is_right
-from files.sd15 import is_sd15_checkpoint
+from files.checkpoint_kind import context_width
 from host.comfyui import HostError
 from paths import TOOLS
 from sandbox import standins
@@ -101,7 +101,7 @@ def test_files_that_another_process_made_meanwhile_are_kept(tmp_path):
 def test_a_damaged_checkpoint_is_not_chosen(body, tmp_path):
     path = tmp_path / "a.safetensors"
     path.write_bytes(body)
-    assert not is_sd15_checkpoint(path)
+    assert context_width(path) is None
 
 
 def test_flat_and_wrongly_sized_pictures_are_refused(tmp_path):

@@ -13,17 +13,18 @@ import torch
 from safetensors.torch import save_file
 
 import doctor
+import other_models
 import tiny
 from checks import findings, installed
-from files.sd15 import SD15_KEY, SD15_SHAPE
+from files.checkpoint_kind import KINDS, context_width
 from llm4gen.models.files.formats import GGUF, SUFFIXES
 from paths import COMFYUI, ROOT
 from sandbox.server import copy_pack
 
 
-def save_adapter(folder, name="projector.safetensors", llm=32):
+def save_adapter(folder, name="projector.safetensors", llm=32, clip=768):
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tiny.adapter_tensors(clip=768, llm=llm), folder / name)
+    save_file(tiny.adapter_tensors(clip=clip, llm=llm), folder / name)
 
 
 def save_encoder(folder, name="t5.safetensors", **sizes):
@@ -31,9 +32,11 @@ def save_encoder(folder, name="t5.safetensors", **sizes):
     save_file(tiny.rankgen_tensors(tiny.t5_encoder(**sizes)), folder / name)
 
 
-def save_checkpoint(folder, name="sd15.safetensors"):
+def save_checkpoint(folder, name="sd15.safetensors", width=768, inside=""):
+    """inside: what stands in the name of the weight."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({SD15_KEY: torch.zeros(SD15_SHAPE)}, folder / name)
+    key = f"model.diffusion_model.input_blocks.1.1.{inside}transformer_blocks.0.attn2.to_k.weight"
+    save_file({key: torch.zeros(320, width)}, folder / name)
 
 
 def save_all(models):
@@ -70,7 +73,7 @@ def test_a_complete_installation_is_ready(models, report):
     text, to_do = report()
     assert to_do == []
     assert "t5.safetensors: t5, 3 layers, width 32, fp32, tokenizer: ComfyUI's" in text
-    assert "projector.safetensors: from width 32 to 768, fp32; 'pre {text}', 256 tokens" in text
+    assert "projector.safetensors: for SD1.5, from width 32 to 768, fp32; 'pre {text}', 256 tokens" in text
     assert "projector.safetensors with t5.safetensors" in text and "SD1.5: sd15.safetensors" in text
     assert str(models / "text_encoders") in text
 
@@ -83,6 +86,28 @@ def test_empty_folders_get_advice_on_each_missing_model(models, report):
         f"Put LLM4GEN's projector.pth in {models / 'llm4gen'}, {fetch}.",
         f"Put any SD1.5 checkpoint in {models / 'checkpoints'}.",
     ]
+
+
+def test_an_adapter_needs_a_checkpoint_of_its_kind(models, report):
+    save_all(models)
+    save_adapter(models / "llm4gen", "xl.safetensors", clip=2048)
+    text, to_do = report()
+    assert "xl.safetensors: for SDXL, from width 32 to 2048" in text
+    assert [finding.advice for finding in to_do] == [f"Put any SDXL checkpoint in {models / 'checkpoints'}."]
+    save_checkpoint(models / "checkpoints", "base.safetensors", width=2048)
+    text, to_do = report()
+    assert to_do == [] and "SDXL: base.safetensors" in text and "SD1.5: sd15.safetensors" in text
+
+
+@pytest.mark.parametrize("kind", other_models.KINDS.values(), ids=lambda kind: kind.name)
+def test_every_kind_of_checkpoint_is_recognised_by_its_header(kind, started, tmp_path):
+    assert KINDS[kind.width] == kind.name
+    unet = other_models.make_model(kind).model.diffusion_model.state_dict()
+    few = {f"model.diffusion_model.{name}": weight for name, weight in unet.items() if "attn2.to_k" in name}
+    save_file(few, tmp_path / "a.safetensors")
+    assert context_width(tmp_path / "a.safetensors") == kind.width
+    save_checkpoint(tmp_path, "video.safetensors", kind.width, inside="time_stack.0.")
+    assert context_width(tmp_path / "video.safetensors") is None
 
 
 def test_an_adapter_without_an_encoder_is_not_ready(models, report):

@@ -14,7 +14,7 @@ from pathlib import Path
 import folder_paths
 
 from checks.findings import Finding
-from files.sd15 import is_sd15_checkpoint
+from files.checkpoint_kind import KINDS, SD15, context_width
 from llm4gen.models.files.formats import GGUF, SUFFIXES, UNFINISHED, is_gguf
 from llm4gen.nodes import folders
 from llm4gen.nodes.pages import inventory
@@ -125,20 +125,29 @@ class ModelChecks:
             )
 
     def check_checkpoints(self) -> Iterable[Finding]:
-        """Whether there is an SD1.5 checkpoint. Pickles cannot be recognised by their header."""
+        """Which kinds of checkpoints there are, and whether each adapter has one of its kind.
+
+        Pickles cannot be recognised by their header.
+        """
         paths = weight_files_under("checkpoints")
-        sd15 = [path.name for path in paths if is_sd15_checkpoint(path)]
+        found = {path: context_width(path) for path in paths}
+        for width, kind in KINDS.items():
+            if names := [path.name for path in paths if found[path] == width]:
+                others = len(names) - CHECKPOINTS_LISTED
+                more = f" and {others} more" if others > 0 else ""
+                yield Finding(f"{kind}: {', '.join(names[:CHECKPOINTS_LISTED])}{more}")
+        wanted = {adapter.clip_width for adapter in self.adapters().values() if adapter.clip_width} or {SD15}
+        lacking = [kind for width, kind in KINDS.items() if width in wanted - set(found.values())]
         pickles = [path for path in paths if path.suffix.lower() not in (".safetensors", ".sft")]
         unknown = [path.name for path in pickles if path not in self.misplaced_files]
-        if sd15:
-            others = len(sd15) - CHECKPOINTS_LISTED
-            more = f" and {others} more" if others > 0 else ""
-            yield Finding(f"SD1.5: {', '.join(sd15[:CHECKPOINTS_LISTED])}{more}")
-        elif unknown:
-            yield Finding(f"No .safetensors file holds SD1.5. These other files may: {', '.join(unknown)}.")
-        else:
-            advice = f"Put any SD1.5 checkpoint in {folder_for('checkpoints')}."
-            yield Finding("There is no SD1.5 checkpoint.", advice)
+        if lacking and unknown:
+            yield Finding(
+                f"No .safetensors file holds {' or '.join(lacking)}. These other files may: {', '.join(unknown)}."
+            )
+        elif lacking:
+            folder = folder_for("checkpoints")
+            for kind in lacking:
+                yield Finding(f"There is no {kind} checkpoint.", f"Put any {kind} checkpoint in {folder}.")
 
     def check_misplaced(self) -> Iterable[Finding]:
         for path, key in self.misplaced_files.items():
@@ -165,8 +174,9 @@ def describe_adapter(name: str, adapter: inventory.Adapter) -> Finding:
     recipe = adapter.recipe
     if adapter.error or recipe is None:
         return unusable(name, adapter.error)
+    kind = KINDS.get(adapter.clip_width or 0, "no kind of checkpoint that is known")
     return Finding(
-        f"{name}: from width {adapter.llm_width} to {adapter.clip_width}, {adapter.dtype}; "
+        f"{name}: for {kind}, from width {adapter.llm_width} to {adapter.clip_width}, {adapter.dtype}; "
         f"{recipe.template!r}, {recipe.tokens} tokens, padding: {recipe.padding}, layer {recipe.layer}, "
         f"{recipe.heads} heads"
     )

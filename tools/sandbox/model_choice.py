@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from files.sd15 import is_sd15_checkpoint
+from files.checkpoint_kind import SD15, context_width
 from host.comfyui import MODEL_FOLDERS, STANDINS_DIR, TOOLS, HostError, Installation
 from sandbox import standins
 from sandbox.workflow import ObjectInfo, Workflow, choices, widget_names
@@ -98,7 +98,7 @@ def _kinds(models: Sequence[Path]) -> dict[str, tuple[str, str, Callable[[str], 
 
     def is_sd15(name: str) -> bool:
         folders = [root / folder for root in models for folder in MODEL_FOLDERS["checkpoints"]]
-        return any(is_sd15_checkpoint(folder / name) for folder in folders)
+        return any(context_width(folder / name) == SD15 for folder in folders)
 
     return {
         "CheckpointLoaderSimple": ("ckpt_name", standins.CHECKPOINT, is_sd15),

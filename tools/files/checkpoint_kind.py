@@ -1,0 +1,35 @@
+"""Recognises the kinds of checkpoints that adapters are made for, by the header of a safetensors file.
+
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from pathlib import Path
+
+SD15 = 768
+# Width of the context, which an adapter's output must have → the kind. tests/tools/test_doctor.py holds the names
+# against those of ComfyUI.
+KINDS = {SD15: "SD1.5", 1024: "SD2", 2048: "SDXL", 1280: "SDXL refiner"}
+# A weight of a UNet that reads the context: its second size is the width of that.
+READS_CONTEXT = re.compile(r"model\.diffusion_model\.input_blocks\..*\.attn2\.to_k\.weight")
+VIDEO = "time_stack"  # in names of models of moving pictures, some of which have the widths of others
+HEADER_LIMIT = 100_000_000  # bytes; the limit that the library `safetensors` sets for a header
+
+
+def context_width(path: Path) -> int | None:
+    """The width of the context of the UNet in a safetensors file; None if it holds none of `KINDS`."""
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            header = json.loads(file.read(length)) if length < HEADER_LIMIT else {}
+    except (OSError, ValueError, struct.error):
+        return None
+    if not isinstance(header, dict) or any(VIDEO in name for name in header):
+        return None
+    shapes = (entry.get("shape") for name, entry in header.items() if READS_CONTEXT.fullmatch(name))
+    widths = {shape[1] for shape in shapes if isinstance(shape, list) and len(shape) == 2}
+    return widths.pop() if len(widths) == 1 and widths <= KINDS.keys() else None
