@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from bundle.make import NAME, make_bundle
+from demo_model import models as demo_model
 from host.comfyui import (
     HOST_DIR,
     ROOT,
@@ -26,7 +27,7 @@ from host.comfyui import (
 )
 from sandbox.code_checks import check_code
 from sandbox.install import NEWEST, OLDEST, REQUIREMENTS_DEV, setup
-from sandbox.model_choice import make_standins, with_present_models
+from sandbox.model_choice import DEMO, make_standins, with_present_models
 from sandbox.server import Server
 from sandbox.smollm2 import SMOLLM2, fetch_smollm2
 from sandbox.workflow import TEXT_TO_IMAGE, read_workflow
@@ -120,23 +121,25 @@ def run_bundle(host: Installation, models: list[Path], options: argparse.Namespa
 def run_pictures(
     host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]
 ) -> int:
-    arguments = ("--comfyui", host.comfyui)
-    return run_tool(host, "pictures.thumbnails", *arguments) or run_tool(
-        host, "pictures.screenshots", *arguments
-    )
+    for name in ("demo_prompts", "thumbnails", "screenshots"):
+        if code := run_tool(host, f"pictures.{name}", "--comfyui", host.comfyui):
+            return code
+    return PASSED
 
 
 def run_serve(host: Installation, models: list[Path], options: argparse.Namespace, extra: list[str]) -> int:
-    places = [*models, make_standins(host)]
+    places = [*models, make_standins(host), demo_model.demo_models(host)]
     print("starting ComfyUI ...", flush=True)
     with Server(host, HOST_DIR / "serve", places, port=options.port, listen=options.listen) as server:
         workflow, chosen = with_present_models(
             read_workflow(TEXT_TO_IMAGE), server.get("/object_info"), models
         )
         server.save_workflow(TEXT_TO_IMAGE.name, workflow)
+        server.save_workflow(f"{DEMO}.json", read_workflow(demo_model.GRAPH))
         for choice in chosen:
             print(f"  {choice}")
         print(f"open {server.url}")
+        print(f"What the demo draws, with its small model: sidebar, Workflows, {DEMO}.")
         print(f"The workflow with these weights: sidebar, Workflows, {TEXT_TO_IMAGE.stem}.")
         print("The workflow as published: Templates, llm4gen; or drag this file into the page:")
         print(f"  {TEXT_TO_IMAGE}")

@@ -15,14 +15,14 @@ from pathlib import Path
 
 from host.comfyui import HOST_DIR, Installation
 from sandbox.made_once import is_made, make_once
-from sandbox.model_choice import make_models
+from sandbox.model_choice import DEMO, make_models
 from sandbox.smollm2 import SMOLLM2, fetch_smollm2
 
 WEIGHTS = Path(__file__).with_name("weights")
 UNET, ADAPTER = WEIGHTS / "unet.safetensors", WEIGHTS / "adapter.safetensors"
 FOLDER = HOST_DIR / "demo-models"
 # Names of the files, as the graph has them.
-CHECKPOINT_NAME, ADAPTER_NAME = "llm4gen_demo.safetensors", "llm4gen_demo_adapter.safetensors"
+CHECKPOINT_NAME, ADAPTER_NAME = f"{DEMO}.safetensors", f"{DEMO}_adapter.safetensors"
 NAMES = {"encoder": SMOLLM2.name, "adapter": ADAPTER_NAME}
 GRAPH = Path(__file__).with_name("graph.json")
 VERSION = 1  # increase it with every change of parts.py or narrow.py that changes a tensor

@@ -17,6 +17,8 @@ from host.comfyui import MODEL_FOLDERS, STANDINS_DIR, TOOLS, HostError, Installa
 from sandbox import standins
 from sandbox.workflow import ObjectInfo, Workflow, choices, widget_names
 
+DEMO = "llm4gen_demo"  # begins the names of the demo model's files, which fit nothing else
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -103,5 +105,9 @@ def _kinds(models: Sequence[Path]) -> dict[str, tuple[str, str, Callable[[str], 
     return {
         "CheckpointLoaderSimple": ("ckpt_name", standins.CHECKPOINT, is_sd15),
         "LLM4GEN_LoadLLMEncoder": ("encoder_name", standins.ENCODER, lambda name: "rankgen" in name.lower()),
-        "LLM4GEN_LoadCrossAdapter": ("adapter_name", standins.ADAPTER, lambda name: True),
+        "LLM4GEN_LoadCrossAdapter": (
+            "adapter_name",
+            standins.ADAPTER,
+            lambda name: not name.startswith(DEMO),
+        ),
     }
