@@ -106,7 +106,7 @@ class Batch:
     """Examples of equal shapes, on one device.
 
     latents, noise: [b, c, h, w]. timesteps: [b].
-    clip:    [t, n, d], of each text; an example with several noises stands there once for each, and shares its text.
+    clip:    [t, n, d], of each text. An example that is there with several noises has one text for all of them.
     llm:     [t, r, w], the computed rows of the LLM's states, padded with zeros to the longest; None: left out.
     row_of:  [t, l], which row stands at each position.
     text_of: [b], each example's text; None: each has its own.

@@ -18,8 +18,8 @@ class Match:
 
     u* is the teacher's UNet and c* the context that its own text encoders give it for the same text, such as CLIP's
     tokens fused with RankGen's by the published adapter; each UNet also gets its own CLIP's pooled output, if it takes
-    one. Both UNets see the same noised latents, and must predict the
-    same thing, noise or velocity, on the same schedule. The latents need not fit the texts.
+    one. Both UNets see the same noised latents, and must predict the same thing, noise or velocity, on the same
+    schedule. The latents need not fit the texts.
 
     teacher: u*; it may be the student's own UNet. Of its result no gradient is taken.
     weighting, gamma: of w(t), see `NoiseSchedule.loss_weights`.

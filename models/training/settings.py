@@ -43,7 +43,7 @@ class Settings:
     batch_size:         examples that are computed at once.
     accumulate:         batches whose gradients are added up for one update.
     noises:             noises and timesteps that an example is seen with in one step. Its text is fused once for all
-                        of them (MAR, arXiv 2406.11838, section 4.2), which pays where the UNet is small.
+                        of them (MAR, arXiv 2406.11838), which pays where the UNet is small.
     learning_rate:      of the adapter, after the warm-up.
     unet_learning_rate: of what learns in the UNet.
     weight_decay:       AdamW's (Loshchilov & Hutter, arXiv 1711.05101).
@@ -73,10 +73,8 @@ class Settings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (
-            *(("steps", 0), ("batch_size", 1), ("accumulate", 1)),
-            *(("noises", 1), ("warm_up", 0)),
-        ):
+        least_of = {"steps": 0, "batch_size": 1, "accumulate": 1, "noises": 1, "warm_up": 0}
+        for name, least in least_of.items():
             if getattr(self, name) < least:
                 raise WrongTraining(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         for name in ("learning_rate", "unet_learning_rate", "clip_norm"):
