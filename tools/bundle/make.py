@@ -30,8 +30,8 @@ COMFYUI_FILES = ("*.py", "alembic.ini", "requirements.txt")
 EMPTY_FOLDERS = ("blueprints", "comfy_api_nodes", "custom_nodes", "input", "models")
 # Half of ComfyUI's bytes are the tokenizers of models other than SD1.5 and T5.
 TOKENIZERS_LEFT_OUT = ("llama_tokenizer", "qwen25_tokenizer", "qwen35_tokenizer", "t5_pile_tokenizer")
-# Pictures are for people, and no test that needs a GPU reads the golden outputs.
-LEFT_OUT = ("__pycache__", "*.pyc", "*.jpg", "golden", *TOKENIZERS_LEFT_OUT)
+# Pictures are for people, and no test that needs a GPU reads the golden outputs or the demo model's weights.
+LEFT_OUT = ("__pycache__", "*.pyc", "*.jpg", "*.png", "golden", "weights", *TOKENIZERS_LEFT_OUT)
 
 
 def make_bundle(host: Installation, target: Path, wheels: Sequence[str] = WHEELS) -> Path:
