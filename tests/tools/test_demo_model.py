@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from itertools import combinations
 from random import Random
 
 import pytest
@@ -10,17 +11,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from demo_model import figures, narrow, parts, reading, run_files, table, training
+from demo_model import figures, models, narrow, parts, reading, run_files, table, training
 from demo_model.data import CELLS, PICTURES, SETS, TRAINING, Pictures, latent_of
 from demo_model.symbols import states_of, symbol
 from paths import STANDINS
 from sandbox.standins import ENCODER
+from sandbox.workflow import read_workflow
 from scenes.held_out import has_new_pair, is_for_training
 from scenes.painting import paint, place_things
 from scenes.scene import Place, Scene, Thing
 from tiny import equal, relative_error
 from training.job_file import FILES, read_job
 from training.session import Session
+
+TITLE = 30  # pixels: height of a node's title, which stands above its place
 
 
 @pytest.fixture(scope="module")
@@ -202,3 +206,14 @@ def test_symbols_say_all_that_a_scene_says_and_nothing_else():
     assert len(said) == 7 and not states_of(None).any()
     assert torch.equal(states_of(scene)[0], symbol("red") + symbol("square") + symbol("left", "of another"))
     assert relative_error(symbol("red"), symbol("blue")) > 1
+
+
+def test_no_node_of_the_graph_covers_another():
+    places = []
+    for node in read_workflow(models.GRAPH)["nodes"]:
+        (left, top), (width, height) = node["pos"], node["size"]
+        assert width > 200
+        places.append((left, top - TITLE, left + width, top + height))
+    for one, other in combinations(places, 2):
+        apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+        assert apart, (one, other)
