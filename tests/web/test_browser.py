@@ -152,7 +152,7 @@ def test_every_help_page_is_shown_with_its_pictures_and_its_diagram(page, client
         assert all(width > 500 and 100 < shown <= width for _, width, shown in pictures), pictures
         used.update(links)
     files = {f"pictures/{path.name}" for path in (ROOT / "web" / "docs" / "pictures").iterdir()}
-    assert files - used == {"pictures/text_to_image.jpg"}  # README.md shows this one
+    assert files - used == {"pictures/text_to_image.jpg", "pictures/demo.png"}  # README.md shows these
 
 
 def open_help(page, node):
