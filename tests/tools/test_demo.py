@@ -2,6 +2,7 @@
 
 import copy
 import io
+import json
 import os
 import random
 import re
@@ -95,12 +96,37 @@ def test_files_that_another_process_made_meanwhile_are_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["standins"], "a temporary folder was left behind"
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"\xff" * 8, struct.pack("<Q", 3) + b"{{{"], ids=["empty", "huge", "not json"]
-)
-def test_a_damaged_checkpoint_is_not_chosen(body, tmp_path):
+def test_a_folder_that_something_else_made_is_not_replaced(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="was not made by this command"):
+        make_once(tmp_path, 1, lambda folder: folder.mkdir())
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+READS = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+NO_CHECKPOINTS = {
+    "empty": b"",
+    "huge": b"\xff" * 8,
+    **{
+        name: struct.pack("<Q", len(text)) + text.encode()
+        for name, text in {
+            "not json": "{{{",
+            "deep": "[" * 100_000,
+            "no entry": json.dumps({READS: []}),
+            "a text": json.dumps({READS: "shape"}),
+            "no sizes": json.dumps({READS: {"shape": [1, [768]]}}),
+            "two widths": json.dumps(
+                {READS: {"shape": [1, 768]}, READS.replace("1.1", "2.1"): {"shape": [1, 1024]}}
+            ),
+        }.items()
+    },
+}
+
+
+@pytest.mark.parametrize("name", NO_CHECKPOINTS)
+def test_a_damaged_checkpoint_is_not_chosen(name, tmp_path):
     path = tmp_path / "a.safetensors"
-    path.write_bytes(body)
+    path.write_bytes(NO_CHECKPOINTS[name])
     assert context_width(path) is None
 
 
@@ -198,6 +224,10 @@ def test_a_forked_process_is_told_what_a_new_one_is(host, tmp_path):
     assert type(changed) is ProcessTree and "ANOTHER" in (tmp_path / "log").read_text(encoding="utf-8")
 
 
+TEXT_OF_EXAMPLE = (
+    "a blue sheep next to a brown vase, behind them a red bookcase and a window with yellow curtains, a small green "
+    "frog sits on the vase"
+)
 PROMPT = {
     "3": {"class_type": "KSampler", "inputs": {}, "_meta": {"title": "Sampler"}},
     "4": {"class_type": "SaveImage", "inputs": {}, "_meta": {"title": "Save"}},
@@ -275,6 +305,15 @@ def test_the_command_refuses_what_the_demo_model_has_never_seen(host, tmp_path):
     done = run_demo(host, tmp_path / "models", "--prompt", "a blue sheep next to a brown vase")
     assert done.returncode == 1
     assert "does not know sheep, next, brown, vase" in done.stderr and "square, ring, cross" in done.stderr
+
+
+def test_with_real_weights_the_prompt_goes_into_the_text_to_image_workflow(workflow, object_info):
+    prompt = to_prompt(workflow, object_info)
+    assert set_up(prompt, None, None) == TEXT_OF_EXAMPLE
+    assert set_up(prompt, "a cat", 3) == "a cat"
+    texts = [node["inputs"]["text"] for node in prompt.values() if "text" in node["inputs"]]
+    steps = [node["inputs"]["steps"] for node in prompt.values() if "steps" in node["inputs"]]
+    assert texts.count("a cat") == 1 and TEXT_OF_EXAMPLE not in texts and steps == [3]
 
 
 def test_the_demo_model_draws_what_its_ten_prompts_say(host, tmp_path):

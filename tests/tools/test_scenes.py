@@ -183,6 +183,9 @@ def test_every_caption_is_a_prompt_that_the_demo_takes(name):
         ("a red square, a blue ring, a green cross and a white triangle", "names 4 shapes"),
         ("a red square and a ring", "fewer colours than shapes"),
         ("", "names 0 shapes"),
+        ("(a red ring:1.2)", "does not know \\(, 1, 2, \\)"),
+        ("a red ring \udcff", "does not know .udcff"),
+        ("a red ring " * 100, "1100 characters"),
     ],
 )
 def test_a_prompt_outside_the_world_is_refused_with_what_can_be_drawn(text, said):

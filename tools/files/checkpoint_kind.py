@@ -26,10 +26,17 @@ def context_width(path: Path) -> int | None:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             header = json.loads(file.read(length)) if length < HEADER_LIMIT else {}
-    except (OSError, ValueError, struct.error):
+    except (OSError, ValueError, RecursionError, struct.error):
         return None
     if not isinstance(header, dict) or any(VIDEO in name for name in header):
         return None
-    shapes = (entry.get("shape") for name, entry in header.items() if READS_CONTEXT.fullmatch(name))
-    widths = {shape[1] for shape in shapes if isinstance(shape, list) and len(shape) == 2}
-    return widths.pop() if len(widths) == 1 and widths <= KINDS.keys() else None
+    widths = [width_in(entry) for name, entry in header.items() if READS_CONTEXT.fullmatch(name)]
+    return widths[0] if widths and widths[0] in KINDS and len(set(widths)) == 1 else None
+
+
+def width_in(entry: object) -> int | None:
+    """The second size of a weight, by its entry in a header, in which anything may stand."""
+    shape = entry.get("shape") if isinstance(entry, dict) else None
+    if not isinstance(shape, list) or len(shape) != 2 or not isinstance(shape[1], int):
+        return None
+    return shape[1]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 STAMP = "made.json"
+OLD_STAMP = "standins.json"  # in folders that were made before
 
 
 def make_once(target: Path, version: object, write: Callable[[Path], None]) -> bool:
@@ -20,9 +21,14 @@ def make_once(target: Path, version: object, write: Callable[[Path], None]) -> b
     It is made in a temporary folder that is then renamed, so that an interrupted run leaves nothing incomplete.
 
     version: anything that JSON can hold. write: makes the folder that it is given, with all of its files.
+    Raises: FileExistsError if something else is there, which would be lost.
     """
     if is_made(target, version):
         return False
+    if target.exists() and not any((target / stamp).is_file() for stamp in (STAMP, OLD_STAMP)):
+        raise FileExistsError(
+            f"{target} was not made by this command, so it is left as it is. Name another folder."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(dir=target.parent, prefix=target.name + "-"))
     try:
@@ -47,6 +53,8 @@ def put_in_place(fresh: Path, target: Path, old: Path, version: object) -> bool:
         fresh.replace(target)
     except OSError:
         if not is_made(target, version):
+            if old.exists() and not target.exists():
+                old.replace(target)
             raise
         return False
     return True
@@ -55,5 +63,5 @@ def put_in_place(fresh: Path, target: Path, old: Path, version: object) -> bool:
 def is_made(target: Path, version: object) -> bool:
     try:
         return json.loads((target / STAMP).read_text(encoding="utf-8")) == {"version": version}
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return False

@@ -9,6 +9,8 @@ from scenes.captions import ALONE, BESIDE, WORDINGS
 from scenes.scene import COLOURS, LARGE, MOST, SHAPES, SMALL
 
 WORD = re.compile(r"[^\W\d_]+")
+SIGN = re.compile(r"[^\s,;:.]")  # but those between words
+LONGEST = 500  # characters of a prompt; the longest caption has half of it
 
 
 class OutsideTheWorld(ValueError):
@@ -37,8 +39,11 @@ SPOKEN = frozenset(
 
 def check_prompt(text: str) -> None:
     """Raises: OutsideTheWorld, whose message says what can be drawn."""
+    if len(text) > LONGEST:
+        raise OutsideTheWorld(f"The prompt has {len(text)} characters; {LONGEST} are the most. {CAN_DRAW}")
     words = WORD.findall(text.lower())
-    unknown = [word for word in dict.fromkeys(words) if word not in SPOKEN]
+    signs = SIGN.findall(WORD.sub("", text.lower()))
+    unknown = [repr(word)[1:-1] for word in dict.fromkeys([*words, *signs]) if word not in SPOKEN]
     if unknown:
         raise OutsideTheWorld(f"It does not know {', '.join(unknown)}. {CAN_DRAW}")
     shapes = set(words) & set(SHAPES)
