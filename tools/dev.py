@@ -305,7 +305,7 @@ def _parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[st
     add("pictures", "draw the pictures of the README, the help pages and the example workflows anew")
     add(
         "train-demo",
-        "train the small text-to-image model of the demo, for hours on a CPU; the same command goes on. Further "
+        "train the small text-to-image model of the demo, for an hour on a CPU; the same command goes on. Further "
         "arguments, such as steps=1000, go to tools/demo_model/training.py",
     )
     options, extra = parser.parse_known_args(arguments)

@@ -66,6 +66,7 @@ def demo(
         if is_demo:
             check_prompt(text)
             print("The weights of the published model are not there: a small demo model draws.")
+            print("  Its CLIP knows no language, so that the right half shows what the LLM adds.")
             read = client.post("/llm4gen/tokens", {"text": text, **demo_model.NAMES})
             print(f"  the LLM reads: {text} ({read['llm']['tokens']} tokens)")
         else:

@@ -55,6 +55,6 @@ def check_prompt(text: str) -> None:
 
 CAN_DRAW = (
     f"The demo model draws one to three different shapes ({', '.join(SHAPES)}), each in a colour of its own "
-    f"({', '.join(COLOURS)}), {SMALL} or {LARGE}, to the left of, to the right of, above or below another one: "
-    '"a small red ring and a large blue square; the ring is above the square".'
+    f"({', '.join(COLOURS)}), {SMALL} or {LARGE}, to the left of, to the right of, above or below another one "
+    "(sizes and places often go wrong). An example: a cross and a square; the cross is white and the square is blue."
 )
