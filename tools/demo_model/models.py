@@ -7,16 +7,14 @@ To make it by hand, in tools/, with ComfyUI's Python:
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import shutil
-import sys
 from pathlib import Path
 
 from host.comfyui import HOST_DIR, Installation
-from sandbox.made_once import is_made, make_once
+from sandbox.made_once import command_line, is_made, make_once
 from sandbox.model_choice import DEMO, make_models
-from sandbox.smollm2 import SMOLLM2, fetch_smollm2
+from sandbox.smollm2 import SHA256, SMOLLM2, fetch_smollm2
 
 WEIGHTS = Path(__file__).with_name("weights")
 UNET, ADAPTER = WEIGHTS / "unet.safetensors", WEIGHTS / "adapter.safetensors"
@@ -37,8 +35,8 @@ def demo_models(host: Installation) -> Path:
 
 
 def version() -> list[object]:
-    """Changes with the files."""
-    return [VERSION, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in (UNET, ADAPTER, SMOLLM2))]
+    """Changes with the files. The LLM's is known by its pinned package, and not read each time."""
+    return [VERSION, SHA256, *(hashlib.sha256(file.read_bytes()).hexdigest() for file in (UNET, ADAPTER))]
 
 
 def write(folder: Path) -> None:
@@ -58,18 +56,5 @@ def write(folder: Path) -> None:
         shutil.copyfile(SMOLLM2, folder / "text_encoders" / SMOLLM2.name)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("target", type=Path, help="the models directory to make")
-    parser.add_argument("--comfyui", type=Path, required=True, help="the ComfyUI folder")
-    options = parser.parse_args()
-    sys.argv = sys.argv[:1]  # ComfyUI would parse these arguments as its own
-    sys.path.insert(0, str(options.comfyui.resolve()))
-    from comfy.cli_args import args  # noqa: PLC0415
-
-    args.cpu = True  # set before other modules of comfy are imported, because they look for a GPU
-    make_once(options.target.resolve(), version(), write)
-
-
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, lambda target: make_once(target, version(), write))

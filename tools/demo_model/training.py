@@ -15,7 +15,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,60 +98,59 @@ def train(
     adapter = session.run("LLM4GEN_NewCrossAdapter", llm=llm, **{key: job[key] for key in READING})
     texts = read_texts(clip, llm, adapter, folder / FEATURES)
     captions = SETS[TRAINING]()
+    shared = Shared(captions, texts, llm, adapter, folder, count)
     if not (folder / TEACHER).is_file():
-        learn_to_draw(captions, texts, llm, adapter, teacher_job, folder, count)
-    learn_to_read(captions, texts, llm, adapter, job, folder, count)
+        learn_to_draw(shared, teacher_job)
+    learn_to_read(shared, job)
 
 
-def learn_to_draw(
-    captions: Sequence[Captioned],
-    texts: StoredTexts,
-    llm: Any,
-    adapter: Any,
-    job: Mapping[str, Any],
-    folder: Path,
-    count: int,
-) -> None:
+@dataclass(frozen=True)
+class Shared:
+    """What both trainings use. adapter: a new one. folder, count: as in `train`."""
+
+    captions: Sequence[Captioned]
+    texts: StoredTexts
+    llm: Any
+    adapter: Any
+    folder: Path
+    count: int
+
+
+def learn_to_draw(shared: Shared, job: Mapping[str, Any]) -> None:
     """Makes the teacher's file, of a UNet that draws from symbols."""
     from llm4gen.nodes.training.run import train as train_adapter  # noqa: PLC0415
 
-    drawn = SymbolicTexts(texts, Symbols(one for draw in SETS.values() for one in draw()))
-    words = ["" if place % NO_TEXT == 0 else one.text for place, one in enumerate(captions)]
-    watch = Watch(folder, drawn, count, "teacher", (0.0,))
+    folder, adapter = shared.folder, shared.adapter
+    drawn = SymbolicTexts(shared.texts, Symbols(one for draw in SETS.values() for one in draw()))
+    words = ["" if place % NO_TEXT == 0 else one.text for place, one in enumerate(shared.captions)]
     train_adapter(
         narrow.load(str(folder / START)),
-        training_set(captions, words, drawn, llm, adapter.recipe),
+        training_set(shared.captions, words, drawn, shared.llm, adapter.recipe),
         adapter,
         trainer_job(job),
         state_file=folder / TEACHER_STATE,
-        watch=watch,
+        watch=Watch(folder, drawn, shared.count, "teacher", (0.0,)),
     )
     (folder / UNET).replace(folder / TEACHER)
 
 
-def learn_to_read(
-    captions: Sequence[Captioned],
-    texts: StoredTexts,
-    llm: Any,
-    adapter: Any,
-    job: Mapping[str, Any],
-    folder: Path,
-    count: int,
-) -> None:
-    """Makes the files of the UNet and the adapter, which begin as the teacher and as `adapter`."""
+def learn_to_read(shared: Shared, job: Mapping[str, Any]) -> None:
+    """Makes the files of the UNet and the adapter, which begin as the teacher and as the new adapter."""
     from llm4gen.models.checkpoints.adapter import TRAINING_KEY, save_cross_adapter  # noqa: PLC0415
     from llm4gen.nodes.training.run import train as train_adapter  # noqa: PLC0415
 
+    folder, adapter, texts = shared.folder, shared.adapter, shared.texts
     teacher = narrow.load(str(folder / TEACHER))
+    words = [one.text for one in shared.captions]
     trained = train_adapter(
         teacher,
-        training_set(captions, [one.text for one in captions], texts, llm, adapter.recipe),
+        training_set(shared.captions, words, texts, shared.llm, adapter.recipe),
         adapter,
         trainer_job(job),
-        teacher_clip=Symbols(captions),
+        teacher_clip=Symbols(shared.captions),
         teacher_model=teacher,
         state_file=folder / JOB_STATE,
-        watch=Watch(folder, texts, count, "student", (1.0, 0.0)),
+        watch=Watch(folder, texts, shared.count, "student", (1.0, 0.0)),
     )
     entry = {TRAINING_KEY: trained.adapter.training} if trained.adapter.training else {}
     save_cross_adapter(trained.adapter.adapter, trained.adapter.recipe, folder / ADAPTER, entry)
@@ -201,7 +200,10 @@ def training_set(
 
 
 class Watch:
-    """Draws test captions with the averaged weights whenever the state is kept, and writes what is right."""
+    """Draws test captions with the averaged weights whenever the state is kept, and writes what is right.
+
+    stage: names its lines and sheets. strengths: as in the nodes, with which each caption is drawn.
+    """
 
     def __init__(
         self,

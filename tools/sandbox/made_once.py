@@ -1,12 +1,14 @@
 """Folders of files that take a while to make: made once, complete or not at all, and anew if they are outdated.
 
-Standard library only.
+Standard library only, but that `command_line` makes ComfyUI importable.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -65,3 +67,20 @@ def is_made(target: Path, version: object) -> bool:
         return json.loads((target / STAMP).read_text(encoding="utf-8")) == {"version": version}
     except (OSError, ValueError, RecursionError):
         return False
+
+
+def command_line(description: str | None, make: Callable[[Path], object]) -> None:
+    """The command that makes a models directory, under ComfyUI's Python.
+
+    make: is called with the directory when ComfyUI can be imported.
+    """
+    parser = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    parser.add_argument("target", type=Path, help="the models directory to make")
+    parser.add_argument("--comfyui", type=Path, required=True, help="the ComfyUI folder")
+    options = parser.parse_args()
+    sys.argv = sys.argv[:1]  # ComfyUI would parse these arguments as its own
+    sys.path.insert(0, str(options.comfyui.resolve()))
+    from comfy.cli_args import args  # noqa: PLC0415
+
+    args.cpu = True  # set before other modules of comfy are imported, because they look for a GPU
+    make(options.target.resolve())

@@ -7,11 +7,9 @@ Only making the stand-ins needs torch and ComfyUI. To make them by hand, in tool
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 
-from sandbox.made_once import is_made, make_once
+from sandbox.made_once import command_line, is_made, make_once
 
 CHECKPOINT = "llm4gen_standin_sd15.safetensors"
 ENCODER = "rankgen-t5-xl-standin.safetensors"
@@ -44,18 +42,5 @@ def _write_all(folder: Path) -> None:
     torch.save(standin_models.cross_adapter(), folder / "llm4gen" / ADAPTER)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("target", type=Path, help="the models directory to make")
-    parser.add_argument("--comfyui", type=Path, required=True, help="the ComfyUI folder")
-    options = parser.parse_args()
-    sys.argv = sys.argv[:1]  # ComfyUI would parse these arguments as its own
-    sys.path.insert(0, str(options.comfyui.resolve()))
-    from comfy.cli_args import args  # noqa: PLC0415
-
-    args.cpu = True  # set before other modules of comfy are imported, because they look for a GPU
-    ensure_standins(options.target.resolve())
-
-
 if __name__ == "__main__":
-    main()
+    command_line(__doc__, ensure_standins)
