@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import decoders
+import sdxl_checkpoint
+import tiny
 from paths import T5_TOKENIZER
 from sandbox.standin_models import CONTEXT_DIM, fan_in, random_tensors, unet_shapes, unet_sizes
 from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
-from tiny import VOCABULARY
 
 UNET, CLIP = "model.diffusion_model.", "cond_stage_model.transformer."
 
@@ -114,7 +115,7 @@ def gligen():
 def small_llm(folder):
     """A random decoder with T5's tokenizer, in a folder as transformers writes one."""
     shutil.copytree(T5_TOKENIZER, folder)
-    decoders.make("Llama", folder, vocab_size=VOCABULARY)
+    decoders.make("Llama", folder, vocab_size=tiny.VOCABULARY)
 
 
 def random(shapes):
@@ -123,7 +124,10 @@ def random(shapes):
 
 
 def write_published(standins, target):
-    """A models directory in which a random model lies under every name that the example workflows use."""
+    """A models directory in which a random model lies under every name that the example workflows use.
+
+    Wants ComfyUI importable.
+    """
     checkpoint = load_file(standins / "checkpoints" / CHECKPOINT)
     files = {
         "checkpoints/v1-5-pruned-emaonly-fp16.safetensors": checkpoint,
@@ -137,9 +141,12 @@ def write_published(standins, target):
             for name, tensor in load_file(standins / "text_encoders" / ENCODER).items()
         },
         "llm4gen/projector.pth": torch.load(standins / "llm4gen" / ADAPTER),
+        "llm4gen/my_sdxl_adapter_00001_.safetensors": tiny.adapter_tensors(clip=2048),
+        "loras/my_sdxl_lora_1000_steps_00001_.safetensors": sdxl_checkpoint.lora(),
     }
     small_llm(target / "text_encoders" / "SmolLM2-135M-Instruct")
     for name, tensors in files.items():
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         write = save_file if name.endswith(".safetensors") else torch.save
         write(tensors, target / name)
+    sdxl_checkpoint.write(target / "checkpoints" / "sd_xl_base_1.0.safetensors", checkpoint)

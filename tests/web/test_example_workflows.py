@@ -27,11 +27,12 @@ EXAMPLES = pytest.mark.parametrize("file", example_workflows(), ids=lambda file:
 BASE = "checkpoints/v1-5-pruned-emaonly-fp16.safetensors"
 TUNED = "diffusion_models/llm4gen_sd15_unet.safetensors"
 PIXELS, STEPS, SIZE = ["width", "height", "x", "y", "left", "top", "right", "bottom"], 2, (128, 128)
-# The only changes before Run: a quarter of every length in pixels, few steps, and a LoRA that stores the full
-# difference, because its decomposition takes minutes on a CPU.
+# The only changes before Run: a quarter of every length in pixels, or an eighth over SDXL, few steps, and a LoRA that
+# stores the full difference, because its decomposition takes minutes on a CPU.
 SHRINK = """([pixels, steps]) => {
+  const isSDXL = app.graph.nodes.some((node) => node.widgets?.[0]?.value === "sd_xl_base_1.0.safetensors");
   for (const widget of app.graph.nodes.flatMap((node) => node.widgets ?? [])) {
-    if (pixels.includes(widget.name)) widget.value /= 4;
+    if (pixels.includes(widget.name)) widget.value /= isSDXL ? 8 : 4;
     if (["steps", "quiet_start", "preview_every", "accumulate"].includes(widget.name)) widget.value = steps;
     if (widget.name === "lora_type") widget.value = "full_diff";
   }

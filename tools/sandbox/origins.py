@@ -38,6 +38,10 @@ PUBLISHED: dict[str, tuple[str, str | None]] = {
         "https://civitai.com/api/download/models/128713",
         "879db523c30d3b9017143d56705015e15a2cb5628762c11d086fed9538abd7fd",
     ),
+    "checkpoints/sd_xl_base_1.0.safetensors": (
+        f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/sd_xl_base_1.0.safetensors",
+        None,
+    ),
     "controlnet/control_v11p_sd15_canny_fp16.safetensors": (
         f"{HUB}/comfyanonymous/ControlNet-v1-1_fp16_safetensors/resolve/main/"
         "control_v11p_sd15_canny_fp16.safetensors",
@@ -48,7 +52,12 @@ PUBLISHED: dict[str, tuple[str, str | None]] = {
     "text_encoders/SmolLM2-135M-Instruct": (f"{HUB_PAGE}/HuggingFaceTB/SmolLM2-135M-Instruct", None),
     "diffusion_models/llm4gen_sd15_unet.safetensors": (f"{HUB_PAGE}/{LLM4GEN}/tree/main/unet", None),
 }
-USERS_OWN = ("loras/my_sd15_lora.safetensors",)  # stands for a file that the user chooses
+# What the user chooses, or has made with another of the examples.
+USERS_OWN = (
+    "loras/my_sd15_lora.safetensors",
+    "loras/my_sdxl_lora_1000_steps_00001_.safetensors",
+    "llm4gen/my_sdxl_adapter_00001_.safetensors",
+)
 
 
 def with_origins(workflow: Workflow) -> Workflow:

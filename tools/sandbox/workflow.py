@@ -30,6 +30,7 @@ LOADER_FOLDERS = {
     "UNETLoader": "diffusion_models",
     "ControlNetLoader": "controlnet",
     "LoraLoader": "loras",
+    "LoraLoaderModelOnly": "loras",
     "LLM4GEN_LoadLLMEncoder": "text_encoders",
     "LLM4GEN_LoadCrossAdapter": "llm4gen",
 }
