@@ -1,7 +1,19 @@
-// What is wrong with the files before anything runs: none found, one that cannot be used, two that do not fit, one
-// that needs another beside it.
+// What is wrong with the files before anything runs: none found, one that cannot be used, two that do not fit, a
+// checkpoint of another kind, one that needs another beside it.
 
-import { ADAPTER_LOADER, ENCODER_LOADER, loaded, nodesOf, runs, value, widget } from "./graph.js";
+import {
+  ADAPTER_LOADER,
+  ENCODER_LOADER,
+  NEW_ADAPTER,
+  checkpointOf,
+  loaded,
+  nodesOf,
+  runs,
+  source,
+  value,
+  widget,
+} from "./graph.js";
+import { Question } from "./server.js";
 import { fill } from "./texts.js";
 
 // What an adapter was trained with → the types of nodes of which one must be in the graph for it to be in use. A UNet
@@ -38,6 +50,39 @@ export function misfit(node, report, texts) {
   const adapter = loaded(node, "adapter", ADAPTER_LOADER, "adapter_name");
   const pair = report.pairs.find((pair) => pair.encoder === encoder && pair.adapter === adapter);
   return pair && !pair.fits ? [warning(fill(texts.misfit, { encoder, adapter }))] : [];
+}
+
+/** Lines for a node that takes a CLIP and an adapter: that the checkpoint is of another kind than the adapter. */
+export function otherKind(node, report, texts) {
+  const checkpoint = checkpointOf(node);
+  const adapter = adapterOf(node, report);
+  const found = checkpoint && adapter ? kindOf(node, checkpoint, report) : null;
+  if (!found?.width || !adapter.width || found.width === adapter.width) return [];
+  const words = { checkpoint, kind: found.kind, width: found.width, adapter: adapter.name };
+  if (!adapter.name) return [warning(fill(texts.other_context, words))];
+  return [warning(fill(texts.other_kind, { ...words, wanted: report.kinds[adapter.width] ?? adapter.width }))];
+}
+
+/** The adapter that a node gets, { name, width }, without a name if it is a new one; null if that cannot be told. */
+function adapterOf(node, report, input = "adapter") {
+  const from = source(node, input);
+  if (from?.comfyClass === NEW_ADAPTER) {
+    const keepsWidth = source(from, "start_from");
+    return keepsWidth ? adapterOf(from, report, "start_from") : { width: value(from, "context_width") };
+  }
+  const name = loaded(node, input, ADAPTER_LOADER, "adapter_name");
+  const width = report.adapters.find((file) => file.name === name)?.clip_width;
+  return width ? { name, width } : null;
+}
+
+const kinds = new WeakMap(); // node → its question, and the report that was the newest then
+
+/** The kind of a checkpoint, asked again with each new report; null until the server has answered. */
+function kindOf(node, checkpoint, report) {
+  if (kinds.get(node)?.report !== report) kinds.set(node, { report, question: new Question("/llm4gen/checkpoint") });
+  const { question } = kinds.get(node);
+  question.put({ checkpoint });
+  return question.answer;
 }
 
 const warning = (text) => ({ text, tone: "warning" });

@@ -5,10 +5,13 @@ export const FUSED_CLIP = "LLM4GEN_ApplyToCLIP";
 export const ENCODER_LOADER = "LLM4GEN_LoadLLMEncoder";
 export const ADAPTER_LOADER = "LLM4GEN_LoadCrossAdapter";
 export const FUSE = "LLM4GEN_FuseConditioning";
+export const NEW_ADAPTER = "LLM4GEN_NewCrossAdapter";
+export const TRAINING_SET = "LLM4GEN_TrainingSet";
 export const TEXT_ENCODE = "CLIPTextEncode";
 export const SDXL_TEXT_ENCODE = "CLIPTextEncodeSDXL";
 export const REFINER_TEXT_ENCODE = "CLIPTextEncodeSDXLRefiner";
 
+const CHECKPOINT = "ckpt_name"; // the widget of ComfyUI's loaders of checkpoints, and of those of most packs
 const MUTED = 2; // LiteGraph's node modes
 const BYPASSED = 4;
 const SUBGRAPH_INPUTS = -10; // the node id that stands for a subgraph's inputs, inside it
@@ -42,11 +45,20 @@ export function loaded(node, input, loader, name) {
 }
 
 /** The LLM4GEN CLIP upstream of a node's `clip`, with LoRA loaders and the like between; null if there is none. */
-export function fusedClip(node) {
+export const fusedClip = (node) => upstreamOfClip(node, (from) => from.comfyClass === FUSED_CLIP);
+
+/** The checkpoint whose CLIP a node gets, with LoRA loaders and the like between; null if that cannot be told. */
+export function checkpointOf(node) {
+  const loader = upstreamOfClip(node, (from) => widget(from, CHECKPOINT));
+  return loader ? (value(loader, CHECKPOINT) ?? null) : null;
+}
+
+/** The first node upstream of a node's `clip` that is looked for; null if there is none. */
+function upstreamOfClip(node, isFound) {
   for (let steps = 0; node && steps < LONGEST; steps++) {
     const inputs = (node.inputs ?? []).filter((input) => input.type === "CLIP");
     node = inputs.length === 1 ? source(node, inputs[0].name) : null;
-    if (node?.comfyClass === FUSED_CLIP) return node;
+    if (node && isFound(node)) return node;
   }
   return null;
 }

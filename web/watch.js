@@ -5,7 +5,7 @@
 // and server.js limits the requests.
 
 import { app } from "../../scripts/app.js";
-import { adviceOnAdapters, adviceOnEncoders, companion, misfit } from "./advice.js";
+import { adviceOnAdapters, adviceOnEncoders, companion, misfit, otherKind } from "./advice.js";
 import {
   ADAPTER_LOADER,
   CONDITIONING,
@@ -15,6 +15,7 @@ import {
   REFINER_TEXT_ENCODE,
   SDXL_TEXT_ENCODE,
   TEXT_ENCODE,
+  TRAINING_SET,
   runs,
 } from "./graph.js";
 import { meter } from "./meter.js";
@@ -26,8 +27,9 @@ import { texts } from "./texts.js";
 const PERIOD = 150; // ms
 // Node type → functions that return the lines under such a node.
 const LINES = {
-  [CONDITIONING]: [misfit, couple, meter],
-  [FUSED_CLIP]: [misfit, couple],
+  [CONDITIONING]: [misfit, otherKind, couple, meter],
+  [FUSED_CLIP]: [misfit, otherKind, couple],
+  [TRAINING_SET]: [misfit, otherKind],
   [FUSE]: [misfit, meter],
   [TEXT_ENCODE]: [meter],
   [SDXL_TEXT_ENCODE]: [meter],

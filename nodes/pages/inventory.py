@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...models.checkpoints.adapter import recognise_adapter, trained_with, training_of
+from ...models.checkpoints.checkpoint_kind import KINDS
 from ...models.errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile
 from ...models.files.folder import weight_files
 from ...models.files.formats import is_gguf
@@ -157,6 +158,7 @@ def inventory() -> dict[str, Any]:
         "encoders": [{"name": name, **asdict(encoder)} for name, encoder in found_encoders.items()],
         "adapters": [{"name": name, **asdict(adapter)} for name, adapter in found_adapters.items()],
         "pairs": pairs,
+        "kinds": KINDS,
         "advice": {key: folders.ADVICE[key] for key in (folders.ENCODERS, folders.ADAPTERS)},
         "version": version(),
     }

@@ -1,4 +1,4 @@
-"""The HTTP routes of the front end: `/llm4gen/tokens` and `/llm4gen/report`. Only HTTP is handled in this module."""
+"""The HTTP routes of the front end, under `/llm4gen/`: tokens, report, checkpoint. Only HTTP is handled here."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from aiohttp.http_exceptions import HttpProcessingError
 
 from ...models.errors import UnreadableText
 from ..server import running_server
-from . import inventory, meter
+from . import checkpoints, inventory, meter
 
 BODY_LIMIT = 64 << 10  # bytes
 TEXT_LIMIT = 20_000  # characters
 BODY_SECONDS = 30  # for the whole body to arrive
-# Name → whether the field may be null or left out.
-FIELDS = {"text": False, "llm_text": True, "encoder": True, "adapter": True}
-# One worker thread per route: tokenizers are not thread-safe, and a slow disk must not block ComfyUI's executor.
+# Of each question: name → whether the field may be null or left out.
+TOKENS = {"text": False, "llm_text": True, "encoder": True, "adapter": True}
+CHECKPOINT = {"checkpoint": False}
+# A worker thread for tokenizers, which are not thread-safe, and one for files: a slow disk must not block ComfyUI's.
 TOKENS_THREAD = ThreadPoolExecutor(1, "llm4gen-tokens")
-REPORT_THREAD = ThreadPoolExecutor(1, "llm4gen-report")
+FILES_THREAD = ThreadPoolExecutor(1, "llm4gen-files")
 
 Handler = Callable[[web.Request], Awaitable[web.Response]]
 
@@ -43,6 +44,7 @@ def register() -> None:
         # All methods: ComfyUI would answer the others with the page of its front end.
         server.routes.route("*", "/llm4gen/tokens")(answering(tokens, "POST"))
         server.routes.route("*", "/llm4gen/report")(answering(report, "GET", "HEAD"))
+        server.routes.route("*", "/llm4gen/checkpoint")(answering(checkpoint, "POST"))
 
 
 def answering(handler: Handler, *methods: str) -> Handler:
@@ -62,7 +64,7 @@ def answering(handler: Handler, *methods: str) -> Handler:
 
 async def tokens(request: web.Request) -> web.Response:
     """Counts the tokens of a prompt. See `meter.count`."""
-    question = parse(await read_body(request))
+    question = parse(await read_body(request), TOKENS)
     try:
         loop = asyncio.get_running_loop()
         answer = await loop.run_in_executor(TOKENS_THREAD, lambda: meter.count(**question))
@@ -74,7 +76,15 @@ async def tokens(request: web.Request) -> web.Response:
 async def report(request: web.Request) -> web.Response:
     """Lists the files in the model folders. See `inventory.inventory`."""
     loop = asyncio.get_running_loop()
-    return web.json_response(await loop.run_in_executor(REPORT_THREAD, inventory.inventory))
+    return web.json_response(await loop.run_in_executor(FILES_THREAD, inventory.inventory))
+
+
+async def checkpoint(request: web.Request) -> web.Response:
+    """Tells the kind of a checkpoint. See `checkpoints.kind_of`."""
+    question = parse(await read_body(request), CHECKPOINT)
+    loop = asyncio.get_running_loop()
+    answer = await loop.run_in_executor(FILES_THREAD, lambda: checkpoints.kind_of(**question))
+    return web.json_response(answer)
 
 
 async def read_body(request: web.Request) -> bytes:
@@ -106,20 +116,21 @@ async def read_bounded(request: web.Request) -> bytes:
     raise Refused(413, f"The body is longer than {BODY_LIMIT} bytes.")
 
 
-def parse(body: bytes) -> dict[str, Any]:
-    """Raises: Refused."""
+def parse(body: bytes, fields: dict[str, bool]) -> dict[str, Any]:
+    """A question with all of its fields. fields: name → whether it may be null or left out. Raises: Refused."""
     try:
         question = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Refused(400, "The body is not JSON.") from error
-    if not isinstance(question, dict) or "text" not in question or question.keys() - FIELDS.keys():
-        raise Refused(400, f"The body must be an object with {', '.join(FIELDS)}, and nothing else in it.")
-    question = {name: question.get(name) for name in FIELDS}
+    needed = {name for name, is_optional in fields.items() if not is_optional}
+    if not isinstance(question, dict) or not needed <= question.keys() <= fields.keys():
+        raise Refused(400, f"The body must be an object with {', '.join(fields)}, and nothing else in it.")
+    question = {name: question.get(name) for name in fields}
     for name, value in question.items():
-        if not isinstance(value, str) and not (value is None and FIELDS[name]):
-            raise Refused(400, f"{name} must be a string{' or null' if FIELDS[name] else ''}.")
+        if not isinstance(value, str) and not (value is None and fields[name]):
+            raise Refused(400, f"{name} must be a string{' or null' if fields[name] else ''}.")
         if value and any("\ud800" <= letter <= "\udfff" for letter in value):
             raise Refused(400, f"{name} holds half a character (a lone surrogate).")
-    if max(len(question["text"]), len(question["llm_text"] or "")) > TEXT_LIMIT:
+    if max(len(value or "") for value in question.values()) > TEXT_LIMIT:
         raise Refused(413, f"A text is longer than {TEXT_LIMIT} characters.")
     return question

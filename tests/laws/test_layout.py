@@ -39,9 +39,10 @@ ONLY = {
     "aiohttp": "nodes/pages/routes.py",
     "server": None,  # it would bring half of ComfyUI; nodes/pages/routes.py looks whether it is there
 }
-# Read by tools/doctor.py, by drop-downs and by saved settings, where torch would only cost seconds.
+# Read by tools/doctor.py, by drop-downs, by saved settings and by the demo, where torch would only cost seconds.
 WITHOUT_TORCH = (
     "__init__.py",
+    "models/checkpoints/checkpoint_kind.py",
     "models/files/formats.py",
     "models/files/listing.py",
     "models/recipe.py",

@@ -22,6 +22,7 @@ from transformers import AutoTokenizer
 import in_process
 import tiny
 from gguf_files import make, own_tokenizer, write_decoder, write_t5
+from llm4gen.models.checkpoints.checkpoint_kind import KINDS
 from sandbox.standins import ADAPTER, ENCODER
 
 JSON = {"Content-Type": "application/json"}
@@ -390,11 +391,36 @@ def test_the_server_counts_and_reports(prefix, send):
     assert (counted["clip"]["tokens"], counted["clip"]["cut"]) == (100, ("cat " * 25).strip())
     assert counted["llm"]["limit"] == 256 and counted["llm"]["cut"] == ""
     status, report = send("GET", f"{prefix}/llm4gen/report")
-    assert status == 200 and report.keys() == {"encoders", "adapters", "pairs", "advice", "version"}
+    assert status == 200 and report.keys() == {"encoders", "adapters", "pairs", "kinds", "advice", "version"}
     (fitting,) = [
         pair for pair in report["pairs"] if pair["encoder"] == ENCODER and pair["adapter"] == ADAPTER
     ]
     assert fitting["fits"] is True
+
+
+@pytest.mark.parametrize("width", [768, 2048, None])
+def test_the_server_tells_a_checkpoints_kind_by_its_header(width, models, send, client):
+    file = models / "checkpoints" / "routes" / "kind.safetensors"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    save_file({name if width else "video": torch.zeros(2, width or 1)}, file)
+    client.get("/object_info/CheckpointLoaderSimple")  # as the page does when it is refreshed
+    request = json.dumps({"checkpoint": os.path.join("routes", "kind.safetensors")})
+    assert send("POST", "/llm4gen/checkpoint", request) == (200, {"width": width, "kind": KINDS.get(width)})
+    file.unlink()
+    assert send("POST", "/llm4gen/checkpoint", request) == (200, {"width": None, "kind": None})
+
+
+@pytest.mark.parametrize("name", ["../../main.py", "/etc/passwd", "//host/share/x", "", "x" * 5000, "a\0b"])
+def test_no_other_file_is_looked_for_as_a_checkpoint(name, send):
+    answer = send("POST", "/llm4gen/checkpoint", json.dumps({"checkpoint": name}))
+    assert answer == (200, {"width": None, "kind": None})
+
+
+@pytest.mark.parametrize("body", ["{}", "[]", '{"checkpoint": null}', '{"checkpoint": "a", "text": "b"}'])
+def test_a_malformed_question_for_a_checkpoint_is_refused(body, send):
+    status, answer = send("POST", "/llm4gen/checkpoint", body)
+    assert status == 400 and "checkpoint" in answer["error"]
 
 
 @pytest.fixture

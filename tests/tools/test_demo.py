@@ -19,8 +19,8 @@ from demo_model import models
 from demo_model.data import CELLS
 from demo_model.picture import found_in
 from demo_model.prompts import PROMPTS, is_right
-from files.checkpoint_kind import context_width
 from host.comfyui import HostError
+from llm4gen.models.checkpoints.checkpoint_kind import context_width
 from paths import TOOLS
 from sandbox import standins
 from sandbox.client import Client, ExecutionError, ValidationError, image_paths

@@ -16,7 +16,7 @@ import doctor
 import other_models
 import tiny
 from checks import findings, installed
-from files.checkpoint_kind import KINDS, context_width
+from llm4gen.models.checkpoints.checkpoint_kind import KINDS, context_width
 from llm4gen.models.files.formats import GGUF, SUFFIXES
 from paths import COMFYUI, ROOT
 from sandbox.server import copy_pack

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import tiny
 from front_end import (
     FAULTY,
     FIND,
@@ -25,7 +26,7 @@ from front_end import (
     says,
 )
 from sandbox.standin_models import cross_adapter
-from sandbox.standins import ADAPTER, ENCODER
+from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
 from sandbox.workflow import EXAMPLES, TEXT_TO_IMAGE, example_workflows, read_workflow
 
 pytest.importorskip("playwright.sync_api", reason="NO PLAYWRIGHT: tests in a browser need it.")
@@ -59,6 +60,20 @@ MISSING_MODELS = """async () => {
 HEIGHT = """(id) => {
   const node = app.graph.getNodeById(id);
   return [node.computeSize()[1], node.size[1], node.widgets.length];
+}"""
+
+# Functions for the plainest example: `set`, which sets a widget; `train`, which adds a Training Set, with a New
+# Cross-Adapter for SDXL and with a loader of LoRAs between it and the checkpoint, and returns the Training Set's id.
+CONNECTED = """var set = (id, name, value) => {
+  app.graph.getNodeById(id).widgets.find((widget) => widget.name === name).value = value;
+}, train = () => {
+  const [lora, adapter, data] = ["LoraLoader", "LLM4GEN_NewCrossAdapter", "LLM4GEN_TrainingSet"].map((type) =>
+    app.graph.add(LiteGraph.createNode(type)));
+  app.graph.getNodeById(1).connect(1, lora, "clip");
+  lora.connect(1, data, "clip");
+  adapter.connect(0, data, "adapter");
+  set(adapter.id, "context_width", 2048);
+  return data.id;
 }"""
 
 # Loads a graph and waits until all notes are shown and no node grows any more. Returns what each node covers, as
@@ -215,6 +230,24 @@ def test_an_encoder_and_an_adapter_that_do_not_fit_are_reported_before_the_run(p
     line, count = page.evaluate(NOTE, node)
     assert line == f"for_another.safetensors was not trained with {ENCODER}: they do not fit each other."
     assert count.startswith("CLIP ")
+    page.evaluate(SET, [nodes["LLM4GEN_LoadCrossAdapter"], "adapter_name", ADAPTER])
+    says(page, node, count)
+
+
+def test_an_adapter_and_a_checkpoint_of_another_kind_are_reported_before_the_run(page, nodes, put_adapter):
+    """Through a loader of LoRAs too. A new adapter is told the width that it needs."""
+    put_adapter("for_sdxl.safetensors", partial(save_file, tiny.adapter_tensors(clip=2048, llm=2048)))
+    node = nodes["LLM4GEN_Conditioning"]
+    page.evaluate(f"{CONNECTED}; set(1, 'ckpt_name', '{CHECKPOINT}')")
+    page.wait_for_function(f"(id) => ({NOTE})(id)?.length === 2", arg=node)
+    line, count = page.evaluate(NOTE, node)
+    assert line == f"for_sdxl.safetensors is for SDXL, but {CHECKPOINT} is SD1.5: they do not fit each other."
+    training = page.evaluate(f"{CONNECTED}; train()")
+    says(page, training, f"{CHECKPOINT} is SD1.5: set context_width of New Cross-Adapter to 768.")
+    page.evaluate(
+        f"{CONNECTED}; app.graph.nodes.at(-2).widgets.find((w) => w.name === 'context_width').value = 768"
+    )
+    page.wait_for_function(NO_NOTE, arg=training)
     page.evaluate(SET, [nodes["LLM4GEN_LoadCrossAdapter"], "adapter_name", ADAPTER])
     says(page, node, count)
 

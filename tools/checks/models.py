@@ -14,7 +14,7 @@ from pathlib import Path
 import folder_paths
 
 from checks.findings import Finding
-from files.checkpoint_kind import KINDS, SD15, context_width
+from llm4gen.models.checkpoints.checkpoint_kind import KINDS, SD15, context_width
 from llm4gen.models.files.formats import GGUF, SUFFIXES, UNFINISHED, is_gguf
 from llm4gen.nodes import folders
 from llm4gen.nodes.pages import inventory

@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from files.checkpoint_kind import SD15, context_width
 from host.comfyui import MODEL_FOLDERS, STANDINS_DIR, TOOLS, HostError, Installation
+from pack import make_importable
 from sandbox import standins
 from sandbox.workflow import ObjectInfo, Workflow, choices, widget_names
 
@@ -97,6 +97,9 @@ def with_present_models(
 
 def _kinds(models: Sequence[Path]) -> dict[str, tuple[str, str, Callable[[str], bool]]]:
     """Node type of a loader → its widget, the stand-in's name, and whether a listed name is of the right kind."""
+
+    make_importable()
+    from llm4gen.models.checkpoints.checkpoint_kind import SD15, context_width  # noqa: PLC0415
 
     def is_sd15(name: str) -> bool:
         folders = [root / folder for root in models for folder in MODEL_FOLDERS["checkpoints"]]

@@ -1,6 +1,6 @@
 """Recognises the kinds of checkpoints that adapters are made for, by the header of a safetensors file.
 
-Standard library only.
+Standard library only: tools/doctor.py and the demo read it where torch would only cost seconds.
 """
 
 from __future__ import annotations
