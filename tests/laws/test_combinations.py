@@ -7,12 +7,16 @@ import torch
 from safetensors.torch import load_file
 
 import extra_standins
+import other_models
 from in_process import SHORT
+from other_models import FAMILIES, SDXL
 from tiny import identical
 
 LORA, INVERSION = "combined.safetensors", "combinedinversion"
 CUT, CHUNKS = "cut at 77 (as published)", "chunks of 77"
 LONG = "a red house by the sea, " * 20  # 160 CLIP tokens
+# The layer of CLIP that a family reads, and another one.
+LAYER, OTHER_LAYER = {"SD1.5": -1, "SDXL": -2}, {"SD1.5": -2, "SDXL": -1}
 PROMPTS = [
     "",
     SHORT,
@@ -30,12 +34,20 @@ SETTINGS = [
 ]
 
 
+pytestmark = FAMILIES
+
+
 @pytest.fixture(scope="module", autouse=True)
-def files(put, standin):
+def files(put, standin, family, model, clip):
     """Puts a LoRA and a textual inversion among ComfyUI's models."""
-    put("loras", LORA, extra_standins.lora(standin))
-    embedding = torch.randn(2, 768, generator=torch.Generator().manual_seed(4))
-    put("embeddings", f"{INVERSION}.safetensors", {"emb_params": embedding})
+    vectors = {"clip_l": torch.randn(2, 768, generator=torch.Generator().manual_seed(4))}
+    if family == SDXL.name:
+        lora = other_models.lora(clip) | other_models.unet_lora(model)
+        vectors["clip_g"] = torch.randn(2, 1280, generator=torch.Generator().manual_seed(5))
+    else:
+        lora = extra_standins.lora(standin)
+    put("loras", LORA, lora)
+    put("embeddings", f"{INVERSION}.safetensors", vectors)
 
 
 @pytest.fixture(scope="module")
@@ -114,10 +126,10 @@ def test_a_lora_before_or_after_llm4gen_clip_gives_the_same_latent(
 
 @torch.inference_mode()
 def test_clip_skip_before_or_after_llm4gen_clip_equals_cores_and_changes_the_llm_half(
-    started, clip, fused, fuse, encode, llm_half
+    started, clip, fused, fuse, encode, llm_half, family
 ):
     def skip(clip):
-        return started.core.CLIPSetLastLayer().set_last_layer(clip, -2)[0]
+        return started.core.CLIPSetLastLayer().set_last_layer(clip, OTHER_LAYER[family])[0]
 
     ((core, core_options),) = encode(skip(clip))
     ((states, options),) = encode(fuse(skip(clip)))
@@ -153,7 +165,7 @@ def test_a_textual_inversion_changes_clip_as_in_core_and_is_left_out_of_the_llms
 
 
 @torch.inference_mode()
-def test_clones_of_llm4gen_clip_are_fused_too(started, model, fused, encode, load_lora):
+def test_clones_of_llm4gen_clip_are_fused_too(started, model, fused, encode, load_lora, family):
     from comfy_extras.nodes_hooks import SetClipHooks  # noqa: PLC0415
 
     plain = encode(fused)
@@ -161,7 +173,7 @@ def test_clones_of_llm4gen_clip_are_fused_too(started, model, fused, encode, loa
     clones = {
         "clone": fused.clone(),
         "clone for hooks": fused.clone(disable_dynamic=True),
-        "clip skip": started.core.CLIPSetLastLayer().set_last_layer(fused, -1)[0],
+        "clip skip": started.core.CLIPSetLastLayer().set_last_layer(fused, LAYER[family])[0],
         "LoRA of strength 0": load_lora(model, fused, 0.0)[1],
         "LoRA": load_lora(model, fused, 1.0)[1],
         "hooks": SetClipHooks().apply_hooks(fused, False, True, hooks)[0],
@@ -313,7 +325,7 @@ TRANSFORMS = {
 @pytest.mark.parametrize("name", TRANSFORMS)
 @torch.inference_mode()
 def test_core_nodes_treat_our_conditioning_as_they_treat_clips(
-    name, started, model, clip, fused, encode, sample
+    name, started, model, clip, fused, encode, sample, width
 ):
     def transformed(clip):
         return TRANSFORMS[name](started.core, encode(clip), encode(clip, "a dog"))[0]
@@ -321,7 +333,7 @@ def test_core_nodes_treat_our_conditioning_as_they_treat_clips(
     ours, cores = transformed(fused), transformed(clip)
     for (states, options), (core_states, core_options) in zip(ours, cores, strict=True):
         prompts = core_states.shape[1] // 77
-        assert states.shape == (1, prompts * 333, 768)
+        assert states.shape == (1, prompts * 333, width)
         assert torch.equal(states[:, :77], core_states[:, :77])
         assert torch.equal(states[:, (prompts - 1) * 333 :][:, :77], core_states[:, -77:])
         assert options.keys() == core_options.keys() | {"cross_attn_controlnet", "llm4gen_fused"}

@@ -5,15 +5,18 @@ import torch
 
 import extra_standins
 from in_process import SHORT
+from other_models import FAMILIES, SDXL
 from tiny import relative_error
 
 T2I, GLIGEN = "t2i.safetensors", "gligen.safetensors"
 
 
 @pytest.fixture(scope="module")
-def larger_unet(load_unet):
+def larger_unet(load_unet, family, model):
     """A UNet in which FreeU, self-attention guidance and GLIGEN find the blocks that they change."""
-    return load_unet("larger_unet.safetensors", extra_standins.larger_unet())
+    return (
+        model if family == SDXL.name else load_unet("larger_unet.safetensors", extra_standins.larger_unet())
+    )
 
 
 @pytest.fixture
@@ -23,9 +26,10 @@ def assert_it_acts(larger_unet, condition, sample):
 
     def assert_it_acts(change_pair=lambda *pair: pair, unpatched=larger_unet, patched=None, latent=None):
         pair, other_pair = ((condition(text), condition("")) for text in (SHORT, "a dog in the snow"))
-        plain = sample(*pair, latent, unpatched).samples
+        plain = sample(*pair, latent, model=unpatched).samples
         changed, changed_other = (
-            sample(*change_pair(*each), latent, patched or unpatched).samples for each in (pair, other_pair)
+            sample(*change_pair(*each), latent, model=patched or unpatched).samples
+            for each in (pair, other_pair)
         )
         # More than rounding, because some patches also change the order of computation.
         assert relative_error(changed, plain) > 1e-3
@@ -87,6 +91,7 @@ def perturbed_attention_guidance(model):
     return PerturbedAttentionGuidance.execute(model, 3.0)[0]
 
 
+@FAMILIES
 @pytest.mark.parametrize("patch", [free_u, self_attention_guidance, perturbed_attention_guidance])
 def test_a_patch_of_the_unet_changes_the_latent(patch, larger_unet, assert_it_acts):
     assert_it_acts(patched=patch(larger_unet), latent=torch.zeros(1, 4, 16, 16))

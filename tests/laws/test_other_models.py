@@ -5,20 +5,37 @@ import torch
 from safetensors.torch import load_file
 
 import extra_standins
+import other_models
 from in_process import SHORT
+from other_models import FAMILIES, SDXL
 from tiny import relative_error
 
 LORA = "difference.safetensors"
 
 
+pytestmark = FAMILIES
+
+
 @pytest.fixture(scope="module")
-def another(load_checkpoint, standin):
+def another(load_checkpoint, standin, family):
+    if family == SDXL.name:
+        return moved_model("another")
     return load_checkpoint("another.safetensors", extra_standins.another_checkpoint(standin))[0]
 
 
 @pytest.fixture(scope="module")
-def tuned(load_unet, standin):
+def tuned(load_unet, standin, family):
+    if family == SDXL.name:
+        return moved_model("tuned")
     return load_unet("tuned.safetensors", extra_standins.tuned_unet(standin))
+
+
+def moved_model(seed):
+    """The model of SDXL's kind with other weights near its own."""
+    model = other_models.make_model(SDXL)
+    unet = model.model.diffusion_model
+    unet.load_state_dict(extra_standins.moved(unet.state_dict(), seed))
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -95,10 +112,12 @@ def test_the_difference_as_a_lora_brings_a_checkpoint_nearer_to_the_full_differe
 @pytest.mark.parametrize("channels", [4, 9])
 @torch.inference_mode()
 def test_inpainting_depends_on_the_prompt_and_with_nine_channels_on_the_mask(
-    channels, started, checkpoint, load_checkpoint, standin, condition, sample
+    channels, started, model, checkpoint, load_checkpoint, standin, condition, sample, family, width
 ):
-    model, _, vae = checkpoint
-    if channels == 9:
+    vae = checkpoint[2]
+    if channels == 9 and family == SDXL.name:
+        model = other_models.make_model(SDXL, in_channels=9)
+    elif channels == 9:
         model = load_checkpoint("inpainting.safetensors", extra_standins.inpainting_checkpoint(standin))[0]
     picture = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(5))
     left = torch.zeros(1, 64, 64)
@@ -110,7 +129,7 @@ def test_inpainting_depends_on_the_prompt_and_with_nine_channels_on_the_mask(
         return sample(*pair, latent["samples"], model=model)
 
     latent, calls = inpainted(SHORT, left)
-    assert calls == [(2, 333, 768)] * 2
+    assert calls == [(2, 333, width)] * 2
     assert not torch.equal(latent, inpainted("a dog in the snow", left).samples)
     # Only a model with nine channels has the mask among its inputs.
     assert torch.equal(latent, inpainted(SHORT, 1 - left).samples) == (channels == 4)

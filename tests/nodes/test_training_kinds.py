@@ -85,13 +85,23 @@ def train(started, other_model, training_set, fresh):
     return train
 
 
+@pytest.fixture(params=["eps", "v_prediction"])
+def predicting(request, started, other_model):
+    """The MODEL, which predicts noise, or velocity as that of SD2.1 for 768 pixels does."""
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete  # noqa: PLC0415
+
+    if request.param == "eps":
+        return other_model
+    return ModelSamplingDiscrete().patch(other_model, request.param, zsnr=False)[0]
+
+
 @pytest.fixture
-def in_training(started, kind, other_model):
+def in_training(started, kind, predicting):
     from llm4gen.nodes import host  # noqa: PLC0415
     from llm4gen.nodes.training.unet import UNetInTraining  # noqa: PLC0415
 
     with torch.inference_mode(False):
-        unet = UNetInTraining(other_model, kind.width, what="frozen", rank=4, dtype=torch.float32, seed=0)
+        unet = UNetInTraining(predicting, kind.width, what="frozen", rank=4, dtype=torch.float32, seed=0)
         host.load_to_train([unet.patcher])
     yield unet
     host.release(unet.patcher)
@@ -104,9 +114,7 @@ def pooled(kind, seed):
     return torch.randn(1, POOLED, generator=torch.Generator().manual_seed(seed))
 
 
-def test_a_picture_that_models_in_training_draw_is_the_one_that_ksampler_draws(
-    kind, other_model, in_training
-):
+def test_a_picture_that_models_in_training_draw_is_the_one_that_ksampler_draws(kind, predicting, in_training):
     """So the UNet gets the same pooled output and sizes. The picture is wider than high."""
     import comfy.sample  # noqa: PLC0415
 
@@ -126,9 +134,9 @@ def test_a_picture_that_models_in_training_draw_is_the_one_that_ksampler_draws(
     ]
     with torch.inference_mode():
         expected = comfy.sample.sample(
-            other_model, noise, 5, 7.5, "euler", "ddim_uniform", *sides, torch.zeros_like(noise), seed=0
+            predicting, noise, 5, 7.5, "euler", "ddim_uniform", *sides, torch.zeros_like(noise), seed=0
         )
-    assert relative_error(other_model.model.process_latent_out(found), expected) <= 1e-3
+    assert relative_error(predicting.model.process_latent_out(found), expected) <= 1e-3
 
 
 def test_losses_and_the_adapters_gradients_equal_those_through_diffusers(kind, in_training):
@@ -136,9 +144,8 @@ def test_losses_and_the_adapters_gradients_equal_those_through_diffusers(kind, i
     config = CrossAdapterConfig(clip_dim=kind.width, llm_dim=training.LLM_WIDTH, mlp_dim=64, heads=8)
 
     def theirs(noised, timesteps, context, pooled):
-        sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]]).expand(
-            len(noised), -1
-        )  # height, width, crop, target
+        # Height, width, crop, target.
+        sizes = torch.tensor([[64.0, 64, 0, 0, 64, 64]]).expand(len(noised), -1)
         added = None if pooled is None else {"text_embeds": pooled, "time_ids": sizes}
         return diffusers_unet(noised, timesteps, context, added_cond_kwargs=added).sample
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import decoders
 import sdxl_checkpoint
 import tiny
+from other_models import unet_lora
 from paths import T5_TOKENIZER
 from sandbox.standin_models import CONTEXT_DIM, fan_in, random_tensors, unet_shapes, unet_sizes
 from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
@@ -142,7 +143,7 @@ def write_published(standins, target):
         },
         "llm4gen/projector.pth": torch.load(standins / "llm4gen" / ADAPTER),
         "llm4gen/my_sdxl_adapter_00001_.safetensors": tiny.adapter_tensors(clip=2048),
-        "loras/my_sdxl_lora_1000_steps_00001_.safetensors": sdxl_checkpoint.lora(),
+        "loras/my_sdxl_lora_1000_steps_00001_.safetensors": unet_lora(sdxl_checkpoint.model()),
     }
     small_llm(target / "text_encoders" / "SmolLM2-135M-Instruct")
     for name, tensors in files.items():

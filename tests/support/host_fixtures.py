@@ -225,7 +225,7 @@ def adapter(started):
     return in_process.run(started.ours["LLM4GEN_LoadCrossAdapter"], adapter_name=ADAPTER)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fuse(started, llm, adapter):
     """LLM4GEN CLIP on a CLIP."""
 
@@ -237,7 +237,7 @@ def fuse(started, llm, adapter):
     return fuse
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def fused(clip, fuse):
     return fuse(clip)
 
@@ -253,7 +253,7 @@ def encode(started):
     return encode
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def condition(started, clip, llm, adapter):
     """LLM4GEN Conditioning."""
 
@@ -272,7 +272,7 @@ class Sampled(NamedTuple):
     calls: list[tuple[int, ...]]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def sample(started, model):
     """KSampler: two steps on a picture of 64 by 64 pixels, unless told otherwise."""
 

@@ -1,8 +1,9 @@
 """Small random models of SD2's and SDXL's kind, made with ComfyUI's own classes. Wants ComfyUI importable."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pytest
 import torch
 
 CLIP_SIZES = {"num_hidden_layers": 3, "intermediate_size": 64}
@@ -59,6 +60,23 @@ KINDS = {
         Kind("SDXL refiner", "SDXLRefiner", 1280, REFINER_SIZES),
     )
 }
+# Smaller, for what runs many times: ComfyUI would not recognise it in a file. The second of its levels has twice the
+# channels, which is where FreeU looks.
+SDXL = replace(
+    KINDS["SDXL"],
+    unet={
+        "model_channels": 64,
+        "channel_mult": (1, 2),
+        "num_res_blocks": [1, 1],
+        "transformer_depth": [0, 1],
+        "transformer_depth_output": [0, 0, 1, 1],
+        "adm_in_channels": VEGA_SIZES["adm_in_channels"],
+        "num_classes": "sequential",
+    },
+)
+WIDTHS = {"SD1.5": 768, "SDXL": SDXL.width}
+# For tests of laws that hold for both. See tests/laws/conftest.py.
+FAMILIES = pytest.mark.parametrize("family", WIDTHS, indirect=True, scope="module")
 
 
 def make_clip(kind: Kind, embeddings: list[str]) -> Any:
@@ -79,26 +97,38 @@ def clip_of(target: Any, embeddings: list[str] | None = None) -> Any:
     return clip
 
 
-def make_model(kind: Kind) -> Any:
-    """A MODEL with a small UNet."""
+def make_model(kind: Kind, seed: int = 5, **changes: Any) -> Any:
+    """A MODEL with a small UNet. changes: other sizes of it."""
     import comfy.model_patcher  # noqa: PLC0415
 
-    config = model_config(kind)
+    config = model_config(kind, changes)
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, device="cpu")
-    randomise(model.diffusion_model)
+    randomise(model.diffusion_model, seed)
     return comfy.model_patcher.CoreModelPatcher(model.eval(), torch.device("cpu"), torch.device("cpu"))
 
 
-def model_config(kind: Kind) -> Any:
+def make_controlnet(kind: Kind) -> Any:
+    """A ControlNet for `make_model`'s UNet, as core's loader gives it."""
+    import comfy.cldm.cldm  # noqa: PLC0415
+    import comfy.controlnet  # noqa: PLC0415
+
+    net = comfy.cldm.cldm.ControlNet(hint_channels=3, **model_config(kind).unet_config)
+    randomise(net)
+    return comfy.controlnet.ControlNet(net.eval(), load_device=torch.device("cpu"))
+
+
+def model_config(kind: Kind, changes: dict[str, Any] | None = None) -> Any:
     import comfy.supported_models  # noqa: PLC0415
 
-    return getattr(comfy.supported_models, kind.family)(UNET_SIZES | {"context_dim": kind.width} | kind.unet)
+    return getattr(comfy.supported_models, kind.family)(
+        UNET_SIZES | {"context_dim": kind.width} | kind.unet | (changes or {})
+    )
 
 
-def randomise(module: torch.nn.Module) -> None:
+def randomise(module: torch.nn.Module, seed: int = 5) -> None:
     """Matrices keep the scale of their input, norms are near the identity."""
-    generator = torch.Generator().manual_seed(5)
+    generator = torch.Generator().manual_seed(seed)
     for name, weight in module.named_parameters():
         noise = torch.randn(weight.shape, generator=generator)
         if weight.ndim > 1:
@@ -109,11 +139,21 @@ def randomise(module: torch.nn.Module) -> None:
 
 def lora(clip: Any) -> dict[str, torch.Tensor]:
     """A random LoRA on the first layer of each of a CLIP's parts."""
+    return random_lora(clip.cond_stage_model, "text_encoders.", "layers.0.mlp.fc1.weight", 0.3)
+
+
+def unet_lora(model: Any) -> dict[str, torch.Tensor]:
+    """A random LoRA on what a MODEL's UNet reads of the text, under the names that core's Save LoRA writes."""
+    return random_lora(model.model.diffusion_model, "diffusion_model.", "attn2.to_k.weight", 0.1)
+
+
+def random_lora(module: torch.nn.Module, prefix: str, end: str, scale: float) -> dict[str, torch.Tensor]:
+    """A LoRA on the weights whose names have this end. prefix: what their names begin with in the file."""
     generator = torch.Generator().manual_seed(3)
     tensors = {}
-    for name, weight in clip.cond_stage_model.state_dict().items():
-        if name.endswith("layers.0.mlp.fc1.weight"):
-            key, (out, inner) = f"text_encoders.{name.removesuffix('.weight')}", weight.shape
-            tensors[f"{key}.lora_up.weight"] = torch.randn(out, 4, generator=generator) * 0.3
-            tensors[f"{key}.lora_down.weight"] = torch.randn(4, inner, generator=generator) * 0.3
+    for name, weight in module.state_dict().items():
+        if name.endswith(end):
+            key, (out, inner) = prefix + name.removesuffix(".weight"), weight.shape
+            tensors[f"{key}.lora_up.weight"] = torch.randn(out, 4, generator=generator) * scale
+            tensors[f"{key}.lora_down.weight"] = torch.randn(4, inner, generator=generator) * scale
     return tensors

@@ -20,28 +20,19 @@ UNET, CLIP_L, CLIP_G, VAE = (
 )
 
 
+def model():
+    return other_models.make_model(other_models.KINDS["SDXL"])
+
+
 def write(path, standin):
     """standin: the tensors of SD1.5's stand-in, whose VAE is taken over."""
-    unet = other_models.make_model(other_models.KINDS["SDXL"]).model.diffusion_model.state_dict()
+    unet = model().model.diffusion_model.state_dict()
     clip_l = random_tensors(clip_shapes(), lambda _, shape: fan_in(shape) ** -0.5, torch.float16)
     values = {UNET + name: tensor for name, tensor in unet.items()}
     values |= {CLIP_L + name: tensor for name, tensor in clip_l.items()}
     values |= {CLIP_G + name: tensor for name, tensor in clip_g_ends().items()}
     values |= {name: tensor for name, tensor in standin.items() if name.startswith(VAE)}
     write_with_holes(path, values, {CLIP_G + name: shape for name, shape in clip_g_layers().items()})
-
-
-def lora():
-    """A random LoRA on what the UNet reads of the text, under the names that core's Save LoRA writes."""
-    unet = other_models.make_model(other_models.KINDS["SDXL"]).model.diffusion_model.state_dict()
-    random = torch.Generator().manual_seed(3)
-    tensors = {}
-    for name, weight in unet.items():
-        if name.endswith("attn2.to_k.weight"):
-            key = f"diffusion_model.{name.removesuffix('.weight')}"
-            tensors[f"{key}.lora_up.weight"] = torch.randn(weight.shape[0], 4, generator=random) * 0.1
-            tensors[f"{key}.lora_down.weight"] = torch.randn(4, weight.shape[1], generator=random) * 0.1
-    return tensors
 
 
 def clip_g_ends():
