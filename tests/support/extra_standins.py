@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import decoders
+from host.dynamic_vram import without_dynamic_vram
 from paths import T5_TOKENIZER
 from sandbox.standin_models import CONTEXT_DIM, fan_in, random_tensors, unet_shapes, unet_sizes
 from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
@@ -18,6 +19,7 @@ from tiny import VOCABULARY
 UNET, CLIP = "model.diffusion_model.", "cond_stage_model.transformer."
 
 
+@without_dynamic_vram()
 def controlnet():
     """A random SD1.5 ControlNet that fits the stand-in's UNet. Wants ComfyUI importable."""
     from comfy.cldm.cldm import ControlNet  # noqa: PLC0415
@@ -98,6 +100,7 @@ def t2i_adapter():
     return random(shapes)
 
 
+@without_dynamic_vram()
 def gligen():
     """GLIGEN's layers for the four transformers of `larger_unet`, all 640 wide, with their gates open."""
     from comfy.gligen import GatedSelfAttentionDense, PositionNet  # noqa: PLC0415
