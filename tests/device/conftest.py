@@ -1,5 +1,8 @@
 """The tests here need a GPU. `tests/laws/test_device_lane.py` runs them on a pretend one."""
 
+import gc
+from contextlib import contextmanager
+
 import pytest
 import torch
 
@@ -11,21 +14,40 @@ def on_a_gpu(gpu):
     """Gives every test here the marker gpu."""
 
 
-@pytest.fixture(params=["legacy", "dynamic", "gpu-only"])
-def mode(request, started, monkeypatch):
-    """How ComfyUI manages memory: without Dynamic VRAM, with it, or with everything on the card from the beginning."""
+@pytest.fixture(scope="session")
+def quick_collection(started):
+    """The tests here collect garbage often. What the imports left for good need not be looked through each time."""
+    gc.collect()
+    gc.freeze()
+
+
+MODES = ("legacy", "dynamic", "gpu-only")
+
+
+@pytest.fixture(params=MODES)
+def mode(request, started, quick_collection):
+    """How ComfyUI manages memory."""
+    with memory_mode(request.param):
+        yield request.param
+
+
+@contextmanager
+def memory_mode(name):
+    """Without Dynamic VRAM, with it, with everything on the card from the beginning, or with nothing there: `cpu`."""
     import comfy.memory_management  # noqa: PLC0415
     import comfy.model_management as management  # noqa: PLC0415
     import comfy.model_patcher as patchers  # noqa: PLC0415
     from comfy.cli_args import args  # noqa: PLC0415
 
-    dynamic = request.param == "dynamic"
-    if dynamic and not comfy.memory_management.aimdo_enabled:
+    if name == "dynamic" and not comfy.memory_management.aimdo_enabled:
         pytest.skip("NO DYNAMIC VRAM HERE")
-    with monkeypatch.context() as patch:
-        patch.setattr(args, "gpu_only", request.param == "gpu-only")
-        patch.setattr(comfy.memory_management, "aimdo_enabled", dynamic)
-        if not dynamic:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(args, "gpu_only", name == "gpu-only")
+        patch.setattr(comfy.memory_management, "aimdo_enabled", name == "dynamic")
+        if name != "dynamic":
             patch.setattr(patchers, "CoreModelPatcher", patchers.ModelPatcher)
-        yield request.param
-        management.unload_all_models()
+        if name == "cpu":
+            patch.setattr(management, "cpu_state", management.CPUState.CPU)
+        yield
+        with torch.inference_mode():  # as ComfyUI does
+            management.unload_all_models()

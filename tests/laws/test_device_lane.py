@@ -21,5 +21,5 @@ def test_the_tests_for_a_gpu_pass_on_a_pretend_one(host, monkeypatch):
     environment = host.environment() | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 80
+    assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 100
     assert "NO GPU HERE" not in done.stdout

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import decoders
 import sdxl_checkpoint
 import tiny
+from host.dynamic_vram import without_dynamic_vram
 from other_models import unet_lora
 from paths import T5_TOKENIZER
 from sandbox.standin_models import CONTEXT_DIM, fan_in, random_tensors, unet_shapes, unet_sizes
@@ -20,6 +21,7 @@ from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
 UNET, CLIP = "model.diffusion_model.", "cond_stage_model.transformer."
 
 
+@without_dynamic_vram()
 def controlnet():
     """A random SD1.5 ControlNet that fits the stand-in's UNet. Wants ComfyUI importable."""
     from comfy.cldm.cldm import ControlNet  # noqa: PLC0415
@@ -100,6 +102,7 @@ def t2i_adapter():
     return random(shapes)
 
 
+@without_dynamic_vram()
 def gligen():
     """GLIGEN's layers for the four transformers of `larger_unet`, all 640 wide, with their gates open."""
     from comfy.gligen import GatedSelfAttentionDense, PositionNet  # noqa: PLC0415

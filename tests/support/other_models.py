@@ -6,6 +6,8 @@ from typing import Any
 import pytest
 import torch
 
+from host.dynamic_vram import without_dynamic_vram
+
 CLIP_SIZES = {"num_hidden_layers": 3, "intermediate_size": 64}
 UNET_SIZES = {
     "image_size": 32,
@@ -84,6 +86,7 @@ def make_clip(kind: Kind, embeddings: list[str]) -> Any:
     return clip_of(model_config(kind).clip_target(), embeddings)
 
 
+@without_dynamic_vram()
 def clip_of(target: Any, embeddings: list[str] | None = None) -> Any:
     """A CLIP of a tokenizer's and a text encoder's class, which ComfyUI calls a ClipTarget."""
     import comfy.sd  # noqa: PLC0415
@@ -97,6 +100,7 @@ def clip_of(target: Any, embeddings: list[str] | None = None) -> Any:
     return clip
 
 
+@without_dynamic_vram()
 def make_model(kind: Kind, seed: int = 5, **changes: Any) -> Any:
     """A MODEL with a small UNet. changes: other sizes of it."""
     import comfy.model_patcher  # noqa: PLC0415
@@ -108,6 +112,7 @@ def make_model(kind: Kind, seed: int = 5, **changes: Any) -> Any:
     return comfy.model_patcher.CoreModelPatcher(model.eval(), torch.device("cpu"), torch.device("cpu"))
 
 
+@without_dynamic_vram()
 def make_controlnet(kind: Kind) -> Any:
     """A ControlNet for `make_model`'s UNet, as core's loader gives it."""
     import comfy.cldm.cldm  # noqa: PLC0415

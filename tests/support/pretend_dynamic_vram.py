@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 import types
 
 import torch
@@ -99,6 +100,12 @@ class HostBuffer:
         pass
 
 
+def read_file_to_device(file, offset, size, stream, address, *_, **__):
+    """Core's own files go from the disk straight to a layer's memory."""
+    ctypes.memmove(address, os.pread(file, size, offset), size)
+    Card.uploads += size
+
+
 def install() -> None:
     """Before ComfyUI is imported, which takes these by their modules."""
     import comfy_aimdo.host_buffer  # noqa: PLC0415
@@ -113,4 +120,5 @@ def install() -> None:
     model_vbar.vbars_analyze = lambda *_: 0
     model_vbar.vbars_reset_watermark_limits = lambda *_: None
     comfy_aimdo.torch.aimdo_to_tensor = aimdo_to_tensor
+    comfy_aimdo.host_buffer.read_file_to_device = read_file_to_device
     comfy_aimdo.host_buffer.HostBuffer, vram_buffer.VRAMBuffer = HostBuffer, VRAMBuffer

@@ -15,6 +15,7 @@ from demo_model import figures, models, narrow, parts, reading, run_files, table
 from demo_model.data import CELLS, PICTURES, SETS, TRAINING, Pictures, latent_of
 from demo_model.symbols import states_of, symbol
 from paths import STANDINS
+from sandbox.standin_models import clip_shapes, unet_shapes
 from sandbox.standins import ENCODER
 from sandbox.workflow import read_workflow
 from scenes.held_out import has_new_pair, is_for_training
@@ -65,6 +66,17 @@ def test_comfyui_takes_it_for_sd15_and_the_wide_unet_computes_what_the_narrow_on
             for one in (wide, small)
         )
     assert relative_error(found, expected) < 5e-3  # the wide one is kept in fp16
+
+
+@pytest.mark.parametrize("make", [unet_shapes, clip_shapes, lambda: narrow.build().state_dict().keys()])
+def test_what_is_made_under_dynamic_vram_has_all_its_weights(make, started, monkeypatch):
+    import comfy.memory_management  # noqa: PLC0415
+
+    found = []
+    for dynamic in (True, False):
+        monkeypatch.setattr(comfy.memory_management, "aimdo_enabled", dynamic)
+        found.append(make())
+    assert found[0] == found[1]
 
 
 def test_widening_changes_no_prediction(weights, started):

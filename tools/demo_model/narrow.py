@@ -14,6 +14,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from host.dynamic_vram import without_dynamic_vram
+
 CHANNELS, TIMES = 64, 5  # while it is trained, and how often each stands in the model that is used
 SIZES = {
     "image_size": 32,
@@ -37,6 +39,7 @@ SIZES = {
 ENDS = ("out_layers.3.weight", "proj_out.weight", "out.2.weight")
 
 
+@without_dynamic_vram()
 def build(channels: int = CHANNELS) -> Any:
     """ComfyUI's module of the UNet, whose weights are not set."""
     import comfy.ops  # noqa: PLC0415

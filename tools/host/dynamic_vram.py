@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 def start_dynamic_vram() -> bool:
     """Returns whether Dynamic VRAM is on: it needs an NVIDIA card and its own library.
@@ -25,3 +28,18 @@ def start_dynamic_vram() -> bool:
     comfy.model_patcher.CoreModelPatcher = comfy.model_patcher.ModelPatcherDynamic
     comfy.memory_management.aimdo_enabled = True
     return True
+
+
+@contextmanager
+def without_dynamic_vram() -> Iterator[None]:
+    """For modules of ComfyUI's that no file is loaded into: under Dynamic VRAM its linear layers get their weights, and
+    so their shapes, only from a file.
+    """
+    import comfy.memory_management  # noqa: PLC0415
+
+    before = comfy.memory_management.aimdo_enabled
+    comfy.memory_management.aimdo_enabled = False
+    try:
+        yield
+    finally:
+        comfy.memory_management.aimdo_enabled = before

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from host.dynamic_vram import without_dynamic_vram
+
 LLM_DIM = 2048  # d_model of T5-XL
 CONTEXT_DIM = 768  # width of CLIP-L's tokens, which SD1.5's UNet attends to
 
@@ -39,6 +41,7 @@ def sd15_checkpoint() -> dict[str, Tensor]:
     return random_tensors(shapes, std, torch.float16)
 
 
+@without_dynamic_vram()
 def unet_shapes(**changes: Any) -> dict[str, Shape]:
     """The shapes of a small UNet that ComfyUI detects as SD1.5's. changes: arguments of UNetModel to replace."""
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel  # noqa: PLC0415
@@ -77,6 +80,7 @@ def unet_sizes() -> dict[str, Any]:
     }
 
 
+@without_dynamic_vram()
 def clip_shapes() -> dict[str, Shape]:
     """CLIP-L at full size."""
     import comfy.ops  # noqa: PLC0415
@@ -91,6 +95,7 @@ def clip_shapes() -> dict[str, Shape]:
     return {name: t.shape for name, t in clip.state_dict().items() if name.startswith("text_model.")}
 
 
+@without_dynamic_vram()
 def vae_shapes() -> dict[str, Shape]:
     """SD1.5's VAE, whose decoder has half the channels."""
     from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: PLC0415
