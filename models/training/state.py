@@ -96,7 +96,7 @@ def put(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
         weight.copy_(tensors[f"weight.{name}"])
         trainer.ema.average[name].copy_(tensors[f"average.{name}"])
         moments = {kind: tensors[f"{kind}.{name}"] for kind in MOMENTS if f"{kind}.{name}" in tensors}
-        if moments:
+        if len(moments) == len(MOMENTS):  # else memory ended while AdamW made them
             # AdamW keeps the number of its steps on the CPU.
             trainer.optimizer.state[weight] = {
                 # Copies, because a tensor of the mapped file would keep Windows from replacing it.
