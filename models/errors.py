@@ -8,11 +8,14 @@ UNSAFE_ADVICE = re.compile(
     r"weights[_ ]only|safe_globals|allowlist|trust_remote_code|execute|inspect the repository", re.IGNORECASE
 )
 # How torch, the operating systems and the libraries of GPUs say that memory is short: Linux and Windows of main memory,
-# the others of a card's. cuBLAS and cuDNN fail so when they cannot get memory for themselves.
+# the others of a card's. cuBLAS, cuDNN and oneDNN (the last words) fail so when they cannot get memory for themselves.
 OUT_OF_MEMORY = re.compile(
-    r"(allocate|not enough|out of) memory|paging file is too small|out_of_(device_)?memory|_alloc(ation)?_failed",
+    r"(allocate|not enough|out of) memory|paging file is too small|out_of_(device_)?memory|_alloc(ation)?_failed"
+    r"|could not create a primitive$",
     re.IGNORECASE,
 )
+# How they say how much they were asked for: torch on every device, DirectML, numpy.
+WANTED = re.compile(r"allocate (?:tensor with )?(\d[\d.]*) ?(bytes|[KMGT]i?B)\b")
 
 
 class LLM4GENError(Exception):
@@ -65,7 +68,7 @@ class MissingCLIP(LLM4GENError):
 
 
 class OutOfMemory(LLM4GENError):
-    """The LLM does not fit into the memory of its device."""
+    """An LLM or a training does not fit into the memory of its device."""
 
 
 class MissingDevice(LLM4GENError):
@@ -114,3 +117,12 @@ def words_of(error: Exception) -> str:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error, of whatever class, says that the machine or a card has no memory left."""
     return isinstance(error, MemoryError) or OUT_OF_MEMORY.search(str(error)) is not None
+
+
+def memory_wanted(error: BaseException) -> str | None:
+    """How much memory the library wanted that has found too little, such as `2.00 GiB`; None if it does not say."""
+    found = WANTED.search(str(error))
+    if found is None:
+        return None
+    count, unit = found.groups()
+    return f"{int(count) / 2**30:.3g} GiB" if unit == "bytes" and count.isdigit() else f"{count} {unit}"

@@ -35,6 +35,7 @@ CHANGE = re.compile(r"[a-z_]+=.*", re.DOTALL)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options, changes, extra = parse(sys.argv[1:] if arguments is None else arguments)
+    sys.stdout.reconfigure(errors="backslashreplace")  # the console may lack characters of a file's name
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
     if not (options.comfyui / "main.py").is_file():
         print(

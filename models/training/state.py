@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..errors import UnusableState
 from ..files.atomic import written_whole
+from ..files.sums import sum_of
 from .trainer import Trainer
 
-STATE_KEY = "llm4gen_training_state"  # the metadata entry that holds version, steps and job as JSON
+STATE_KEY = "llm4gen_training_state"  # the metadata entry that holds version, steps, job and sum as JSON
 VERSION = 2  # 1 had the adapter in the scale of its file
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
 
@@ -25,8 +26,8 @@ def save_state(trainer: Trainer, path: Path, job: str) -> None:
 
     job: a text that says what is trained, such as a digest. Only the same job goes on from this file.
     """
-    entry = {"version": VERSION, "steps": trainer.steps, "job": job}
     tensors = {name: tensor.contiguous().cpu() for name, tensor in state_of(trainer).items()}
+    entry = {"version": VERSION, "steps": trainer.steps, "job": job, "sum": sum_of(tensors)}
     with written_whole(path) as unfinished:
         save_file(tensors, unfinished, {STATE_KEY: json.dumps(entry)})
 
@@ -48,6 +49,11 @@ def load_state(trainer: Trainer, path: Path, job: str) -> None:
             "wanted. Use the settings and data that it was begun with, or start anew."
         )
     check_shapes(trainer, tensors, entry.get("steps"), path.name)
+    if entry.get("sum", total := sum_of(tensors)) != total:  # states of older versions have none
+        raise UnusableState(
+            f"{path.name} is damaged: the sum of its tensors is {total}, and {entry['sum']} was written. Delete it to "
+            "start anew."
+        )
     put(trainer, tensors)
 
 
@@ -96,7 +102,7 @@ def put(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
         weight.copy_(tensors[f"weight.{name}"])
         trainer.ema.average[name].copy_(tensors[f"average.{name}"])
         moments = {kind: tensors[f"{kind}.{name}"] for kind in MOMENTS if f"{kind}.{name}" in tensors}
-        if moments:
+        if len(moments) == len(MOMENTS):  # else memory ended while AdamW made them
             # AdamW keeps the number of its steps on the CPU.
             trainer.optimizer.state[weight] = {
                 # Copies, because a tensor of the mapped file would keep Windows from replacing it.

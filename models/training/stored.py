@@ -14,12 +14,13 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..encoders.rows import Rows
-from ..errors import NoSpace
+from ..errors import NoSpace, words_of
 from ..features.features import Features
 from ..files.atomic import written_whole
+from ..files.sums import sum_of
 from .data import EncodedText
 
-KEY = "llm4gen_features"  # the metadata entry that says what a file holds
+KEY = "llm4gen_features"  # the metadata entry that says what a file holds, and the sum of its tensors
 SPARE = 2 << 30  # bytes of the disk that are left to other programs
 
 
@@ -32,18 +33,27 @@ class Store:
 
     def __init__(self, folder: Path, limit: int):
         self.folder, self.limit = folder, limit
+        self.sound: set[Path] = set()  # files whose tensors were found as they were written
         folder.mkdir(parents=True, exist_ok=True)
         self.size = sum(file.stat().st_size for file in folder.iterdir())
 
     def get(self, key: Sequence[str]) -> dict[str, Tensor] | None:
-        """The tensors, mapped from their file. None if there is none, or if it cannot be read."""
+        """The tensors, mapped from their file. None if there is none, if it cannot be read, or if it is damaged."""
+        path = self.path(key)
         try:
-            with safe_open(self.path(key), framework="pt") as file:
-                if (file.metadata() or {}).get(KEY) != json.dumps(key):
-                    return None
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            with safe_open(path, framework="pt") as file:
+                entry = (file.metadata() or {}).get(KEY)
+                found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
         except (OSError, SafetensorError):
             return None
+        if path not in self.sound:
+            if entry not in (
+                entry_of(key, sum_of(found)),
+                json.dumps(key),
+            ):  # the last as before there were sums
+                return None
+            self.sound.add(path)
+        return found
 
     def kept(self, key: Sequence[str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors of a key, which are made and written if the store does not have them."""
@@ -62,12 +72,22 @@ class Store:
             )
         if shutil.disk_usage(self.folder).free < size + SPARE:
             raise NoSpace(f"The disk of {self.folder}, which holds the features, is full. Free some of it.")
-        with written_whole(self.path(key)) as unfinished:
-            save_file(tensors, unfinished, {KEY: json.dumps(key)})
+        try:
+            with written_whole(self.path(key)) as unfinished:
+                save_file(tensors, unfinished, {KEY: entry_of(key, sum_of(tensors))})
+        except (OSError, SafetensorError) as error:
+            raise NoSpace(
+                f"Features cannot be written to {self.folder} ({words_of(error)}). Free some of that disk, or name "
+                "another folder."
+            ) from error
         self.size += size
 
     def path(self, key: Sequence[str]) -> Path:
         return self.folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.safetensors"
+
+
+def entry_of(key: Sequence[str], total: int) -> str:
+    return json.dumps({"key": key, "sum": total})
 
 
 class StoredTexts(Mapping[str, EncodedText]):

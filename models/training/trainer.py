@@ -34,7 +34,8 @@ class Trainer:
                that of one process.
     is_out_of_memory: whether an error says that memory is short. Batches are computed in smaller parts then.
     losses:    the loss of each step so far.
-    at_once:   how many examples of a batch are computed together.
+    batch:     how many examples are in a batch, each noise of a picture counted by itself.
+    at_once:   how many of them are computed together.
     Raises: WrongTraining if there is nothing to learn from.
     """
 
@@ -59,7 +60,7 @@ class Trainer:
         self.device = torch.device("cpu") if device is None else device
         self.ranks, self.is_out_of_memory = ranks, is_out_of_memory
         self.losses: list[float] = []
-        self.at_once = settings.batch_size * settings.noises
+        self.batch = self.at_once = settings.batch_size * settings.noises
         groups = [
             (settings.learning_rate, {f"adapter.{name}": w for name, w in adapter.named_parameters()}),
             (settings.unet_learning_rate, {f"unet.{name}": w for name, w in (unet or {}).items()}),

@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from ...models.errors import OutOfMemory, WrongTraining
+from ...models.errors import WrongTraining
 from ...models.training.checkpointing import recomputed
 from ...models.training.denoise import Denoise
 from ...models.training.entity import EntityGuided
@@ -30,6 +30,7 @@ from ..managed import ManagedAdapter
 from .data import Context, TrainingSet, contexts
 from .job import Job
 from .record import digest, facts_of, job_digest, weights_digest
+from .shortage import shortage
 from .shown import Preview, shown
 from .unet import Teacher, UNetInTraining
 
@@ -78,27 +79,24 @@ def train(
             f"The teacher's CLIP gives states that are {widths.pop()} wide; the MODEL of this adapter reads {width}. "
             "Connect LLM4GEN CLIP over the CLIP of a checkpoint of the same kind."
         )
+    dtype = host.training_dtype(model, job.precision)
+    unet = run = None
     with torch.inference_mode(False):
-        unet = UNetInTraining(
-            model,
-            width,
-            what=job.unet,
-            rank=job.rank,
-            dtype=host.training_dtype(model, job.precision),
-            seed=job.settings.seed,
-        )
-        teacher = None if known is None else Teacher(teacher_model or model, width)
         try:
-            return Run(model, unet, data, adapter, job, teacher, known, ranks, state_file, watch).result()
+            unet = UNetInTraining(
+                model, width, what=job.unet, rank=job.rank, dtype=dtype, seed=job.settings.seed
+            )
+            teacher = None if known is None else Teacher(teacher_model or model, width)
+            run = Run(model, unet, data, adapter, job, teacher, known, ranks, state_file, watch)
+            return run.result()
         except Exception as error:
             if not host.is_out_of_memory(error):
                 raise
-            raise OutOfMemory(
-                "There is not enough memory for this training, although batches that do not fit are computed in parts. "
-                "Use gradient_checkpointing, the precision bf16, smaller pictures, or a LoRA in place of a whole UNet."
-            ) from error
+            at_once, saved = (run.trainer.at_once, run.saved) if run else (None, None)
+            raise shortage(error, job, dtype, at_once, saved) from error
         finally:
-            host.release(unet.patcher)
+            if unet is not None:
+                host.release(unet.patcher)
 
 
 def check_fit(
@@ -129,6 +127,7 @@ class Run:
     """A training with its models on their device.
 
     known: text → what the teacher's UNet reads of it, where there is a teacher.
+    saved: the step whose state is kept, in words; None: there is none yet.
     """
 
     def __init__(
@@ -146,6 +145,7 @@ class Run:
     ):
         self.model, self.unet, self.pairs, self.start = model, unet, pairs, start
         self.job, self.teacher, self.ranks, self.watch = job, teacher, ranks, watch
+        self.saved: str | None = None
         self.base = weights_digest(unet.patcher.model.diffusion_model.state_dict())
         models = [self.base, host.origin(model), teacher and host.origin(teacher.patcher)]
         models += [unet.schedule.prediction, digest({"alphas": unet.schedule.alphas})]
@@ -232,6 +232,7 @@ class Run:
         if job_in(self.state_file) == self.quiet_digest:
             return False
         load_state(self.trainer, self.state_file, self.digest)
+        self.saved = f"{self.trainer.steps}"
         log.info("The training goes on after step %d of %d.", self.trainer.steps, self.job.settings.steps)
         return True
 
@@ -274,6 +275,7 @@ class Run:
         try:
             trainer.run(on_step)
         finally:
+            self.trainer.at_once = trainer.at_once
             if trainer.steps == settings.steps:  # also where Cancel comes in its last step
                 self.trainer.restart_average()
                 self.save(self.trainer)
@@ -319,6 +321,7 @@ class Run:
         except (OSError, SafetensorError) as error:
             log.warning("The state after step %s cannot be kept in %s: %s.", step, self.state_file, error)
             return
+        self.saved = step
         log.info(
             "The state after step %s is kept in %s. Run it again with the same inputs to go on from there.",
             step,

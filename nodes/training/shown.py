@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable
@@ -14,12 +15,16 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ...models.cross_adapter import CrossAdapter
+from ...models.errors import words_of
 from ...models.training.data import Drawn, EncodedText, TrainingData, batches
 from ...models.training.drawing import generator
 from ...models.training.sampling import sample
 from ...models.training.trainer import Trainer
 from .. import host, server
+from .shortage import parts_of
 from .unet import UNetInTraining
+
+log = logging.getLogger(__name__)
 
 RECENT = 100  # steps whose mean loss and speed are shown
 STEPS = 20  # of a preview's sampler
@@ -49,7 +54,7 @@ def shown(what: str, trainer: Trainer) -> Callable[..., None]:
         if is_last or times[-1] >= next_text:
             next_text = times[-1] + PERIOD
             seconds = (times[-1] - times[0]) / (len(times) - 1)
-            server.show_text(f"{what}: {described(trainer.steps, total, loss, seconds)}")
+            server.show_text(f"{what}: {described(trainer.steps, total, loss, seconds)}{parts_of(trainer)}")
         step(picture)
 
     return show
@@ -94,9 +99,18 @@ class Preview:
         )
 
     def picture(self) -> Any:
-        """What ComfyUI's progress bar takes as a preview."""
-        with torch.no_grad():
-            return self.previewer.decode_latent_to_preview_image("JPEG", self.latents())
+        """What ComfyUI's progress bar takes as a preview; None if memory is short, which does not end a training."""
+        try:
+            with torch.no_grad():
+                return self.previewer.decode_latent_to_preview_image("JPEG", self.latents())
+        except Exception as error:
+            if not host.is_out_of_memory(error):
+                raise
+            log.warning(
+                "There is not enough memory for a preview (%s). The training goes on without it.",
+                words_of(error),
+            )
+            return None
 
     def read(self, text: EncodedText) -> tuple[Tensor, Tensor | None]:
         """CLIP's tokens and the fused LLM tokens, [1, n + l, d], and CLIP's pooled output [1, p] if there is one."""

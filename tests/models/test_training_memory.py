@@ -1,17 +1,30 @@
 """A training whose batches do not fit in memory: the same is learnt from their parts."""
 
+import contextlib
+import json
+import os
 import re
 import threading
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
 
 import tiny_training as training
+from llm4gen.models.training.data import Example, TrainingData
 from llm4gen.models.training.denoise import Denoise
+from llm4gen.models.training.drawing import generator
 from llm4gen.models.training.ranks import ALONE
 from tiny import equal
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
+STATM = Path("/proc/self/statm")
 
 
 class Short:
@@ -123,3 +136,61 @@ def test_a_process_with_less_memory_than_the_others_computes_its_share_in_parts(
         assert one.losses == pytest.approx(whole.losses, rel=1e-5)
         for name, weight in whole.result("unet").items():
             torch.testing.assert_close(one.result("unet")[name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(not STATM.exists(), reason="NOT LINUX: only there a process's memory is limited so.")
+def test_a_process_whose_memory_really_ends_learns_the_same_from_parts(monkeypatch):
+    """A copy of this process may take 64 MiB more, of which the activations of 64 examples would need some 200."""
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", False)
+    whole = of_large_pictures()
+    whole.run()
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        train_in_little_memory(tell)
+    os.close(tell)
+    with open(told, "rb") as answer:
+        found = json.loads(answer.read())
+    os.waitpid(child, 0)
+    assert "error" not in found, found["error"]
+    assert 1 <= found["at_once"] < 64
+    assert found["losses"] == pytest.approx(whole.losses, rel=1e-5)
+    for name, weight in whole.result("adapter").items():
+        if name != "key.bias":  # its true gradient is 0
+            torch.testing.assert_close(torch.tensor(found["weights"][name]), weight, rtol=1e-4, atol=1e-5)
+
+
+def of_large_pictures():
+    """Latents of 32 by 32: the UNet's activations of one example take about 3 MB."""
+    examples = [Example(torch.randn(4, 32, 32, generator=generator(n)), training.text(n)) for n in range(3)]
+    data = TrainingData(examples, training.text(99))
+    adapter = training.adapter()
+    objective = Denoise(training.SmallUNet(), training.schedule(), adapter)
+    return training.trainer(objective, adapter, data, steps=2, batch_size=64)
+
+
+def allow(size):
+    resource.setrlimit(resource.RLIMIT_AS, (size, resource.RLIM_INFINITY))
+
+
+def train_in_little_memory(tell):
+    """Never comes back to pytest."""
+    try:
+        trainer = of_large_pictures()
+        size = int(STATM.read_text().split()[0]) * resource.getpagesize()
+        allow(size)
+        kept = []  # what the process has already, and does not use
+        with contextlib.suppress(RuntimeError, MemoryError):
+            while True:
+                kept.append(torch.empty(1 << 20, dtype=torch.uint8))
+        allow(size + (64 << 20))
+        trainer.run()
+        allow(resource.RLIM_INFINITY)
+        weights = {name: weight.tolist() for name, weight in trainer.result("adapter").items()}
+        with open(tell, "w") as answer:
+            json.dump({"at_once": trainer.at_once, "losses": trainer.losses, "weights": weights}, answer)
+    except BaseException as error:
+        with open(tell, "w") as answer:
+            json.dump({"error": repr(error)}, answer)
+    finally:
+        os._exit(0)

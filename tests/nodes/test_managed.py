@@ -271,6 +271,7 @@ def test_a_second_out_of_memory_is_an_error_that_says_what_to_try(short_of_memor
         "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
         "cuDNN error: CUDNN_STATUS_ALLOC_FAILED",
         "UR error: UR_RESULT_ERROR_OUT_OF_DEVICE_MEMORY",
+        "could not create a primitive",
     ],
 )
 def test_out_of_memory_is_recognised_in_the_words_of_every_system(
@@ -291,7 +292,13 @@ def test_out_of_memory_is_recognised_in_the_words_of_every_system(
 
 
 @pytest.mark.parametrize(
-    "message", ["invalid memory format", "CUDA error: illegal memory access", "size mismatch"]
+    "message",
+    [
+        "invalid memory format",
+        "CUDA error: illegal memory access",
+        "size mismatch",
+        "could not create a primitive descriptor for a convolution forward propagation primitive",
+    ],
 )
 def test_other_errors_are_not_taken_for_out_of_memory(message, host_module):
     assert not host_module.is_out_of_memory(RuntimeError(message))

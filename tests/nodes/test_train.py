@@ -5,6 +5,7 @@ import gc
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -208,14 +209,19 @@ def test_training_leaves_the_users_models_as_they_are(
     assert torch.equal(sample(positive, positive).samples, latent)
 
 
-def test_after_a_training_comfyui_has_forgotten_the_copy(train, model):
+def unets_loaded(model):
+    """How many UNets of a MODEL's kind ComfyUI holds. None of them is another MODEL with the same weights."""
     import comfy.model_management as management  # noqa: PLC0415
 
-    train(steps=1)
     loaded = [entry.model for entry in management.current_loaded_models]
     assert all(patcher is None or patcher is model or patcher.model is not model.model for patcher in loaded)
     kinds = [type(patcher.model).__name__ for patcher in loaded if patcher is not None]
-    assert kinds.count(type(model.model).__name__) <= 1
+    return kinds.count(type(model.model).__name__)
+
+
+def test_after_a_training_comfyui_has_forgotten_the_copy(train, model):
+    train(steps=1)
+    assert unets_loaded(model) <= 1
 
 
 def test_a_lora_that_was_learnt_is_one_that_core_takes(train, started, model, sample, condition, fresh):
@@ -332,31 +338,131 @@ def test_cancel_ends_within_a_step_and_the_same_job_goes_on_to_the_bit(train, st
     assert equal(resumed[1], whole[1])
 
 
-def test_a_batch_that_does_not_fit_gives_the_same_adapter_and_one_picture_that_does_not_fit_an_error(
-    train, monkeypatch, caplog
-):
-    from llm4gen.models.errors import OutOfMemory  # noqa: PLC0415
+@pytest.fixture
+def fitting(started, monkeypatch):
+    """Lets the UNet run out of memory with more than `most` latents at once, and in every call after `until`."""
     from llm4gen.nodes.training.unet import UNetInTraining  # noqa: PLC0415
 
-    predict, most = UNetInTraining.predict, 1
+    predict, limit = UNetInTraining.predict, SimpleNamespace(most=1, until=None, calls=0)
 
     def short(unet, noised, *rest):
-        if len(noised) > most:
-            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        limit.calls += 1
+        if len(noised) > limit.most or (limit.until is not None and limit.calls > limit.until):
+            raise torch.cuda.OutOfMemoryError(
+                "CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8 GiB."
+            )
         return predict(unet, noised, *rest)
 
-    job = {"steps": 1, "quiet_start": 1, "seed": 45, "preview_every": 0}
-    whole = train(**job)
     monkeypatch.setattr(UNetInTraining, "predict", short)
+    return limit
+
+
+@pytest.fixture
+def told(started, monkeypatch):
+    """The texts that the node shows."""
+    from llm4gen.nodes.training import shown  # noqa: PLC0415
+
+    found = []
+    monkeypatch.setattr(shown.server, "show_text", found.append)
+    monkeypatch.setattr(shown, "PERIOD", 0.0)
+    return found
+
+
+def test_a_batch_that_does_not_fit_gives_the_same_adapter_and_the_node_says_so(train, fitting, told, caplog):
+    job = {"steps": 2, "quiet_start": 1, "seed": 45, "preview_every": 0}
+    fitting.most = 2
+    whole = train(**job)
+    assert not any("memory" in text for text in told)
+    told.clear()
+    fitting.most = 1
     parts = train(**job)
     assert parts[3]["loss"] == pytest.approx(whole[3]["loss"], rel=1e-5)
     for name, weight in weights_of(whole[0].adapter).items():
         if name != "key.bias":  # its true gradient is 0, of which AdamW sees the rounding alone
             assert relative_error(weights_of(parts[0].adapter)[name], weight) < 1e-4, name
-    assert caplog.text.count("Batches of 2 do not fit in memory") == 2, "of the quiet start and the training"
-    most = 0
-    with pytest.raises(OutOfMemory, match=r"not enough memory for this training.*Use gradient_checkpointing"):
+    assert caplog.text.count("Batches of 2 do not fit in memory") == 1, (
+        "the training begins with the smaller parts"
+    )
+    line = "short of memory: 2 at once do not fit, so at most 1 are computed together"
+    assert [text.splitlines()[-1] for text in told] == [line] * 3
+
+
+def test_one_picture_that_does_not_fit_ends_a_training_which_then_goes_on_to_the_bit(
+    train, fitting, states, model, checkpoint, fresh
+):
+    """The error says what was wanted and what to do, and the user's models are as before."""
+    from llm4gen.models.errors import OutOfMemory  # noqa: PLC0415
+
+    own = model.model, checkpoint[1].cond_stage_model, checkpoint[2].first_stage_model, fresh.adapter
+    before, patches = list(map(weights_of, own)), dict(model.patches)
+    job = {"unet": "LoRA", "steps": 3, "seed": 46, "preview_every": 0, "precision": "fp32"}
+    whole = train(**job)
+    for file in states():
+        file.unlink()
+    fitting.calls, fitting.until = 0, 1 + 2 * 2  # a try of both, and two steps of one and one
+    with pytest.raises(OutOfMemory) as raised:
         train(**job)
+    assert str(raised.value) == (
+        "There is not enough memory for this training, even one picture at a time: another 2.00 GiB is wanted. "
+        "End other programs that use the GPU. Turn on gradient_checkpointing, which gives the same result. Choose "
+        "bf16 as precision. Use smaller pictures. Choose frozen as unet. The state after step 2 is kept, from which "
+        "the same inputs go on, also with gradient_checkpointing."
+    )
+    assert all(map(untouched, before, map(weights_of, own))) and dict(model.patches) == patches
+    assert unets_loaded(model) <= 1
+    fitting.until = None
+    resumed = train(**job, resume=True, gradient_checkpointing=True)
+    assert resumed[3] == whole[3]
+    assert equal(weights_of(resumed[0].adapter), weights_of(whole[0].adapter)) and equal(resumed[1], whole[1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "at_once", "saved", "expected"),
+    [
+        (
+            {"gradient_checkpointing": True, "unet": "whole"},
+            1,
+            None,
+            "memory for this training, even one picture at a time: another 2.00 GiB is wanted. End other programs "
+            "that use the GPU. Use smaller pictures. Train a LoRA in place of the whole UNet.",
+        ),
+        (
+            {"gradient_checkpointing": True, "entity_weight": 0.1},
+            2,
+            "5 of the quiet start",
+            "memory for this training: another 2.00 GiB is wanted. End other programs that use the GPU. Set "
+            "entity_weight to 0. Use smaller pictures. The state after step 5 of the quiet start is kept, from which "
+            "the same inputs go on.",
+        ),
+        (
+            {},
+            None,
+            None,
+            "memory to load the models of this training: another 2.00 GiB is wanted. End other programs that use the "
+            "GPU. Turn on gradient_checkpointing, which gives the same result. Use smaller pictures.",
+        ),
+    ],
+)
+def test_a_shortage_of_memory_names_what_the_job_can_still_do(nodes, changes, at_once, saved, expected):
+    from llm4gen.nodes.training.shortage import shortage  # noqa: PLC0415
+
+    error = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 8.00 GiB.")
+    found = shortage(error, nodes.job_of(**JOB | changes), torch.bfloat16, at_once, saved)
+    assert str(found) == f"There is not enough {expected}"
+
+
+def test_a_preview_that_does_not_fit_is_left_out_and_the_training_goes_on(train, bar, monkeypatch, caplog):
+    from llm4gen.nodes.training import shown  # noqa: PLC0415
+
+    def short(preview):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(shown.Preview, "latents", short)
+    job = {"steps": 2, "seed": 48}
+    plain = train(**job, preview_every=0)
+    found = train(**job, preview_every=1)
+    assert caplog.text.count("There is not enough memory for a preview") == 2
+    assert found[3] == plain[3] and [picture for _, picture in bar if picture] == []
 
 
 SAVING = -1  # Cancel is pressed while a state is saved

@@ -124,13 +124,14 @@ def checked(key: str, value: Any, entry: Key) -> Any:
         return entry.default
     if entry.kind is list:
         value = [value] if isinstance(value, str) else value
-        if not isinstance(value, list) or not value or not all(isinstance(one, str) for one in value):
+        if not isinstance(value, list) or not value or not all(map(is_text, value)):
             raise WrongJob(f"{key} is {value!r}; a text or a list of texts is wanted.")
         return value
     if entry.kind is float and isinstance(value, (str, int)) and not isinstance(value, bool):
         value = number(value)  # YAML takes 1e-4 for a text
     if (
         not isinstance(value, entry.kind)
+        or (isinstance(value, str) and not is_text(value))
         or value in (math.inf, -math.inf)
         or (isinstance(value, bool) and entry.kind is not bool)
     ):
@@ -143,6 +144,11 @@ def checked(key: str, value: Any, entry: Key) -> Any:
         most = "" if entry.most is None else f" and at most {entry.most:g}"
         raise WrongJob(f"{key} is {value}; it must be at least {entry.least:g}{most}.")
     return entry.kind(value)
+
+
+def is_text(value: Any) -> bool:
+    """YAML also knows texts with halves of characters, which nothing can store or show."""
+    return isinstance(value, str) and not any("\ud800" <= one <= "\udfff" for one in value)
 
 
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -52,12 +53,17 @@ class Problems:
     names: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
 
     def add(self, reason: str, name: str) -> None:
-        self.names[reason].append(name)
+        self.names[printable(reason)].append(printable(name))
 
     def lines(self) -> Iterator[str]:
         for reason, names in self.names.items():
             rest = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
             yield f"{reason}: {len(names)} ({', '.join(names[:LISTED])}{rest})"
+
+
+def printable(text: str) -> str:
+    """A file may be named with line breaks, with a terminal's commands, or with bytes that are no text."""
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
 
 
 def find_pairs(places: Iterable[Path], problems: Problems) -> list[Pair]:
@@ -118,8 +124,9 @@ def pairs_of_tar(path: Path, problems: Problems) -> Iterator[Pair]:
                         "twice in a tar file, where the last one counts", f"{path.name}:{member.name}"
                     )
                 parts[ending] = member.offset_data, member.size
-    except (tarfile.TarError, ValueError) as error:  # ValueError: numbers and names that are none
-        problems.add(f"left out, no readable tar file ({error})", path.name)
+    # ValueError: numbers and names that are none. The last two: a size that no memory has.
+    except (tarfile.TarError, ValueError, OverflowError, MemoryError) as error:
+        problems.add(f"left out, no readable tar file ({str(error) or type(error).__name__})", path.name)
     for stem, parts in samples.items():
         picture = next((ending for ending in parts if ending in PICTURES), None)
         if picture is not None:
@@ -140,13 +147,13 @@ def pairs_of_tar(path: Path, problems: Problems) -> Iterator[Pair]:
 
 
 def read_part(path: Path, offset: int, size: int) -> bytes:
-    """Raises: OSError, also if the file ends before."""
+    """Raises: OSError, also if the file ends before, or where a damaged header gives a size that cannot be."""
     with path.open("rb") as file:
+        end = file.seek(0, os.SEEK_END)
+        if not 0 <= size <= end - offset:
+            raise OSError(f"{path.name} has {end} bytes, and no {size} at {offset}.")
         file.seek(offset)
-        data = file.read(size)
-    if len(data) < size:
-        raise OSError(f"{path.name} ends after {len(data)} of {size} bytes.")
-    return data
+        return file.read(size)
 
 
 def pair_of(

@@ -6,6 +6,7 @@ import io
 
 from PIL import Image, ImageOps
 
+STARTS_PROGRAMS = ("EPS",)  # formats that Pillow hands to another program
 UNIT = 64  # pixels: SD1.5's UNet halves its latents, of 8 pixels each, three times
 
 
@@ -19,8 +20,13 @@ def open_picture(data: bytes, resolution: int) -> Image.Image:
     Raises: UnreadablePicture.
     """
     try:
-        picture = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+        picture = Image.open(io.BytesIO(data))
+        if picture.format in STARTS_PROGRAMS:
+            raise UnreadablePicture(f"{picture.format}, which is a program for Ghostscript")
+        picture = ImageOps.exif_transpose(picture)
         return ImageOps.fit(on_white(picture), size_for(picture.size, resolution), Image.Resampling.LANCZOS)
+    except UnreadablePicture:
+        raise
     except Exception as error:  # whatever Pillow raises for a damaged picture
         raise UnreadablePicture(type(error).__name__) from error
 
