@@ -239,6 +239,27 @@ def load_to_train(patchers: list[Any]) -> torch.device:
     return patchers[0].load_device
 
 
+def is_on_cpu(patcher: Any) -> bool:
+    """Whether a model is computed on the CPU."""
+    return management.is_device_cpu(patcher.load_device)
+
+
+@contextmanager
+def undisturbed(patchers: list[Any]) -> Iterator[None]:
+    """Inside the block, ComfyUI may load other models and does not move these from their device to make room.
+
+    A UNet that is moved in the middle of a training would lose what its patched weights have learnt.
+    """
+    loaded = management.current_loaded_models
+    held = [entry for entry in loaded if any(entry.model is patcher for patcher in patchers)]
+    for entry in held:
+        loaded.remove(entry)
+    try:
+        yield
+    finally:
+        loaded.extend(held)
+
+
 def release(patcher: Any) -> None:
     """Takes a model that is no longer needed off its device, and lets ComfyUI forget it."""
     for loaded in [entry for entry in management.current_loaded_models if entry.model is patcher]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,9 +68,10 @@ class Trainer:
             (settings.unet_learning_rate, {f"unet.{name}": w for name, w in (unet or {}).items()}),
         ]
         self.weights = {name: weight for _, group in groups for name, weight in group.items()}
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = adamw(
             [{"params": list(group.values()), "base": rate} for rate, group in groups if group],
-            weight_decay=settings.weight_decay,
+            settings.weight_decay,
+            self.device,
         )
         self.ema = EMA(self.weights, settings.ema)
 
@@ -160,6 +163,18 @@ class Trainer:
             for name, weight in self.ema.average.items()
             if name.startswith(prefix)
         }
+
+
+def adamw(groups: list[dict[str, Any]], weight_decay: float, device: torch.device) -> torch.optim.Optimizer:
+    """torch's AdamW in its fastest form for the device.
+
+    On a CPU, where torch does not choose it by itself, the fused form reads and writes each tensor once in place of
+    eight times.
+    """
+    if device.type == "cpu":
+        with contextlib.suppress(RuntimeError):  # torch before 2.4 has it for GPUs alone
+            return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
+    return torch.optim.AdamW(groups, weight_decay=weight_decay)
 
 
 def rate_factor(settings: Settings, step: int) -> float:

@@ -1,17 +1,14 @@
-"""One training of the graph: prepares the models, runs the steps, and keeps what was learnt whatever ends it."""
+"""One training of the graph: prepares the models, runs the steps, and gives what was learnt."""
 
 from __future__ import annotations
 
 import json
-import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from ...models.errors import WrongTraining
@@ -23,18 +20,17 @@ from ...models.training.quiet_start import QuietStart
 from ...models.training.ranks import ALONE, Ranks
 from ...models.training.settings import COSINE, Drops
 from ...models.training.start import adapter_from
-from ...models.training.state import job_in, load_state, save_state
 from ...models.training.trainer import Objective, Trainer
 from .. import folders, host
 from ..managed import ManagedAdapter
 from .data import Context, TrainingSet, contexts
+from .fit import check_fit
 from .job import Job
+from .kept import KeptState
 from .record import digest, facts_of, job_digest, weights_digest
 from .shortage import shortage
 from .shown import Preview, shown
 from .unet import Teacher, UNetInTraining
-
-log = logging.getLogger(__name__)
 
 QUIET_RATE = 1e-3  # the learning rate of the quiet start, which ends at 0
 
@@ -92,42 +88,17 @@ def train(
         except Exception as error:
             if not host.is_out_of_memory(error):
                 raise
-            at_once, saved = (run.trainer.at_once, run.saved) if run else (None, None)
+            at_once, saved = (run.trainer.at_once, run.state.step) if run else (None, None)
             raise shortage(error, job, dtype, at_once, saved) from error
         finally:
             if unet is not None:
                 host.release(unet.patcher)
 
 
-def check_fit(
-    data: TrainingSet, adapter: ManagedAdapter, job: Job, teacher_clip: Any, teacher_model: Any
-) -> None:
-    """Raises: WrongTraining if adapter and training set do not belong together."""
-    if data.recipe != adapter.recipe:
-        raise WrongTraining(
-            f"The training set was encoded with the recipe {data.recipe}, but the adapter has {adapter.recipe}. "
-            "Connect the same adapter to Training Set and Train Cross-Adapter."
-        )
-    width = data.encoded[""].llm.states.shape[1]
-    if width != adapter.adapter.config.llm_dim:
-        raise WrongTraining(
-            f"The training set's LLM states are {width} wide, but the adapter takes {adapter.adapter.config.llm_dim}. "
-            "Connect the same LLM to New Cross-Adapter and Training Set."
-        )
-    if job.entity_weight and not any(states.pairs for states in data.encoded.values()):
-        raise WrongTraining(
-            "entity_weight is set, but no caption has pairs of an attribute and its entity that stand in it. Give "
-            "Training Set pairs such as red: ball; blue: cube, or set entity_weight to 0."
-        )
-    if teacher_model is not None and teacher_clip is None:
-        raise WrongTraining("There is a teacher_model without a teacher_clip. Connect both, or none.")
-
-
 class Run:
     """A training with its models on their device.
 
     known: text → what the teacher's UNet reads of it, where there is a teacher.
-    saved: the step whose state is kept, in words; None: there is none yet.
     """
 
     def __init__(
@@ -145,12 +116,12 @@ class Run:
     ):
         self.model, self.unet, self.pairs, self.start = model, unet, pairs, start
         self.job, self.teacher, self.ranks, self.watch = job, teacher, ranks, watch
-        self.saved: str | None = None
         self.base = weights_digest(unet.patcher.model.diffusion_model.state_dict())
         models = [self.base, host.origin(model), teacher and host.origin(teacher.patcher)]
         models += [unet.schedule.prediction, digest({"alphas": unet.schedule.alphas})]
         self.digest = job_digest(job, pairs, start, models, known or {})
-        self.state_file = state_file or folders.training_folder() / f"{self.digest[:16]}.safetensors"
+        file = state_file or folders.training_folder() / f"{self.digest[:16]}.safetensors"
+        self.state = KeptState(file, self.digest, job, ranks)
         self.standard = pairs.standard()
         self.data = pairs.data(unet.patcher.model.process_latent_in, self.standard, known)
         self.device = host.load_to_train([unet.patcher, *([teacher.patcher] if teacher else [])])
@@ -193,9 +164,9 @@ class Run:
         """Runs what is left of the training."""
         blocks = list(self.unet.blocks) if self.job.checkpointing else []
         with recomputed(blocks):
-            if not self.resumed() and self.start.is_new and self.job.quiet_start:
+            if not self.state.resumed(self.trainer) and self.start.is_new and self.job.quiet_start:
                 self.quiet_start()
-            with self.kept():
+            with self.state.kept(self.trainer):
                 self.run()
         learnt = self.unet.learnt(self.trainer.result("unet"))
         lora = {} if self.unet.whole else learnt
@@ -215,31 +186,6 @@ class Run:
         )
         adapter = ManagedAdapter.holding(weights, self.adapter.config, self.start.recipe, training=entry)
         return Trained(adapter, lora, self.unet.changed(learnt), self.trainer.losses)
-
-    def resumed(self) -> bool:
-        """Goes on from the state of the same job, if there is one and its quiet start is over."""
-        if not self.state_file.is_file():
-            if self.job.resume:
-                log.info("There is no kept state of these inputs, so the training starts anew.")
-            return False
-        if not self.job.resume:
-            if self.ranks.number > 0:
-                return False
-            before = self.state_file.with_suffix(".before.safetensors")
-            self.state_file.replace(before)
-            log.warning("resume is off, so the training starts anew. Its state so far is kept as %s.", before)
-            return False
-        if job_in(self.state_file) == self.quiet_digest:
-            return False
-        load_state(self.trainer, self.state_file, self.digest)
-        self.saved = f"{self.trainer.steps}"
-        log.info("The training goes on after step %d of %d.", self.trainer.steps, self.job.settings.steps)
-        return True
-
-    @property
-    def quiet_digest(self) -> str:
-        """Tells the state of a quiet start from that of the training after it, which takes its place in the file."""
-        return f"quiet start of {self.digest}"
 
     def quiet_start(self) -> None:
         """Fits a new adapter to the prediction on CLIP's tokens alone, or goes on with that."""
@@ -262,14 +208,12 @@ class Run:
             ranks=self.ranks,
             is_out_of_memory=host.is_out_of_memory,
         )
-        if self.job.resume and self.state_file.is_file():
-            load_state(trainer, self.state_file, self.quiet_digest)
-            log.info("The quiet start goes on after step %d of %d.", trainer.steps, settings.steps)
+        self.state.resume_quiet_start(trainer)
         before, show = trainer.steps, shown("quiet start", trainer)
 
         def on_step() -> None:
             if trainer.steps < settings.steps:
-                self.save_if_due(trainer)
+                self.state.save_if_due(trainer, is_quiet=True)
             show()
 
         try:
@@ -278,9 +222,9 @@ class Run:
             self.trainer.at_once = trainer.at_once
             if trainer.steps == settings.steps:  # also where Cancel comes in its last step
                 self.trainer.restart_average()
-                self.save(self.trainer)
+                self.state.save(self.trainer)
             elif trainer.steps > before:
-                self.save(trainer)
+                self.state.save(trainer, is_quiet=True)
 
     def run(self) -> None:
         show = shown("training", self.trainer)
@@ -289,41 +233,9 @@ class Run:
         preview = Preview(self.unet, self.adapter, self.data, self.device) if every else None
 
         def on_step() -> None:
-            self.save_if_due(self.trainer)
+            self.state.save_if_due(self.trainer)
             picture = preview.picture() if preview and self.trainer.steps % every == 0 else None
             self.watch(self, picture)
             show(picture)
 
         self.trainer.run(on_step)
-
-    @contextmanager
-    def kept(self) -> Iterator[None]:
-        """Saves the state when the block ends, also by Cancel or an error."""
-        before = self.trainer.steps
-        try:
-            yield
-        finally:
-            if self.trainer.steps > before:
-                self.save(self.trainer)
-
-    def save_if_due(self, trainer: Trainer) -> None:
-        if self.job.save_every and trainer.steps % self.job.save_every == 0:
-            self.save(trainer)
-
-    def save(self, trainer: Trainer) -> None:
-        """Keeps the state. Where that fails, as on a full disk, the training goes on and the log says so."""
-        if self.ranks.number > 0:  # all have the same
-            return
-        is_quiet = trainer is not self.trainer
-        step = f"{trainer.steps} of the quiet start" if is_quiet else f"{trainer.steps}"
-        try:
-            save_state(trainer, self.state_file, self.quiet_digest if is_quiet else self.digest)
-        except (OSError, SafetensorError) as error:
-            log.warning("The state after step %s cannot be kept in %s: %s.", step, self.state_file, error)
-            return
-        self.saved = step
-        log.info(
-            "The state after step %s is kept in %s. Run it again with the same inputs to go on from there.",
-            step,
-            self.state_file,
-        )

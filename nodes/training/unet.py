@@ -15,6 +15,7 @@ from ...models.errors import UntrainableModel
 from ...models.training.entity import attention_to
 from ...models.training.schedule import EPS, NoiseSchedule, V
 from .. import host
+from .attention import attention_options
 from .job import LORA, WHOLE
 
 WHICH = "Connect a MODEL of SD1.5, SD2 or SDXL from Load Checkpoint or Load Diffusion Model, in fp32, fp16 or bf16."
@@ -50,6 +51,7 @@ class UNetInTraining:
         self.patcher.set_model_compute_dtype(dtype)
         self.schedule = schedule_of(self.patcher)
         self.lora = add_lora(self.patcher, rank, seed) if what == LORA else {}
+        self.attention = attention_options(self.patcher)
         self.options: dict[str, Any] = {}  # for ComfyUI's UNet, while its attention is watched
         self.whole = what == WHOLE
         if self.whole:
@@ -95,7 +97,8 @@ class UNetInTraining:
         self, noised: Tensor, timesteps: Tensor, context: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
         """See `models.training.schedule.Predict`."""
-        return predict(self.patcher.model, self.schedule, noised, timesteps, context, pooled, self.options)
+        options = {**self.attention, **self.options}
+        return predict(self.patcher.model, self.schedule, noised, timesteps, context, pooled, options)
 
     @contextmanager
     def watched(self, shares: Tensor) -> Iterator[list[Tensor]]:
@@ -123,13 +126,16 @@ class Teacher:
         check_kind(model, width)
         self.patcher = model
         self.schedule = schedule_of(model)
+        self.attention = attention_options(model)
 
     def predict(
         self, noised: Tensor, timesteps: Tensor, context: Tensor, pooled: Tensor | None = None
     ) -> Tensor:
         """See `models.training.schedule.Predict`."""
         with torch.inference_mode():
-            prediction = predict(self.patcher.model, self.schedule, noised, timesteps, context, pooled)
+            prediction = predict(
+                self.patcher.model, self.schedule, noised, timesteps, context, pooled, self.attention
+            )
         return prediction.clone()  # an ordinary tensor, which autograd may keep
 
 
@@ -140,7 +146,7 @@ def predict(
     timesteps: Tensor,
     context: Tensor,
     pooled: Tensor | None,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any],
 ) -> Tensor:
     """A UNet's prediction, through ComfyUI's own call.
 
@@ -154,7 +160,7 @@ def predict(
         x,
         sigma.flatten(),
         c_crossattn=context,
-        transformer_options=dict(options or {}),
+        transformer_options=dict(options),
         **read_beside(model, noised, pooled),
     )
     return schedule.target(clean, (x - clean) / sigma, timesteps)

@@ -502,12 +502,12 @@ def test_a_training_that_is_cancelled_at_20_moments_loses_no_step_and_ends_as_on
     """Cancel comes in the quiet start, in steps, in previews and while a state is saved; each run goes on from the
     one before. One run of three does a step."""
     from llm4gen.models.training.trainer import Trainer  # noqa: PLC0415
-    from llm4gen.nodes.training import run, shown  # noqa: PLC0415
+    from llm4gen.nodes.training import kept, shown  # noqa: PLC0415
 
     job = {"unet": "LoRA", "steps": 5, "quiet_start": 2, "save_every": 1, "preview_every": 2, "seed": 13}
     monkeypatch.setattr(shown, "STEPS", 2)
     before = weights_of(model.model), weights_of(fresh.adapter)
-    begun, done, step, save_state = [], [], Trainer.step, run.save_state
+    begun, done, step, save_state = [], [], Trainer.step, kept.save_state
 
     def counted(trainer):
         begun.append(moments.asked)
@@ -521,7 +521,7 @@ def test_a_training_that_is_cancelled_at_20_moments_loses_no_step_and_ends_as_on
             moments.management.interrupt_current_processing(True)
 
     monkeypatch.setattr(Trainer, "step", counted)
-    monkeypatch.setattr(run, "save_state", saved)
+    monkeypatch.setattr(kept, "save_state", saved)
     whole, expected = train(**job), done.copy()
     for file in states():
         file.unlink()
@@ -670,17 +670,17 @@ def test_cancel_during_a_preview_ends_within_a_step_of_it_and_keeps_the_training
 
 
 def test_previews_leave_no_memory_behind(train, bar, monkeypatch):
-    from llm4gen.nodes.training import run  # noqa: PLC0415
+    from llm4gen.nodes.training import kept  # noqa: PLC0415
 
     tensors = []
-    save_state = run.save_state
+    save_state = kept.save_state
 
     def count(*inputs):
         gc.collect()
         tensors.append(sum(torch.is_tensor(entry) for entry in gc.get_objects()))
         return save_state(*inputs)
 
-    monkeypatch.setattr(run, "save_state", count)
+    monkeypatch.setattr(kept, "save_state", count)
     train(steps=3, seed=91, save_every=1, preview_every=1)
     assert [steps for steps, picture in bar if picture] == [1, 2, 3]
     assert len(set(tensors[:3])) == 1, "each state is kept before the preview of its step"
@@ -710,12 +710,12 @@ def test_more_steps_go_on_and_another_job_starts_anew(train, states):
 
 
 def test_a_state_is_kept_every_few_steps(train, states, monkeypatch):
-    from llm4gen.nodes.training import run  # noqa: PLC0415
+    from llm4gen.nodes.training import kept  # noqa: PLC0415
 
     saved = []
-    save_state = run.save_state
+    save_state = kept.save_state
     monkeypatch.setattr(
-        run, "save_state", lambda trainer, *rest: saved.append(trainer.steps) or save_state(trainer, *rest)
+        kept, "save_state", lambda trainer, *rest: saved.append(trainer.steps) or save_state(trainer, *rest)
     )
     train(steps=3, save_every=2, seed=31)
     assert saved == [2, 3]
@@ -723,7 +723,7 @@ def test_a_state_is_kept_every_few_steps(train, states, monkeypatch):
 
 
 def test_a_full_disk_is_named_and_costs_nothing_but_the_state(train, states, monkeypatch, caplog):
-    from llm4gen.nodes.training import run  # noqa: PLC0415
+    from llm4gen.nodes.training import kept  # noqa: PLC0415
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -731,7 +731,7 @@ def test_a_full_disk_is_named_and_costs_nothing_but_the_state(train, states, mon
     expected = train(steps=2, seed=41)
     for file in states():
         file.unlink()
-    monkeypatch.setattr(run, "save_state", full)
+    monkeypatch.setattr(kept, "save_state", full)
     found = train(steps=2, seed=41, save_every=1)
     assert equal(weights_of(found[0].adapter), weights_of(expected[0].adapter))
     assert "The state after step 1 cannot be kept" in caplog.text
