@@ -216,8 +216,11 @@ def diffusers_of(kind, model):
 
 
 def test_a_few_steps_change_the_picture_and_not_the_users_models(
-    kind, train, other_model, other_clip, fresh, run_conditioning, sample
+    kind, train, other_model, other_clip, fresh, run_conditioning, sample, monkeypatch
 ):
+    from llm4gen.nodes.training import shown  # noqa: PLC0415
+
+    monkeypatch.setattr(shown, "STEPS", 2)  # of the preview, whose picture another test looks at
     before, users = weights_of(fresh.adapter), (other_model.model, other_clip.cond_stage_model)
     was = [weights_of(module) for module in users]
     adapter, lora, changed, losses, steps = train()
