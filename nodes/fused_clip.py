@@ -17,8 +17,10 @@ log = logging.getLogger(__name__)
 
 CLIP_L = "l"  # the key of SD1.5's CLIP-L among the parts of ComfyUI's tokens
 CLIP_G = "g"  # that of SDXL's CLIP-G, whose pooled output SDXL's UNet reads too
+CLIP_H = "h"  # that of SD2's
 # The parts of the CLIPs that can be fused: those of SD1.5, of SD2, and of SDXL or its refiner (which reads g alone).
-CLIPS = ({CLIP_L}, {"h"}, {CLIP_L, CLIP_G})
+CLIPS = ({CLIP_L}, {CLIP_H}, {CLIP_L, CLIP_G})
+WIDTHS = {CLIP_L: 768, CLIP_H: 1024}  # of the states of a CLIP that has no other part
 START, END, ZERO = 49406, 49407, 0  # special tokens of all these; l pads with END, h and g with ZERO
 LLM_TOKENS = "llm4gen"  # the key of the LLM's tokens, in the form of CLIP's: a list of chunks of (id, weight)
 
@@ -72,6 +74,7 @@ class FusedCLIP(CLIP):
         llm_text: another text for the LLM; None: the same text.
         """
         tokens = self.plain().tokenize(text, return_word_ids, **kwargs)
+        self.check_parts(tokens)
         if self.fusion.long_prompt == CUT and tokens.keys() in CLIPS and max(map(len, tokens.values())) > 1:
             self.warn_of_cut(text, **kwargs)
             tokens = {name: chunks[:1] for name, chunks in tokens.items()}
@@ -134,15 +137,27 @@ class FusedCLIP(CLIP):
 
     def check_fit(self, tokens: dict[str, Any], states: Tensor) -> None:
         """Raises: WidthMismatch if CLIP's states, the LLM and the adapter do not fit together."""
-        parts = without_llm(tokens)
-        source = f"This CLIP ({' + '.join(sorted(parts))})"
-        if parts.keys() not in CLIPS:
+        self.check_parts(tokens)
+        self.fusion.check_widths(states.shape[-1], source_of(tokens))
+
+    def check_parts(self, tokens: dict[str, Any]) -> None:
+        """Raises: WidthMismatch if the tokens tell that the CLIP is not the adapter's.
+
+        Core's node for SDXL would fail on such tokens without saying why, before anything is encoded.
+        """
+        parts = without_llm(tokens).keys()
+        if parts not in CLIPS:
             raise WidthMismatch(
-                f"{source} is not that of SD1.5 (l), SD2 (h) or SDXL (g + l); its states are "
-                f"{states.shape[-1]} wide. The adapter is made for {self.fusion.wanted_clip}. "
-                "Connect the CLIP of a checkpoint of that kind."
+                f"{source_of(tokens)} is not that of SD1.5 (l), SD2 (h) or SDXL (g + l). The adapter is made for "
+                f"{self.fusion.wanted_clip}. Connect the CLIP of a checkpoint of that kind."
             )
-        self.fusion.check_widths(states, source)
+        if len(parts) == 1:
+            self.fusion.check_widths(WIDTHS[next(iter(parts))], source_of(tokens))
+
+
+def source_of(tokens: dict[str, Any]) -> str:
+    """What gives the states of these tokens, for messages."""
+    return f"This CLIP ({' + '.join(sorted(without_llm(tokens)))})"
 
 
 def without_llm(tokens: dict[str, Any]) -> dict[str, Any]:

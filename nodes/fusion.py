@@ -140,20 +140,21 @@ class Fusion:
         width = self.adapter.adapter.config.clip_dim
         return f"{CLIP_OF_WIDTH.get(width, 'a CLIP')}, {width} wide"
 
-    def check_widths(self, states: Tensor, source: str) -> None:
+    def check_widths(self, width: int, source: str) -> None:
         """Checks that CLIP's states, the LLM and the adapter have the widths that belong together.
 
-        source: what gave the states, for the message.
+        width:  of CLIP's states.
+        source: what gives the states, for the message.
         Raises: WidthMismatch.
         """
         wanted = self.adapter.adapter.config
-        if states.shape[-1] != wanted.clip_dim:
-            known = CLIP_OF_WIDTH.get(states.shape[-1])
+        if width != wanted.clip_dim:
+            known = CLIP_OF_WIDTH.get(width)
             like = f", like those of {known}" if known else ""
             raise WidthMismatch(
-                f"{source} gives states that are {states.shape[-1]} wide{like}; the adapter is made for "
-                f"{self.wanted_clip}. Connect the CLIP of a checkpoint of that kind, or load an adapter that was "
-                "trained for this one."
+                f"{source} gives states that are {width} wide{like}; the adapter is made for "
+                f"{self.wanted_clip}. Connect the CLIP of a checkpoint of that kind, or an adapter for this one"
+                + (f": New Cross-Adapter makes one with context_width {width}." if known else ".")
             )
         if self.llm.width != wanted.llm_dim:
             raise WidthMismatch(

@@ -6,6 +6,7 @@ import {
   ENCODER_LOADER,
   NEW_ADAPTER,
   checkpointOf,
+  isLinked,
   loaded,
   nodesOf,
   runs,
@@ -56,7 +57,7 @@ export function misfit(node, report, texts) {
 export function otherKind(node, report, texts) {
   const checkpoint = checkpointOf(node);
   const adapter = adapterOf(node, report);
-  const found = checkpoint && adapter ? kindOf(node, checkpoint, report) : null;
+  const found = checkpoint && adapter ? kindOf(checkpoint, report) : null;
   if (!found?.width || !adapter.width || found.width === adapter.width) return [];
   const words = { checkpoint, kind: found.kind, width: found.width, adapter: adapter.name };
   if (!adapter.name) return [warning(fill(texts.other_context, words))];
@@ -64,25 +65,29 @@ export function otherKind(node, report, texts) {
 }
 
 /** The adapter that a node gets, { name, width }, without a name if it is a new one; null if that cannot be told. */
-function adapterOf(node, report, input = "adapter") {
-  const from = source(node, input);
-  if (from?.comfyClass === NEW_ADAPTER) {
-    const keepsWidth = source(from, "start_from");
-    return keepsWidth ? adapterOf(from, report, "start_from") : { width: value(from, "context_width") };
+function adapterOf(node, report) {
+  let input = "adapter";
+  const seen = new Set(); // a graph that is being edited may contain a circle
+  for (let from = source(node, input); from?.comfyClass === NEW_ADAPTER; from = source(node, input)) {
+    if (seen.has(from)) return null;
+    seen.add(from);
+    if (!isLinked(from, "start_from")) return { width: Number(value(from, "context_width")) };
+    [node, input] = [from, "start_from"];
   }
   const name = loaded(node, input, ADAPTER_LOADER, "adapter_name");
   const width = report.adapters.find((file) => file.name === name)?.clip_width;
   return width ? { name, width } : null;
 }
 
-const kinds = new WeakMap(); // node → its question, and the report that was the newest then
+const kinds = new WeakMap(); // report → the name of a checkpoint → the question for its kind
 
-/** The kind of a checkpoint, asked again with each new report; null until the server has answered. */
-function kindOf(node, checkpoint, report) {
-  if (kinds.get(node)?.report !== report) kinds.set(node, { report, question: new Question("/llm4gen/checkpoint") });
-  const { question } = kinds.get(node);
-  question.put({ checkpoint });
-  return question.answer;
+/** The kind of a checkpoint, asked again with each new report; null until the server has answered for this one. */
+function kindOf(checkpoint, report) {
+  if (!kinds.has(report)) kinds.set(report, new Map());
+  const asked = kinds.get(report);
+  if (!asked.has(checkpoint)) asked.set(checkpoint, new Question("/llm4gen/checkpoint"));
+  asked.get(checkpoint).put({ checkpoint });
+  return asked.get(checkpoint).answer;
 }
 
 const warning = (text) => ({ text, tone: "warning" });

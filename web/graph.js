@@ -12,6 +12,7 @@ export const SDXL_TEXT_ENCODE = "CLIPTextEncodeSDXL";
 export const REFINER_TEXT_ENCODE = "CLIPTextEncodeSDXLRefiner";
 
 const CHECKPOINT = "ckpt_name"; // the widget of ComfyUI's loaders of checkpoints, and of those of most packs
+const OTHER_FILES = /ckpt|checkpoint|clip_?name|text_?encoder/i; // of widgets whose file a loader may take CLIP from
 const MUTED = 2; // LiteGraph's node modes
 const BYPASSED = 4;
 const SUBGRAPH_INPUTS = -10; // the node id that stands for a subgraph's inputs, inside it
@@ -50,18 +51,29 @@ export const fusedClip = (node) => upstreamOfClip(node, (from) => from.comfyClas
 /** The checkpoint whose CLIP a node gets, with LoRA loaders and the like between; null if that cannot be told. */
 export function checkpointOf(node) {
   const loader = upstreamOfClip(node, (from) => widget(from, CHECKPOINT));
-  return loader ? (value(loader, CHECKPOINT) ?? null) : null;
+  const name = loader && hasNoOtherClip(loader) ? value(loader, CHECKPOINT) : null;
+  return typeof name === "string" ? name : null; // some packs keep more than a name in this widget
+}
+
+/** Whether a loader of a checkpoint can only give that checkpoint's CLIP, and not one from another file or a link. */
+function hasNoOtherClip(loader) {
+  const names = (loader.widgets ?? []).map(({ name }) => name);
+  const isLinkedToClip = (loader.inputs ?? []).some((input, slot) => mayBeClip(input) && linkOf(loader, slot));
+  return !isLinkedToClip && !names.some((name) => name !== CHECKPOINT && OTHER_FILES.test(name));
 }
 
 /** The first node upstream of a node's `clip` that is looked for; null if there is none. */
 function upstreamOfClip(node, isFound) {
   for (let steps = 0; node && steps < LONGEST; steps++) {
-    const inputs = (node.inputs ?? []).filter((input) => input.type === "CLIP");
+    const inputs = (node.inputs ?? []).filter(mayBeClip);
     node = inputs.length === 1 ? source(node, inputs[0].name) : null;
     if (node && isFound(node)) return node;
   }
   return null;
 }
+
+/** Whether a CLIP can come into an input. One for any type counts only while it has a link. */
+const mayBeClip = (input) => input.type === "CLIP" || (input.type === "*" && input.link != null);
 
 const slotOf = (node, name) => (node.inputs ?? []).findIndex((input) => input.name === name);
 

@@ -17,7 +17,11 @@ KINDS = {SD15: "SD1.5", 1024: "SD2", 2048: "SDXL", 1280: "SDXL refiner"}
 # A weight of a UNet that reads the context: its second size is the width of that.
 READS_CONTEXT = re.compile(r"model\.diffusion_model\.input_blocks\..*\.attn2\.to_k\.weight")
 VIDEO = "time_stack"  # in names of models of moving pictures, some of which have the widths of others
-HEADER_LIMIT = 100_000_000  # bytes; the limit that the library `safetensors` sets for a header
+# Packed numbers, as in nvfp4, have a second size that is not the width.
+NOT_PACKED = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
+HEADER_LIMIT = (
+    10_000_000  # bytes. Checkpoints need a tenth of it, and parsing a longer one would hold up the server
+)
 
 
 def context_width(path: Path) -> int | None:
@@ -35,8 +39,10 @@ def context_width(path: Path) -> int | None:
 
 
 def width_in(entry: object) -> int | None:
-    """The second size of a weight, by its entry in a header, in which anything may stand."""
-    shape = entry.get("shape") if isinstance(entry, dict) else None
+    """The second size of a weight, by its entry in a header, in which anything may stand; None if it is packed."""
+    if not isinstance(entry, dict) or entry.get("dtype") not in NOT_PACKED:
+        return None
+    shape = entry.get("shape")
     if not isinstance(shape, list) or len(shape) != 2 or not isinstance(shape[1], int):
         return None
     return shape[1]

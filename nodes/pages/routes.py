@@ -22,6 +22,7 @@ BODY_SECONDS = 30  # for the whole body to arrive
 # Of each question: name → whether the field may be null or left out.
 TOKENS = {"text": False, "llm_text": True, "encoder": True, "adapter": True}
 CHECKPOINT = {"checkpoint": False}
+TEXTS = ("text", "llm_text")  # the others are names of files, which may hold bytes that are no letters
 # A worker thread for tokenizers, which are not thread-safe, and one for files: a slow disk must not block ComfyUI's.
 TOKENS_THREAD = ThreadPoolExecutor(1, "llm4gen-tokens")
 FILES_THREAD = ThreadPoolExecutor(1, "llm4gen-files")
@@ -129,7 +130,7 @@ def parse(body: bytes, fields: dict[str, bool]) -> dict[str, Any]:
     for name, value in question.items():
         if not isinstance(value, str) and not (value is None and fields[name]):
             raise Refused(400, f"{name} must be a string{' or null' if fields[name] else ''}.")
-        if value and any("\ud800" <= letter <= "\udfff" for letter in value):
+        if value and name in TEXTS and any("\ud800" <= letter <= "\udfff" for letter in value):
             raise Refused(400, f"{name} holds half a character (a lone surrogate).")
     if max(len(value or "") for value in question.values()) > TEXT_LIMIT:
         raise Refused(413, f"A text is longer than {TEXT_LIMIT} characters.")

@@ -22,6 +22,7 @@ WHICH = "Connect a MODEL of SD1.5, SD2 or SDXL from Load Checkpoint or Load Diff
 # Width of the context → that of what a UNet reads beside it: nothing for SD1.5 and SD2, pooled output and sizes for
 # SDXL and its refiner.
 KINDS = {768: None, 1024: None, 2048: 2816, 1280: 2560}
+INPAINTING = 9  # channels that a UNet for it reads, where others read 4
 MOST_BLOCKS = 12  # in a row, of any of these UNets
 PIXELS = 8  # along a side of what one cell of the latents shows
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -203,6 +204,11 @@ def check_kind(model: Any, width: int) -> None:
     config = model.model.model_config.unet_config
     found = {name: config.get(name) for name in ("context_dim", "in_channels", "adm_in_channels")}
     context, kind = found["context_dim"], type(model.model.model_config).__name__
+    if found["in_channels"] == INPAINTING and context in KINDS:
+        raise UntrainableModel(
+            f"This MODEL is {kind} for inpainting: its UNet also reads a mask and a masked picture. {WHICH} What is "
+            "trained with an ordinary MODEL of this kind can be used with this one."
+        )
     if found != {"context_dim": context, "in_channels": 4, "adm_in_channels": KINDS.get(context, -1)}:
         raise UntrainableModel(
             f"This MODEL is {kind} ({', '.join(f'{name}: {value}' for name, value in found.items())}). {WHICH}"

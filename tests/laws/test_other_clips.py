@@ -180,6 +180,21 @@ def test_in_sdxls_own_node_the_llm_reads_the_text_for_clip_g(text_g, text_l, oth
     check_own_node(CLIPTextEncodeSDXL, inputs, text_g, other_clip, run)
 
 
+@only(["SDXL"])
+@pytest.mark.parametrize("parts", ["l", "h"])
+def test_sdxls_own_node_refuses_another_clip_with_both_widths(parts, kind, clip, started, run):
+    from comfy_extras.nodes_clip_sdxl import CLIPTextEncodeSDXL  # noqa: PLC0415
+
+    other = clip if parts == "l" else other_models.make_clip(other_models.KINDS["SD2"], [])
+    sizes = dict.fromkeys(("width", "height", "crop_w", "crop_h", "target_width", "target_height"), 64)
+    fused = run("LLM4GEN_ApplyToCLIP", clip=other)
+    with pytest.raises(
+        WidthMismatch,
+        match=rf"\({parts}\) .* (768|1024) wide, .*; .*SDXL.*, 2048 wide.*context_width (768|1024)\.",
+    ):
+        CLIPTextEncodeSDXL.execute(clip=fused, text_g=SHORT, text_l=SHORT, **sizes)
+
+
 @only(["SDXL refiner"])
 def test_the_refiners_own_node_keeps_its_score_and_sizes(other_clip, run):
     from comfy_extras.nodes_clip_sdxl import CLIPTextEncodeSDXLRefiner  # noqa: PLC0415

@@ -411,6 +411,19 @@ def test_the_server_tells_a_checkpoints_kind_by_its_header(width, models, send, 
     assert send("POST", "/llm4gen/checkpoint", request) == (200, {"width": None, "kind": None})
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names of files are letters here")
+def test_a_checkpoint_may_have_a_name_that_is_no_text(models, send, client):
+    file = models / "checkpoints" / os.fsdecode(b"caf\xe9.safetensors")
+    file.parent.mkdir(exist_ok=True)
+    name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    save_file({name: torch.zeros(2, 2048)}, file.with_name("a.safetensors"))
+    file.with_name("a.safetensors").rename(file)
+    client.get("/object_info/CheckpointLoaderSimple")
+    answer = send("POST", "/llm4gen/checkpoint", json.dumps({"checkpoint": file.name}))
+    file.unlink()
+    assert answer == (200, {"width": 2048, "kind": "SDXL"})
+
+
 @pytest.mark.parametrize("name", ["../../main.py", "/etc/passwd", "//host/share/x", "", "x" * 5000, "a\0b"])
 def test_no_other_file_is_looked_for_as_a_checkpoint(name, send):
     answer = send("POST", "/llm4gen/checkpoint", json.dumps({"checkpoint": name}))

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,48 @@ def test_an_adapter_needs_a_checkpoint_of_its_kind(models, report):
     save_checkpoint(models / "checkpoints", "base.safetensors", width=2048)
     text, to_do = report()
     assert to_do == [] and "SDXL: base.safetensors" in text and "SD1.5: sd15.safetensors" in text
+
+
+def test_without_an_adapter_a_checkpoint_of_any_kind_will_do_to_train_one(models, report):
+    save_encoder(models / "text_encoders")
+    (models / "llm4gen").mkdir(exist_ok=True)
+    save_checkpoint(models / "checkpoints", "base.safetensors", width=2048)
+    text, (finding,) = report()
+    assert "SDXL: base.safetensors" in text and finding.text == "There is no Cross-Adapter."
+    assert "projector.pth" in finding.advice
+    assert "is for SD1.5; for SDXL, train one, as the workflow llm4gen_sdxl_train_an" in finding.advice
+
+
+def test_a_checkpoint_that_a_cloud_drive_keeps_online_is_not_fetched(models, report, monkeypatch):
+    save_all(models)
+    checkpoint, opened = models / "checkpoints" / "sd15.safetensors", []
+    stat, status = os.stat, os.stat(checkpoint)
+    known = {name: getattr(status, name) for name in dir(status) if name.startswith("st_")}
+    online = SimpleNamespace(**known, st_flags=0x40000000)
+    monkeypatch.setattr(
+        os, "stat", lambda path, **how: online if Path(path) == checkpoint else stat(path, **how)
+    )
+    path_open = Path.open
+    monkeypatch.setattr(
+        Path, "open", lambda path, *how, **more: opened.append(path) or path_open(path, *how, **more)
+    )
+    text, to_do = report()
+    assert to_do == [] and "holds SD1.5. These others may: sd15.safetensors" in text
+    assert opened and checkpoint not in opened
+
+
+def test_numbers_that_are_packed_and_headers_that_would_take_seconds_tell_no_kind(tmp_path):
+    file = tmp_path / "a.safetensors"
+
+    def width(dtype, length):
+        entry = {"dtype": dtype, "shape": [640, 1024], "data_offsets": [0, 655360]}
+        name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+        file.write_bytes(struct.pack("<Q", length) + json.dumps({name: entry}).encode().ljust(length))
+        return context_width(file)
+
+    assert width("F16", 1000) == width("F8_E4M3", 9_999_999) == 1024
+    assert width("U8", 1000) is None, "SDXL in nvfp4, not SD2"
+    assert width("F16", 10_000_000) is None
 
 
 @pytest.mark.parametrize("kind", other_models.KINDS.values(), ids=lambda kind: kind.name)

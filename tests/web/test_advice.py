@@ -76,6 +76,41 @@ CONNECTED = """var set = (id, name, value) => {
   return data.id;
 }"""
 
+# Feeds a node's CLIP from a new loader, such as other packs have. widgets: name → value. linked: the types of inputs
+# into which the plainest example's checkpoint feeds its CLIP.
+FED = """([id, widgets, linked]) => {
+  const loader = new LiteGraph.LGraphNode("Another pack's");
+  for (const [name, value] of Object.entries(widgets)) {
+    loader.addWidget("combo", name, value, null, { values: [value] });
+  }
+  loader.addOutput("CLIP", "CLIP");
+  app.graph.add(loader);
+  for (const type of linked) {
+    loader.addInput(`override ${type}`, type);
+    app.graph.getNodeById(1).connect(1, loader, loader.inputs.length - 1);
+  }
+  loader.connect(0, app.graph.getNodeById(id), "clip");
+}"""
+UNCERTAIN = [  # loaders whose CLIP may be another than the checkpoint's
+    ({"ckpt_name": CHECKPOINT, "clip_name": "clip_l.safetensors"}, []),
+    ({"ckpt_name": CHECKPOINT, "refiner_ckpt_name": "None"}, []),
+    ({"ckpt_name": CHECKPOINT}, ["CLIP"]),
+    ({"ckpt_name": {"content": CHECKPOINT}}, []),
+    ({}, ["CLIP", "*"]),
+]
+# Two New Cross-Adapters that feed each other, of which one feeds a Training Set; what is said under it.
+CIRCLE = """async () => {
+  const [one, other, data] = ["LLM4GEN_NewCrossAdapter", "LLM4GEN_NewCrossAdapter", "LLM4GEN_TrainingSet"].map((type) =>
+    app.graph.add(LiteGraph.createNode(type)));
+  app.graph.getNodeById(1).connect(1, data, "clip");
+  one.connect(0, other, "start_from");
+  other.connect(0, one, "start_from");
+  other.connect(0, data, "adapter");
+  const { otherKind } = await import("/extensions/llm4gen/advice.js");
+  return [one, other].every((node) => node.isInputConnected(node.findInputSlot("start_from"))) &&
+    otherKind(data, { adapters: [], kinds: {} }, {});
+}"""
+
 # Loads a graph and waits until all notes are shown and no node grows any more. Returns what each node covers, as
 # [its type and id, left, top, right, bottom] in the graph's units.
 COVERED = """async (workflow) => {
@@ -250,6 +285,46 @@ def test_an_adapter_and_a_checkpoint_of_another_kind_are_reported_before_the_run
     page.wait_for_function(NO_NOTE, arg=training)
     page.evaluate(SET, [nodes["LLM4GEN_LoadCrossAdapter"], "adapter_name", ADAPTER])
     says(page, node, count)
+
+
+def test_nothing_is_said_of_a_checkpoint_while_its_kind_is_unknown(page, nodes, put_adapter):
+    put_adapter("for_sdxl.safetensors", partial(save_file, tiny.adapter_tensors(clip=2048, llm=2048)))
+    node, held = nodes["LLM4GEN_Conditioning"], []
+    page.evaluate(f"{CONNECTED}; set(1, 'ckpt_name', '{CHECKPOINT}')")
+    page.wait_for_function(f"(id) => ({NOTE})(id)?.length === 2", arg=node)
+    count = page.evaluate(NOTE, node)[1]
+    hold = lambda route: held.append(route)  # noqa: E731, PLW0108 -- Playwright sets an attribute of it
+    page.route("**/llm4gen/checkpoint", hold)
+    with page.expect_request("**/llm4gen/checkpoint"):
+        page.evaluate(f"{CONNECTED}; set(1, 'ckpt_name', 'sdxl.safetensors')")
+    says(page, node, count)
+    page.unroute("**/llm4gen/checkpoint")
+    for route in held:
+        route.fulfill(json={"width": 1024, "kind": "SD2"})
+    says(
+        page,
+        node,
+        "for_sdxl.safetensors is for SDXL, but sdxl.safetensors is SD2: they do not fit each other.",
+        count,
+    )
+
+
+def test_nothing_is_said_of_a_checkpoint_whose_clip_may_not_be_the_one_in_use(page, nodes, put_adapter):
+    """Each time after a loader of which it is said."""
+    put_adapter("for_sdxl.safetensors", partial(save_file, tiny.adapter_tensors(clip=2048, llm=2048)))
+    node = nodes["LLM4GEN_Conditioning"]
+    page.evaluate(f"{CONNECTED}; set(1, 'ckpt_name', '{CHECKPOINT}')")
+    for widgets, linked in UNCERTAIN:
+        page.evaluate(FED, [node, {"ckpt_name": CHECKPOINT, "vae_name": "x", "clip_skip": -1}, ["MODEL"]])
+        page.wait_for_function(f"(id) => ({NOTE})(id)?.length === 2", arg=node)
+        line, count = page.evaluate(NOTE, node)
+        assert line.startswith(f"for_sdxl.safetensors is for SDXL, but {CHECKPOINT} is SD1.5")
+        page.evaluate(FED, [node, widgets, linked])
+        says(page, node, count)
+
+
+def test_a_circle_of_new_adapters_ends_no_advice(page, nodes):
+    assert page.evaluate(CIRCLE) == []
 
 
 def test_an_adapter_says_what_it_was_trained_with_and_warns_where_the_graph_cannot_have_it(

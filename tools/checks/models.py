@@ -8,21 +8,27 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
 import folder_paths
 
 from checks.findings import Finding
-from llm4gen.models.checkpoints.checkpoint_kind import KINDS, SD15, context_width
+from llm4gen.models.checkpoints.checkpoint_kind import KINDS, SD15
 from llm4gen.models.files.formats import GGUF, SUFFIXES, UNFINISHED, is_gguf
+from llm4gen.models.files.texts import is_online_only
 from llm4gen.nodes import folders
 from llm4gen.nodes.pages import inventory
+from llm4gen.nodes.pages.checkpoints import width_in_header
 
 # ComfyUI's other model folders, into which people may have put an encoder or an adapter.
 OTHER_KEYS = ("checkpoints", "diffusion_models", "loras", "vae", "controlnet", "clip_vision")
 MODEL_NAMES = {folders.ENCODERS: "encoder", folders.ADAPTERS: "Cross-Adapter"}
 CHECKPOINTS_LISTED = 4
+WAY_TO_TRAIN = (
+    " That one is for SD1.5; for {kinds}, train one, as the workflow llm4gen_sdxl_train_an_adapter does."
+)
 
 
 class ModelChecks:
@@ -47,6 +53,11 @@ class ModelChecks:
             found = {path: folder_key_for(path) for path in folders.listed(own_key).values()}
             misplaced |= {path: key for path, key in found.items() if key and key != own_key}
         return misplaced
+
+    @cached_property
+    def widths(self) -> dict[Path, int | None]:
+        """Checkpoints → the width of their context; None if it cannot be told by their header."""
+        return {path: width_in_header(path) for path in weight_files_under("checkpoints")}
 
     def encoders(self) -> dict[str, inventory.Encoder]:
         """The encoders by name, without misplaced files."""
@@ -104,7 +115,12 @@ class ModelChecks:
         found = self.adapters()
         yield from (describe_adapter(name, adapter) for name, adapter in found.items())
         if not found:
-            yield from self.missing_model(folders.ADAPTERS)
+            others = [
+                kind for width, kind in KINDS.items() if width != SD15 and width in self.widths.values()
+            ]
+            for finding in self.missing_model(folders.ADAPTERS):
+                more = WAY_TO_TRAIN.format(kinds=" or ".join(others)) if others else ""
+                yield replace(finding, advice=f"{finding.advice}{more}")
 
     def check_pairs(self) -> Iterable[Finding]:
         """Which encoders each adapter can use."""
@@ -127,22 +143,23 @@ class ModelChecks:
     def check_checkpoints(self) -> Iterable[Finding]:
         """Which kinds of checkpoints there are, and whether each adapter has one of its kind.
 
-        Pickles cannot be recognised by their header.
+        Without an adapter a checkpoint of any kind will do: one can be trained for it. Pickles, and files that a cloud
+        drive has online alone, cannot be recognised by their header.
         """
-        paths = weight_files_under("checkpoints")
-        found = {path: context_width(path) for path in paths}
+        found = self.widths
         for width, kind in KINDS.items():
-            if names := [path.name for path in paths if found[path] == width]:
+            if names := [path.name for path in found if found[path] == width]:
                 others = len(names) - CHECKPOINTS_LISTED
                 more = f" and {others} more" if others > 0 else ""
                 yield Finding(f"{kind}: {', '.join(names[:CHECKPOINTS_LISTED])}{more}")
-        wanted = {adapter.clip_width for adapter in self.adapters().values() if adapter.clip_width} or {SD15}
+        wanted = {adapter.clip_width for adapter in self.adapters().values() if adapter.clip_width}
+        if not wanted and not any(found.values()):
+            wanted = {SD15}
         lacking = [kind for width, kind in KINDS.items() if width in wanted - set(found.values())]
-        pickles = [path for path in paths if path.suffix.lower() not in (".safetensors", ".sft")]
-        unknown = [path.name for path in pickles if path not in self.misplaced_files]
+        unknown = [path.name for path in found if is_unknown(path) and path not in self.misplaced_files]
         if lacking and unknown:
             yield Finding(
-                f"No .safetensors file holds {' or '.join(lacking)}. These other files may: {', '.join(unknown)}."
+                f"No file that can be looked into holds {' or '.join(lacking)}. These others may: {', '.join(unknown)}."
             )
         elif lacking:
             folder = folder_for("checkpoints")
@@ -197,6 +214,11 @@ def folder_key_for(path: Path) -> str | None:
     if inventory.ADAPTERS(path).recipe:
         return folders.ADAPTERS
     return folders.ENCODERS if inventory.ENCODERS(path).width else None
+
+
+def is_unknown(path: Path) -> bool:
+    """Whether a checkpoint may be of any kind, because its header does not tell or is not on this machine."""
+    return path.suffix.lower() not in (".safetensors", ".sft") or is_online_only(path)
 
 
 def weight_files_under(key: str) -> list[Path]:
