@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..models.checkpoints.adapter import llm_of
 from ..models.errors import AlreadyFused, UnequalTexts, WidthMismatch
 from ..models.features.features import Features
 from .managed import ManagedAdapter, ManagedLLM
@@ -140,6 +141,15 @@ class Fusion:
         width = self.adapter.adapter.config.clip_dim
         return f"{CLIP_OF_WIDTH.get(width, 'a CLIP')}, {width} wide"
 
+    @property
+    def its_llm(self) -> str:
+        """Which LLM the adapter belongs to, for messages."""
+        if name := llm_of(self.adapter.training):
+            return f"trained with ({name})"
+        if self.adapter.is_new:
+            return "made for, the one that New Cross-Adapter got"
+        return "trained with (the published one: rankgen-t5-xl-all, 2048)"
+
     def check_widths(self, width: int, source: str) -> None:
         """Checks that CLIP's states, the LLM and the adapter have the widths that belong together.
 
@@ -159,7 +169,7 @@ class Fusion:
         if self.llm.width != wanted.llm_dim:
             raise WidthMismatch(
                 f"The LLM's states are {self.llm.width} wide; the adapter was trained on {wanted.llm_dim}. "
-                "Load the LLM that the adapter was trained with (the published one: rankgen-t5-xl-all, 2048)."
+                f"Load the LLM that the adapter was {self.its_llm}."
             )
 
 

@@ -125,9 +125,16 @@ def test_a_file_that_is_not_an_encoder_is_refused(fails, encoders):
 
 @pytest.mark.floor
 def test_an_adapter_for_another_llm_width_is_refused(fails, adapters):
-    save_file(tiny.adapter_tensors(clip=768, llm=1024), adapters / "narrow.safetensors")
+    tensors = tiny.adapter_tensors(clip=768, llm=1024)
+    save_file(tensors, adapters / "narrow.safetensors")
     error = fails(conditioning(adapter="narrow.safetensors"))
-    assert_says(error, "WidthMismatch", "2048", "1024", "Load the LLM that the adapter was trained with")
+    assert_says(
+        error, "WidthMismatch", "2048", "1024", "Load the LLM that the adapter was trained with (the pub"
+    )
+    training = {"llm4gen_training": json.dumps({"llm": {"name": "SmolLM2"}})}
+    save_file(tensors, adapters / "own.safetensors", metadata=training)
+    error = fails(conditioning(adapter="own.safetensors"))
+    assert_says(error, "WidthMismatch", "Load the LLM that the adapter was trained with (SmolLM2).")
 
 
 def test_an_encoder_of_another_width_is_refused(fails, encoders, t5):
