@@ -17,8 +17,8 @@ import {
 import { Question } from "./server.js";
 import { fill } from "./texts.js";
 
-// What an adapter was trained with → the types of nodes of which one must be in the graph for it to be in use. A UNet
-// that learnt as a whole may be in any checkpoint, so nothing can be told of it.
+// What an adapter was trained with → what a node's type, or the name of a widget of it, must contain for it to be in
+// use. A UNet that learnt as a whole may be in any checkpoint, so nothing can be told of it.
 const BRINGERS = { lora: /lora/i, patches: /lora|merge/i };
 
 export const adviceOnEncoders = (node, report, texts) =>
@@ -32,7 +32,8 @@ export function companion(node, report, texts) {
   const needed = report.adapters.find((file) => file.name === value(node, "adapter_name"))?.trained_with;
   if (!needed) return [];
   const others = nodesOf(node.graph?.rootGraph ?? node.graph).filter(runs);
-  const isMissing = needed in BRINGERS && !others.some((other) => BRINGERS[needed].test(other.type));
+  const names = others.flatMap((other) => [other.type, ...(other.widgets ?? []).map((widget) => widget.name)]);
+  const isMissing = needed in BRINGERS && !names.some((name) => BRINGERS[needed].test(name));
   return [{ text: texts[`needs_${needed}`], tone: isMissing ? "warning" : undefined }];
 }
 

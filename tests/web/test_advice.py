@@ -91,6 +91,11 @@ FED = """([id, widgets, linked]) => {
   }
   loader.connect(0, app.graph.getNodeById(id), "clip");
 }"""
+# Adds a node, with one more widget as the loaders of some packs have it.
+BRINGS = """([type, widget]) => {
+  const node = app.graph.add(LiteGraph.createNode(type));
+  if (widget) node.addWidget("combo", widget, "a.safetensors", null, { values: ["a.safetensors"] });
+}"""
 UNCERTAIN = [  # loaders whose CLIP may be another than the checkpoint's
     ({"ckpt_name": CHECKPOINT, "clip_name": "clip_l.safetensors"}, []),
     ({"ckpt_name": CHECKPOINT, "refiner_ckpt_name": "None"}, []),
@@ -339,9 +344,12 @@ def test_an_adapter_says_what_it_was_trained_with_and_warns_where_the_graph_cann
         put_adapter(f"with_{needed}.safetensors", partial(save_file, tensors, metadata=metadata))
         says(page, loader, lines[f"needs_{needed}"])
         assert page.evaluate(tone, loader) == ("" if needed == "unet" else "warning")
-        page.evaluate("app.graph.add(LiteGraph.createNode('LoraLoaderModelOnly'))")
-        page.wait_for_function(f"(id) => ({tone})(id) === ''", arg=loader)
-        page.evaluate("app.graph.remove(app.graph.nodes.at(-1))")
+        for widget, brings in ((None, "LoraLoaderModelOnly"), ("lora_name", "CheckpointLoaderSimple")):
+            page.evaluate(BRINGS, [brings, widget])
+            page.wait_for_function(f"(id) => ({tone})(id) === ''", arg=loader)
+            page.evaluate("app.graph.remove(app.graph.nodes.at(-1))")
+            expected = "" if needed == "unet" else "warning"
+            page.wait_for_function(f"([id, tone]) => ({tone})(id) === tone", arg=[loader, expected])
     page.evaluate(SET, [loader, "adapter_name", ADAPTER])
     page.wait_for_function(NO_NOTE, arg=loader)
 
