@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import json
+import random
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -1007,6 +1008,11 @@ def graph(**job):
     return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
 
 
+def unsaved(**job):
+    """The same without node 6, so that no adapter is left among the stand-ins."""
+    return {name: node for name, node in graph(**job).items() if name != "6"}
+
+
 def test_a_training_that_is_cancelled_in_a_server_goes_on_and_saves_its_adapter_but_no_lora(client, server):
     def cancel(kind, data):
         if kind == "progress" and data["node"] == "5":
@@ -1026,3 +1032,35 @@ def test_a_training_that_is_cancelled_in_a_server_goes_on_and_saves_its_adapter_
     assert list(server.output.rglob("none*")) == []
     (saved,) = (server.base / "models" / "llm4gen").glob(file)
     saved.unlink()  # other tests expect the stand-in alone
+
+
+def test_a_server_that_trains_ten_times_holds_no_more_memory_than_after_three(client, server):
+    """Within 3%, with what its user's caches keep of the last one."""
+    process, resident = psutil.Process(server.pid), {}
+    for number in range(1, 11):
+        client.run(unsaved(steps=1, batch_size=1, unet="LoRA", preview_every=0, seed=200 + number))
+        resident[number] = process.memory_info().rss
+    assert resident[10] <= 1.03 * resident[3], resident
+
+
+def test_cancels_at_random_moments_in_a_server_lose_no_step_and_the_next_prompt_runs(client, server):
+    """At whatever of the server's messages: before the training, in it, and between two of its steps."""
+    folder, chance, kept = server.output / "llm4gen_training", random.Random(4), [0]
+    before = set(folder.glob("*"))
+    for _ in range(5):
+        left = chance.randrange(1, 16)
+
+        def cancel(kind, data):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                client.interrupt()
+
+        with pytest.raises(Interrupted):
+            client.run(unsaved(steps=1_000_000, batch_size=1, preview_every=3, seed=300), cancel)
+        files = set(folder.glob("*")) - before
+        kept.append(len(losses_in(*files)) if files else 0)
+    assert kept == sorted(kept) and kept[-1] > 0
+    assert len(files) == 1, "nothing is left of a state that was not written to its end"
+    outputs = client.run(unsaved(steps=1, batch_size=1, seed=300))
+    assert int(outputs["9"]["text"][0]) == kept[-1]
