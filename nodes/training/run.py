@@ -16,7 +16,7 @@ from ...models.training.checkpointing import recomputed
 from ...models.training.denoise import Denoise
 from ...models.training.entity import EntityGuided
 from ...models.training.match import Match
-from ...models.training.quiet_start import QuietStart
+from ...models.training.quiet_start import QuietStart, begin_quietly
 from ...models.training.ranks import ALONE, Ranks
 from ...models.training.settings import COSINE, Drops
 from ...models.training.start import adapter_from
@@ -32,7 +32,9 @@ from .shortage import shortage
 from .shown import Preview, shown
 from .unet import Teacher, UNetInTraining
 
-QUIET_RATE = 1e-3  # the learning rate of the quiet start, which ends at 0
+# The learning rate of a quiet start, which ends at 0. AdamW's first steps are the same however little there is to
+# learn, so a short quiet start takes smaller ones: it would end before it had made up for them.
+QUIET_RATE, QUIET_STEPS = 1e-4, 200
 
 
 @dataclass(frozen=True)
@@ -189,10 +191,11 @@ class Run:
 
     def quiet_start(self) -> None:
         """Fits a new adapter to the prediction on CLIP's tokens alone, or goes on with that."""
+        begin_quietly(self.adapter, self.data.empty.clip)
         settings = replace(
             self.job.settings,
             steps=self.job.quiet_start,
-            learning_rate=QUIET_RATE,
+            learning_rate=QUIET_RATE * min(1.0, self.job.quiet_start / QUIET_STEPS),
             warm_up=min(10, self.job.quiet_start),
             decay=COSINE,
             ema=0.0,

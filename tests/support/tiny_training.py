@@ -1,7 +1,10 @@
 """What the tests of training share: a tiny UNet of diffusers, a tiny adapter, and procedural latents with captions."""
 
+from dataclasses import replace
+
 import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch.nn.functional import layer_norm
 
 from llm4gen.models.cross_adapter import CrossAdapter, CrossAdapterConfig
 from llm4gen.models.encoders.rows import all_rows, distinct_rows
@@ -98,6 +101,19 @@ def data(count: int = 4, **changes) -> TrainingData:
     """Pictures with captions. The captions have different numbers of tokens."""
     examples = [Example(picture(i), text(i, tokens=3 + i % 4, **changes)) for i in range(count)]
     return TrainingData(examples, text(99, tokens=2, **changes))
+
+
+def spoken(count: int, first: int = 0) -> TrainingData:
+    """Pictures with captions of 30 words, whose states in CLIP depend on their places as well."""
+    chance = torch.Generator().manual_seed(3)
+    words, places = torch.randn(30, WIDTH, generator=chance), torch.randn(7, WIDTH, generator=chance) / 2
+
+    def said(seed: int) -> EncodedText:
+        ids = torch.randint(30, (7,), generator=torch.Generator().manual_seed(seed))
+        return replace(text(seed, tokens=3 + seed % 4), clip=layer_norm(words[ids] + places, (WIDTH,)))
+
+    examples = [Example(picture(i), said(i)) for i in range(first, first + count)]
+    return TrainingData(examples, said(99))
 
 
 def adapter(seed: int = 0) -> CrossAdapter:
