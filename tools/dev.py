@@ -161,7 +161,7 @@ def places_of_the_demo_model(host: Installation) -> tuple[str | Path, ...]:
 
 
 SCENES = "scenes"
-BENCHMARKS = ("conditioning", "encoders", "training", "binding", SCENES)
+BENCHMARKS = ("conditioning", "encoders", "sampling", "training", "binding", SCENES)
 
 COMMANDS = {
     "setup": run_setup,

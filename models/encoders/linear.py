@@ -19,6 +19,9 @@ from .operations import changed, weights_on_of
 # A scaled fp8 weight is as large as 448. Inputs this much smaller than 1 keep the sums of a product within fp16.
 FP8_HEADROOM = 2.0**-6
 CHUNK_ELEMENTS = 1 << 19  # fp8 numbers cast at a time, which stay in the processor's cache
+# A matrix that is larger when dequantised is dequantised and multiplied in pieces on a CPU. The system would take back
+# so much memory after each use (from 32 MB on, with glibc), and to be given it anew takes longer than to dequantise.
+WHOLE_BYTES, PIECE_BYTES = 24 << 20, 2 << 20
 
 
 class Input(NamedTuple):
@@ -70,6 +73,20 @@ def project(x: Input, layer: nn.Module, multiply: Callable[[Tensor], Tensor] | N
     return multiply(wide)
 
 
+def in_pieces(
+    x: Tensor, data: Tensor, bias: Tensor | None, dequantise: Callable[[Tensor, torch.dtype], Tensor]
+) -> Tensor:
+    """[..., i] times a quantised matrix on the CPU → [..., o], a piece of a large matrix at a time (`WHOLE_BYTES`)."""
+    row_bytes = x.dtype.itemsize * x.shape[-1]
+    rows = len(data) if len(data) * row_bytes <= WHOLE_BYTES else max(1, PIECE_BYTES // row_bytes)
+    pieces = []
+    for start in range(0, len(data), rows):
+        part = slice(start, start + rows)
+        part_bias = None if bias is None else bias[part].to(x.dtype)
+        pieces.append(linear(x, dequantise(data[part], x.dtype), part_bias).to_dense())
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=-1)
+
+
 def dequantising_fp8(operations: Any) -> SimpleNamespace:
     """`operations` whose Linear dequantises fp8 weights itself when weight and input are on the CPU."""
 
@@ -77,8 +94,7 @@ def dequantising_fp8(operations: Any) -> SimpleNamespace:
         def forward(self, x: Tensor) -> Tensor:
             if self.weight.dtype != torch.float8_e4m3fn or not (x.is_cpu and self.weight.is_cpu):
                 return super().forward(x)
-            bias = None if self.bias is None else self.bias.to(x.dtype)
-            return linear(x, cast_fp8(self.weight, x.dtype), bias)
+            return in_pieces(x, self.weight, self.bias, cast_fp8)
 
     return changed(operations, Linear=Linear)
 
@@ -120,6 +136,8 @@ def dequantising_gguf(operations: Any) -> SimpleNamespace:
             if self.dequantise is None:
                 return super().forward(x)
             with weights_on(self, x.device) as (data, bias):
+                if x.is_cpu:
+                    return in_pieces(x, data, bias, self.dequantise)
                 return linear(x, self.dequantise(data, x.dtype), None if bias is None else bias.to(x.dtype))
 
     class Embedding(operations.Embedding):

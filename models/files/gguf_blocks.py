@@ -75,7 +75,7 @@ class Layout:
 
 def halves(data: Tensor) -> Tensor:
     """Bytes of fp16 numbers [n, 2 k] → fp32 [n, k]."""
-    return data.contiguous().view(torch.float16).float()
+    return data.view(torch.float16).float()
 
 
 def nibbles(data: Tensor, width: int) -> Tensor:

@@ -7,8 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.gguf_pack import Kind
+from llm4gen.models.encoders import linear
 from llm4gen.models.files import gguf_blocks
 from llm4gen.models.files.gguf_blocks import LAYOUTS
+from tiny import relative_error
 
 ROWS, BLOCKS = 48, 3  # blocks of a row
 TINY, LARGEST = np.float16(6e-8), np.finfo(np.float16).max
@@ -61,6 +63,20 @@ def test_some_rows_are_those_rows_of_all(kind):
     every, some = LAYOUTS[kind].dequantise(rows, torch.float32), torch.tensor([5, 0, 5, 47])
     assert torch.equal(LAYOUTS[kind].dequantise(rows[some], torch.float32), every[some])
     assert LAYOUTS[kind].dequantise(rows[:0], torch.float32).shape == (0, *every.shape[1:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_product_by_pieces_of_the_matrix_is_that_with_all_of_it(dtype, monkeypatch):
+    rows = random_rows(LAYOUTS["Q8_0"], np.float16([0.01, -0.02]))
+    weight = library(rows, "Q8_0").to(dtype)
+    monkeypatch.setattr(linear, "WHOLE_BYTES", weight.nbytes - 1)
+    monkeypatch.setattr(linear, "PIECE_BYTES", 7 * weight[0].nbytes)  # which does not divide the rows
+    x, bias = torch.randn(5, weight.shape[1]).to(dtype), torch.randn(len(weight)).to(dtype)
+    found = linear.in_pieces(x, torch.from_numpy(rows), bias, LAYOUTS["Q8_0"].dequantise)
+    assert (
+        relative_error(found, torch.nn.functional.linear(x, weight, bias).float())
+        < {torch.float32: 1e-6, torch.bfloat16: 1e-2}[dtype]
+    )
 
 
 class Operations(TorchDispatchMode):

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import conditioning, encoders
+from bench import conditioning, encoders, sampling
 from bench.files import QUICK
 from bench.report import Table
 from bench.runner import Figures, Runner, conclude
@@ -43,7 +43,7 @@ def runs(host, tmp_path_factory):
     """All benchmarks, run at the same time as `tools/dev.py bench` runs them: what they printed, and left."""
     folder, before = tmp_path_factory.mktemp("bench"), places()
     started = {}
-    for name in ("conditioning", "encoders", "training"):
+    for name in ("conditioning", "encoders", "sampling", "training"):
         for place in ("models", "temporary"):
             (folder / name / place).mkdir(parents=True)
         command = [sys.executable, "-m", f"bench.{name}", "--quick", "--rounds", "1", "--threads", "1"]
@@ -138,8 +138,22 @@ def test_the_training_table_has_a_row_for_each_part_that_learns(runs):
     assert all(float(row[2]) > 0 for row in rows)
 
 
+def test_the_sampling_table_has_both_contexts_with_one_call_of_the_unet_a_step(runs):
+    ((headings, rows),) = tables(runs.sampling)
+    assert headings[:4] == ["context", "seconds a step", "times 77 tokens", "calls of the UNet a step"]
+    assert [row[0] for row in rows] == ["77 tokens (core)", "333 tokens (LLM4GEN)"]
+    assert all(float(row[1]) > 0 and row[3] == "1" for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("device", "times", "met"), [("cuda", 1.04, [True]), ("cuda", 1.06, [False]), ("cpu", 1.3, [])]
+)
+def test_a_longer_context_may_cost_a_gpu_a_twentieth(device, times, met):
+    assert [is_met for is_met, _ in sampling.checks_of(device, times)] == met
+
+
 def test_a_quick_run_is_not_judged_and_says_where_it_ran(runs):
-    for printed in (runs.conditioning, runs.encoders, runs.training):
+    for printed in (runs.conditioning, runs.encoders, runs.sampling, runs.training):
         assert "Machine: " in printed and "threads: 1;" in printed and "medians of 1 " in printed
         assert "Not judged" in printed and "Verdict" not in printed
 

@@ -103,7 +103,7 @@ def test_each_part_is_told_in_words_also_one_that_fails_or_whose_time_is_over(tm
         "slow": "import time; time.sleep(99)",
     }
     parts = [Part(name, ["-c", program], 0.5) for name, program in programs.items()]
-    results = on_device.run_all(parts, tmp_path, 12, host)
+    results = on_device.run_all(parts, tmp_path, 6, host)
     assert [result.outcome for result in results.values()] == [
         "exit code 0",
         "exit code 3",

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -122,6 +122,19 @@ class Process:
     def close(self) -> None:
         self.process.kill()  # it holds nothing that would have to be saved
         self.process.communicate()
+
+
+class OtherPrograms:
+    """How many cores other programs keep busy, from the making of this object until it is asked."""
+
+    def __init__(self, worked: Callable[[], float]) -> None:
+        """worked: the seconds of processor time that the benchmark's processes have taken."""
+        psutil.cpu_percent()  # the next call tells what happened since this one
+        self.worked, self.worked_before, self.start = worked, worked(), time.perf_counter()
+
+    def cores(self) -> float:
+        busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
+        return busy - (self.worked() - self.worked_before) / (time.perf_counter() - self.start)
 
 
 class Runner:
@@ -239,14 +252,11 @@ class Runner:
 
     def rounds(self) -> Iterator[int]:
         """Counts the rounds, and measures meanwhile how busy other programs are."""
-        psutil.cpu_percent()  # the next call tells what happened since this one
-        start, worked = time.perf_counter(), self.worked()
+        others = OtherPrograms(self.worked)
         for number in range(1, self.options.rounds + 1):
             say(f"Round {number} of {self.options.rounds} …")
             yield number
-        busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
-        own = (self.worked() - worked) / (time.perf_counter() - start)
-        self.busy_cores = max(self.busy_cores, busy - own)
+        self.busy_cores = max(self.busy_cores, others.cores())
 
 
 def arguments(description: str) -> argparse.ArgumentParser:

@@ -11,15 +11,12 @@ from __future__ import annotations
 
 import sys
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import psutil
-
 from bench.report import Check, Table, gigabytes, machine, ratio, verdict, write_json
-from bench.runner import Process, arguments, say
+from bench.runner import OtherPrograms, Process, arguments, say
 from host.comfyui import end_cleanly_when_terminated
 
 WAYS = (("diffusers", "whole"), ("ours", "whole"), ("ours", "LoRA"), ("ours", "frozen"))
@@ -61,16 +58,13 @@ def measure(options: Any, scratch: Path) -> int:
             process.call("prepare", *way, sizes, device)
         seconds: dict[Any, list[float]] = {way: [] for way in WAYS}
         held = {}
-        psutil.cpu_percent()  # the next call tells what happened since this one
-        start, worked = time.perf_counter(), sum(process.worked() for process in processes.values())
+        others = OtherPrograms(lambda: sum(process.worked() for process in processes.values()))
         for number in range(max(1, options.rounds)):
             say(f"Round {number + 1} of {options.rounds} …")
             for way, process in processes.items():  # in turns, so that what slows the machine slows all
                 taken, held[way] = process.call("run", sizes["steps"])
                 seconds[way].append(taken)
-        busy = psutil.cpu_percent() / 100 * (psutil.cpu_count() or 1)
-        own = sum(process.worked() for process in processes.values()) - worked
-        busy_cores = busy - own / (time.perf_counter() - start)
+        busy_cores = others.cores()
     finally:
         for process in processes.values():
             process.close()

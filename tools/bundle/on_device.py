@@ -96,6 +96,7 @@ def parts_of(options: argparse.Namespace) -> list[Part]:
     bench += ["--rounds", str(options.rounds), *(["--quick"] if options.quick else [])]
     parts = [
         Part("tests", test, 0.4),
+        Part("sampling", ["-m", "bench.sampling", *bench, "--json", out / "sampling.json"], 0.3),
         Part(
             "encoders", ["-m", "bench.encoders", "--only", "t5", *bench, "--json", out / "encoders.json"], 0.7
         ),
@@ -193,7 +194,10 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=9, help="for everything (default: 9)")
     parser.add_argument("--rounds", type=int, default=1, help="of the benchmarks (default: 1)")
     parser.add_argument(
-        "--only", nargs="+", choices=["tests", "encoders", "conditioning"], help="only these parts"
+        "--only",
+        nargs="+",
+        choices=["tests", "sampling", "encoders", "conditioning"],
+        help="only these parts",
     )
     parser.add_argument("--select", metavar="EXPRESSION", help="only tests whose names match, as pytest's -k")
     parser.add_argument("--quick", action="store_true", help="tiny models in the benchmarks")
