@@ -92,10 +92,6 @@ class TrainingDiverged(LLM4GENError):
     """The loss or its gradients are no longer finite."""
 
 
-class NoSpace(LLM4GENError):
-    """The disk, or the part of it that may be used, is full."""
-
-
 class UnusableState(LLM4GENError):
     """A file does not hold the state of this training."""
 

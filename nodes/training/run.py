@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -125,8 +126,10 @@ class Run:
         file = state_file or folders.training_folder() / f"{self.digest[:16]}.safetensors"
         self.state = KeptState(file, self.digest, job, ranks)
         self.standard = pairs.standard()
-        self.data = pairs.data(unet.patcher.model.process_latent_in, self.standard, known)
-        self.device = host.load_to_train([unet.patcher, *([teacher.patcher] if teacher else [])])
+        patchers = [unet.patcher, *([teacher.patcher] if teacher else [])]
+        aside = partial(host.undisturbed, patchers)
+        self.data = pairs.data(unet.patcher.model.process_latent_in, self.standard, known, aside)
+        self.device = host.load_to_train(patchers)
         self.adapter = adapter_from(start.adapter, start.adapter.config.llm_dim, 0)
         if not start.is_drawn:  # a random first layer was drawn for such states
             self.adapter.load_state_dict(self.standard.into(self.adapter.state_dict()))
