@@ -10,11 +10,13 @@ from torch import Tensor
 
 from ...models.features.features import Features
 from ...models.training.data import EncodedText
+from .. import host
 from ..fused_clip import CLIP_G, LLM_TOKENS, FusedCLIP, without_llm
 from ..prompt import weighted_text
 from .words import Words, places_of
 
 AT_ONCE = 16 << 20  # bytes of the LLM's states in a batch. While it reads, it holds some ten times as much
+ON_CPU = 512  # positions in a batch, where larger ones leave the processor's caches and are no faster
 WINDOW = 512  # captions that are sorted by length together
 
 Tokens = dict[str, Any]
@@ -41,7 +43,9 @@ class Reader:
 
     def __call__(self, texts: Sequence[str]) -> Iterator[tuple[str, EncodedText]]:
         """Each caption with its states, in the order in which they are read. Raises: what encoding raises."""
-        recipe, width = self.fused.fusion.adapter.recipe, self.fused.fusion.llm.width
+        llm, recipe = self.fused.fusion.llm, self.fused.fusion.adapter.recipe
+        is_on_cpu = host.load_device_of(llm.device).type == "cpu"
+        most = ON_CPU if is_on_cpu else AT_ONCE // (llm.width * 4)
         least = recipe.tokens if recipe.padding == "keep" else 1
         for first in range(0, len(texts), WINDOW):
             tokens = {
@@ -49,7 +53,7 @@ class Reader:
                 for text in texts[first : first + WINDOW]
             }
             lengths = {text: max(least, len(ids_of(own))) for text, own in tokens.items()}
-            for group in groups(lengths, AT_ONCE // (width * 4)):
+            for group in groups(lengths, most):
                 features = self.llm_states([tokens[text] for text in group])
                 for text, states in zip(group, features, strict=True):
                     yield text, self.with_clip(text, tokens[text], states)

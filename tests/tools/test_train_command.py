@@ -294,6 +294,10 @@ def test_a_dry_run_says_data_steps_space_and_memory(session, folder):
     assert lines[0] == "data: 4 pictures, 3 different captions"
     assert lines[1] == "steps: 2, which see 8 pictures (2.0 rounds)"
     assert list(dry_run.problems_of(job, pairs)) == []
+    assert not any("do not fit" in line for line in lines)
+    small = dry_run.report({**job, "features_gb": 0.0005}, pairs, problems, session, processes=2)
+    (said,) = [line for line in small if "do not fit" in line]
+    assert 0 < int(re.search(r"up to (\d+)% of them", said)[1]) < 100
     header = json.loads((STANDINS / "checkpoints" / CHECKPOINT).read_bytes()[8:].split(b"}}", 1)[0] + b"}}")
     weights = sum(
         torch.Size(entry["shape"]).numel() for name, entry in header.items() if name.startswith(dry_run.UNET)
