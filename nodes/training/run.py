@@ -28,7 +28,7 @@ from .data import Context, TrainingSet, contexts
 from .fit import check_fit
 from .job import Job
 from .kept import KeptState
-from .record import digest, facts_of, job_digest, weights_digest
+from .record import digest, facts_of, job_digest, origin, weights_digest
 from .shown import Preview, shown
 from .unet import Teacher, UNetInTraining
 
@@ -120,7 +120,7 @@ class Run:
         self.model, self.unet, self.pairs, self.start = model, unet, pairs, start
         self.job, self.teacher, self.ranks, self.watch = job, teacher, ranks, watch
         self.base = weights_digest(unet.patcher.model.diffusion_model.state_dict())
-        models = [self.base, host.origin(model), teacher and host.origin(teacher.patcher)]
+        models = [self.base, origin(model), teacher and origin(teacher.patcher)]
         models += [unet.schedule.prediction, digest({"alphas": unet.schedule.alphas})]
         self.digest = job_digest(job, pairs, start, models, known or {})
         file = state_file or folders.training_folder() / f"{self.digest[:16]}.safetensors"
