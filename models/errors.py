@@ -96,7 +96,7 @@ class TrainingDiverged(LLM4GENError):
 
 
 class NoSpace(LLM4GENError):
-    """The disk, or the part of it that may be used, is full."""
+    """The disk is full, or what must be kept there cannot be written."""
 
 
 class UnusableState(LLM4GENError):

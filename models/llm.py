@@ -173,20 +173,28 @@ class LLM:
             )
         return recipe.layer % (layers + 1)
 
-    def encode(
+    def encode(self, encoder: Encoder, ids: Sequence[int], recipe: Recipe, **how: Any) -> Features:
+        """See `encode_all`."""
+        (features,) = self.encode_all(encoder, [ids], recipe, **how)
+        return features
+
+    def encode_all(
         self,
         encoder: Encoder,
-        ids: Sequence[int],
+        prompts: Sequence[Sequence[int]],
         recipe: Recipe,
         *,
         device: torch.device,
         compute_dtype: torch.dtype,
         progress: Progress = silent,
-    ) -> Features:
-        """Runs an encoder on `device` that ends at the recipe's layer. The features stay on that device."""
-        rows = self.file.config.rows(len(ids), recipe.tokens, recipe.padding)
+    ) -> list[Features]:
+        """Runs an encoder on `device` that ends at the recipe's layer, on all prompts at once.
+
+        A prompt's states are those that it has alone, but for rounding. The features stay on that device.
+        """
+        config = self.file.config
+        rows = [config.rows(len(ids), recipe.tokens, recipe.padding) for ids in prompts]
         on_layer = progress(self.depth(recipe))
-        states = encoder(
-            torch.tensor(ids, device=device), rows, compute_dtype=compute_dtype, on_layer=on_layer
-        )
-        return Features(states, rows)
+        tensors = [torch.tensor(ids, device=device) for ids in prompts]
+        states = encoder.batch(tensors, rows, compute_dtype=compute_dtype, on_layer=on_layer)
+        return [Features(own, plan) for own, plan in zip(states, rows, strict=True)]

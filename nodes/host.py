@@ -228,11 +228,6 @@ def copy_from_file(model: Any) -> Any:
     return model.clone(disable_dynamic=True, model_override=loaded.get_clone_model_override())
 
 
-def origin(model: Any) -> str:
-    """The file of a MODEL, and what was patched onto it. Patches have another name after each start of ComfyUI."""
-    return f"{model.cached_patcher_init and model.cached_patcher_init[1:]} {model.patches and model.patches_uuid}"
-
-
 def load_to_train(patchers: list[Any]) -> torch.device:
     """Puts models on their device as a whole, since weights that come and go cannot be trained. Returns the device."""
     management.load_models_gpu(patchers, memory_required=1e20, force_full_load=True)

@@ -69,40 +69,47 @@ class ManagedLLM:
         return (self.llm.file.identity, dtype, self.device, fed, ids)
 
     def encode(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
-        """Runs the LLM, whose states end on ComfyUI's device for conditioning.
+        """Runs the LLM. Raises: see `encode_all`."""
+        (features,) = self.encode_all([ids], recipe)
+        return features
 
-        On out-of-memory, unloads all models and retries once.
+    def encode_all(self, prompts: Sequence[tuple[int, ...]], recipe: Recipe) -> list[Features]:
+        """Runs the LLM on all prompts at once. Its states end on ComfyUI's device for conditioning, and in no cache.
+
+        On out-of-memory, unloads all models and retries once, then reads each prompt alone.
         Raises: OutOfMemory, WrongRecipe, and the errors of `LLMFile.load`.
         """
         try:
-            return self.encode_once(ids, recipe)
+            return self.encode_once(prompts, recipe)
         except Exception as error:
             if not host.is_out_of_memory(error):
                 raise
         try:
             host.unload_all_models()
-            return self.encode_once(ids, recipe)
+            return self.encode_once(prompts, recipe)
         except Exception as error:
             if not host.is_out_of_memory(error):
                 raise
-            raise OutOfMemory(
-                f"There is not enough memory for {self.llm.file.path.name} (dtype {self.dtype}), even with all other "
-                "models unloaded. In Load LLM Encoder choose bf16, or a smaller file (tools/convert.py makes one), or "
-                "the device cpu if it is the GPU's memory that is short."
-            ) from error
+            if len(prompts) == 1:
+                raise OutOfMemory(
+                    f"There is not enough memory for {self.llm.file.path.name} (dtype {self.dtype}), even with all "
+                    "other models unloaded. In Load LLM Encoder choose bf16, or a smaller file (tools/convert.py makes "
+                    "one), or the device cpu if it is the GPU's memory that is short."
+                ) from error
+        return [self.encode(ids, recipe) for ids in prompts]
 
-    def encode_once(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
+    def encode_once(self, prompts: Sequence[tuple[int, ...]], recipe: Recipe) -> list[Features]:
         managed = self.load(self.llm.depth(recipe))
         device = managed.ready()
-        features = self.llm.encode(
+        features = self.llm.encode_all(
             managed.model,
-            ids,
+            prompts,
             recipe,
             device=device,
             compute_dtype=host.compute_dtype(managed.model.dtype, device, self.dtype),
             progress=host.progress,
         )
-        return features.moved(host.as_conditioning)
+        return [one.moved(host.as_conditioning) for one in features]
 
     def load(self, depth: int) -> host.ManagedModel[Encoder]:
         """The first `depth` layers. If other layers are loaded, they are dropped first."""

@@ -19,9 +19,8 @@ READS_CONTEXT = re.compile(r"model\.diffusion_model\.input_blocks\..*\.attn2\.to
 VIDEO = "time_stack"  # in names of models of moving pictures, some of which have the widths of others
 # Packed numbers, as in nvfp4, have a second size that is not the width.
 NOT_PACKED = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-HEADER_LIMIT = (
-    10_000_000  # bytes. Checkpoints need a tenth of it, and parsing a longer one would hold up the server
-)
+# Bytes. Checkpoints need a tenth of it, and parsing a longer one would hold up the server.
+HEADER_LIMIT = 10_000_000
 
 
 def context_width(path: Path) -> int | None:

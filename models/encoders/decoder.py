@@ -9,7 +9,7 @@ the residual stream are fp32, as in `t5.py`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,7 @@ from transformers import MODEL_MAPPING, PretrainedConfig
 from ..errors import UnknownCheckpoint, words_of
 from .linear import prepare, project
 from .operations import changed, stream
-from .rows import Rows, all_rows, real_rows
+from .rows import Rows, all_rows, pad_together, real_rows
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class ParametersOnMeta(TorchFunctionMode):
 
 
 class Decoder(nn.Module):
-    """The first `depth` layers of a decoder-only LLM, one prompt at a time.
+    """The first `depth` layers of a decoder-only LLM.
 
     depth: number of layers to build; None: all. Only the last layer is followed by the final norm.
 
@@ -97,18 +97,33 @@ class Decoder(nn.Module):
         on_layer: Callable[[], None] = lambda: None,
     ) -> Tensor:
         """Token ids [n] → hidden states [r, width] in fp32. See `T5Encoder.forward`."""
+        (states,) = self.batch([ids], [rows], compute_dtype=compute_dtype, on_layer=on_layer)
+        return states
+
+    def batch(
+        self,
+        ids: Sequence[Tensor],
+        rows: Sequence[Rows],
+        *,
+        compute_dtype: torch.dtype = torch.float32,
+        on_layer: Callable[[], None] = lambda: None,
+    ) -> list[Tensor]:
+        """Several prompts at once, padded at their ends: what `forward` gives for each.
+
+        The mask hides the padding, and positions are counted from the start, so it changes no state of a token.
+        """
         for linear in self.linear_layers:
             linear.compute_dtype = compute_dtype
-        padded = rows.pad(ids)[None]
-        mask = (torch.arange(padded.shape[1], device=ids.device) < rows.real).long()[None]
+        padded, is_token = pad_together(ids, rows)
         # Registered for this call alone: a hook that stays would keep its caller's objects alive.
         hooks = [layer.register_forward_hook(lambda *_: on_layer()) for layer in self.layers]
         try:
-            output = self.model(input_ids=padded, attention_mask=mask, use_cache=False)
+            output = self.model(input_ids=padded, attention_mask=is_token.long(), use_cache=False)
         finally:
             for hook in hooks:
                 hook.remove()
-        return output.last_hidden_state[0].float()
+        states = output.last_hidden_state
+        return [own[: len(plan.positions)].float() for own, plan in zip(states, rows, strict=True)]
 
     @property
     def embedding_name(self) -> str:

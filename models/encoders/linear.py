@@ -38,8 +38,9 @@ class Input(NamedTuple):
     scale: Tensor | None = None
 
     def first(self, rows: int) -> Input:
-        """The first of the rows."""
-        return Input(self.x[:rows], self.rows[:rows], None if self.scale is None else self.scale[:rows])
+        """The first rows of [..., r, i]."""
+        scale = None if self.scale is None else self.scale[..., :rows, :]
+        return Input(self.x[..., :rows, :], self.rows[..., :rows, :], scale)
 
 
 def prepare(x: Tensor, compute_dtype: torch.dtype) -> Input:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 PAD = 0  # the token id of padding
 
@@ -24,13 +26,22 @@ class Rows:
     positions: Tensor
     row_of: Tensor
 
-    def pad(self, ids: Tensor) -> Tensor:
-        """Token ids [real] → ids of all computed rows [r], padding after the tokens."""
-        return torch.nn.functional.pad(ids, (0, len(self.positions) - self.real), value=PAD)
-
     def expand(self, states: Tensor) -> Tensor:
         """States of the computed rows [..., r, w] → states at every position [..., length, w]."""
         return states[..., self.row_of.to(states.device), :]
+
+
+def pad_together(ids: Sequence[Tensor], rows: Sequence[Rows]) -> tuple[Tensor, Tensor]:
+    """Prompts of unequal length as one batch, with padding after each.
+
+    ids: the tokens of each, [n]. rows: the plan of each.
+    Returns the ids of all rows, [b, r], and which of them are tokens, [b, r].
+    """
+    assert [len(own) for own in ids] == [plan.real for plan in rows]
+    most = max(len(plan.positions) for plan in rows)
+    padded = torch.stack([pad(own, (0, most - len(own)), value=PAD) for own in ids])
+    real = torch.tensor([plan.real for plan in rows], device=padded.device)
+    return padded, torch.arange(most, device=padded.device) < real[:, None]
 
 
 def relative_position_bucket(distance: Tensor, buckets: int, max_distance: int) -> Tensor:

@@ -12,7 +12,7 @@ fp16, and a 16-bit residual stream loses accuracy without saving time, since the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import gelu, scaled_dot_product_attention
+from torch.nn.functional import gelu, pad, scaled_dot_product_attention
 
 from .linear import prepare, project
-from .rows import Rows, distinct_rows, real_rows, relative_position_bucket
+from .rows import Rows, distinct_rows, pad_together, real_rows, relative_position_bucket
 
 
 @dataclass(frozen=True)
@@ -65,17 +65,16 @@ class Attention(nn.Module):
         self.value = linear(config.width, inner)
         self.out = linear(inner, config.width)
 
-    def forward(self, x: Tensor, real: int, bias: Tensor, compute_dtype: torch.dtype) -> Tensor:
-        """x [r, w], of which the first `real` rows are the keys; bias [h, r, real] → [r, w]."""
-        split = partial(rearrange, pattern="r (h d) -> 1 h r d", h=self.heads)
+    def forward(self, x: Tensor, bias: Tensor, compute_dtype: torch.dtype) -> Tensor:
+        """x [b, r, w], whose first n rows are the keys; bias [b, h, r, n] → [b, r, w]."""
+        split = partial(rearrange, pattern="b r (h d) -> b h r d", h=self.heads)
         rows = prepare(x, compute_dtype)
-        query = project(rows, self.query)
-        key = project(rows.first(real), self.key)
-        value = project(rows.first(real), self.value)
+        keys = rows.first(bias.shape[-1])
+        query, key, value = project(rows, self.query), project(keys, self.key), project(keys, self.value)
         mixed = scaled_dot_product_attention(
-            split(query), split(key), split(value), attn_mask=bias.unsqueeze(0), scale=1.0
+            split(query), split(key), split(value), attn_mask=bias, scale=1.0
         )
-        return project(prepare(rearrange(mixed, "1 h r d -> r (h d)"), compute_dtype), self.out)
+        return project(prepare(rearrange(mixed, "b h r d -> b r (h d)"), compute_dtype), self.out)
 
 
 class FeedForward(nn.Module):
@@ -103,14 +102,14 @@ class Block(nn.Module):
         self.mlp_norm = norm()
         self.mlp = FeedForward(config, linear=linear)
 
-    def forward(self, x: Tensor, real: int, bias: Tensor, compute_dtype: torch.dtype) -> Tensor:
-        """x [r, w] → [r, w]."""
-        x = x + self.attention(self.attention_norm(x), real, bias, compute_dtype)
+    def forward(self, x: Tensor, bias: Tensor, compute_dtype: torch.dtype) -> Tensor:
+        """x [b, r, w] → [b, r, w]. See `Attention`."""
+        x = x + self.attention(self.attention_norm(x), bias, compute_dtype)
         return x + self.mlp(self.mlp_norm(x), compute_dtype)
 
 
 class T5Encoder(nn.Module):
-    """The encoder of T5 v1.1 over a plan of rows (`rows.py`), one prompt at a time.
+    """The encoder of T5 v1.1 over a plan of rows (`rows.py`).
 
     depth: number of blocks to build, from the first; None: all. Only the last block is followed by the final norm.
     Linear layers and the token embedding take `dtype`; norms and the position bias are always fp32.
@@ -157,21 +156,44 @@ class T5Encoder(nn.Module):
 
         `rows.expand` copies the result to every position.
         """
-        assert ids.shape == (rows.real,)
-        x = self.embedding(rows.pad(ids)).float()  # r -> r w
-        bias = self.bias(rows, x.device)
+        (states,) = self.batch([ids], [rows], compute_dtype=compute_dtype, on_layer=on_layer)
+        return states
+
+    def batch(
+        self,
+        ids: Sequence[Tensor],
+        rows: Sequence[Rows],
+        *,
+        compute_dtype: torch.dtype = torch.float32,
+        on_layer: Callable[[], None] = lambda: None,
+    ) -> list[Tensor]:
+        """Several prompts at once: what `forward` gives for each. Rows that a shorter one lacks are keys of none."""
+        padded, _ = pad_together(ids, rows)
+        x = self.embedding(padded).float()  # b r -> b r w
+        bias = self.bias(rows, padded.shape[1], x.device)
         for block in self.blocks:
-            x = block(x, rows.real, bias, compute_dtype)
+            x = block(x, bias, compute_dtype)
             on_layer()
-        return self.final_norm(x)
+        states = self.final_norm(x)
+        return [own[: len(plan.positions)] for own, plan in zip(states, rows, strict=True)]
 
     @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights in memory; with fp8 weights, the wider dtype of the token embedding."""
         return self.embedding.weight.dtype
 
-    def bias(self, rows: Rows, device: torch.device) -> Tensor:
-        """The relative-position bias of each row towards the real tokens: [heads, r, real]."""
-        distance = torch.arange(rows.real) - rows.positions[:, None]
+    def bias(self, rows: Sequence[Rows], most: int, device: torch.device) -> Tensor:
+        """The relative-position bias of each row towards the real tokens: [b, heads, r, n].
+
+        most: r, the largest number of rows. n: the largest number of real tokens.
+        """
+        positions = torch.stack([pad(plan.positions, (0, most - len(plan.positions))) for plan in rows])
+        real = torch.tensor([plan.real for plan in rows])
+        keys = torch.arange(int(real.max()))
+        distance = keys - positions[..., None]  # b r n
         bucket = relative_position_bucket(distance, self.config.buckets, self.config.max_distance)
-        return rearrange(self.position_bias(bucket.to(device)), "r n h -> h r n").float().contiguous()
+        bias = rearrange(self.position_bias(bucket.to(device)), "b r n h -> b h r n").float()
+        if int(real.min()) < len(keys):
+            absent = (keys >= real[:, None]).to(device)
+            bias = bias.masked_fill(absent[:, None, None], -torch.inf)
+        return bias.contiguous()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -49,11 +49,13 @@ class TrainingData:
     """examples: the pictures with their captions. empty: the text "", which stands in for what is dropped.
 
     kinds: [examples], equal numbers for examples that can be computed as one batch, see `numbered`; None: all can.
+    fetch: is called before each step with the indices of its examples, for data that are read together.
     """
 
     examples: Sequence[Example]
     empty: EncodedText
     kinds: Tensor | None = None
+    fetch: Callable[[Sequence[int]], None] = lambda _: None
 
 
 def kind_of(latent: Tensor, text: EncodedText) -> tuple[object, ...]:

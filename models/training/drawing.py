@@ -32,9 +32,12 @@ def draw_step(
 
     timesteps: length of the noise schedule. step: counted from 0.
     """
-    for number in range(settings.accumulate):
-        batch = (step * settings.accumulate + number) * ranks.count + ranks.number
-        places = range(batch * settings.batch_size, (batch + 1) * settings.batch_size)
+    first, size = step * settings.accumulate, settings.batch_size
+    numbers = range(first, first + settings.accumulate)
+    batches = [(number * ranks.count + ranks.number) * size for number in numbers]
+    data.fetch([shuffled(batch + place, data, settings) for batch in batches for place in range(size)])
+    for batch in batches:
+        places = range(batch, batch + size)
         yield [one for place in places for one in draw_example(data, place, settings, timesteps)]
 
 

@@ -1,11 +1,11 @@
-"""Features of a data set on disk: computed once, and mapped when a step needs them."""
+"""Features of a data set on disk: computed once, as far as there is room, and mapped when a step needs them."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -27,12 +27,13 @@ SPARE = 2 << 30  # bytes of the disk that are left to other programs
 class Store:
     """Tensors by key, one file each in a folder, which several processes may fill at the same time.
 
-    limit: bytes that the folder may hold.
-    Raises, when it is written to: NoSpace if the limit or the end of the disk is reached.
+    limit:   bytes that the folder may hold.
+    is_full: whether something did not fit, after which nothing more is written. A part of the features that does not
+             depend on chance is then on the disk.
     """
 
     def __init__(self, folder: Path, limit: int):
-        self.folder, self.limit = folder, limit
+        self.folder, self.limit, self.is_full = folder, limit, False
         self.sound: set[Path] = set()  # files whose tensors were found as they were written
         folder.mkdir(parents=True, exist_ok=True)
         self.size = sum(file.stat().st_size for file in folder.iterdir())
@@ -47,40 +48,30 @@ class Store:
         except (OSError, SafetensorError):
             return None
         if path not in self.sound:
-            if entry not in (
-                entry_of(key, sum_of(found)),
-                json.dumps(key),
-            ):  # the last as before there were sums
+            # Before there were sums, an entry was the key alone.
+            if entry not in (entry_of(key, sum_of(found)), json.dumps(key)):
                 return None
             self.sound.add(path)
         return found
 
-    def kept(self, key: Sequence[str], make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors of a key, which are made and written if the store does not have them."""
-        found = self.get(key)
-        if found is None:
-            found = {name: tensor.contiguous() for name, tensor in make().items()}
-            self.put(key, found)
-        return found
-
-    def put(self, key: Sequence[str], tensors: dict[str, Tensor]) -> None:
+    def put(self, key: Sequence[str], tensors: dict[str, Tensor]) -> bool:
+        """Keeps the tensors, if they fit into the limit and on the disk. Returns whether they do."""
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        if self.size + size > self.limit:
-            raise NoSpace(
-                f"The features in {self.folder} would take more than the {self.limit / 1e9:.0f} GB that they may. "
-                "Allow more, delete features of other data, or train on fewer pictures."
-            )
-        if shutil.disk_usage(self.folder).free < size + SPARE:
-            raise NoSpace(f"The disk of {self.folder}, which holds the features, is full. Free some of it.")
+        fits = self.size + size <= self.limit and shutil.disk_usage(self.folder).free >= size + SPARE
+        if self.is_full or not fits:
+            self.is_full = True
+            return False
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         try:
             with written_whole(self.path(key)) as unfinished:
-                save_file(tensors, unfinished, {KEY: entry_of(key, sum_of(tensors))})
+                save_file(contiguous, unfinished, {KEY: entry_of(key, sum_of(contiguous))})
         except (OSError, SafetensorError) as error:
             raise NoSpace(
                 f"Features cannot be written to {self.folder} ({words_of(error)}). Free some of that disk, or name "
                 "another folder."
             ) from error
         self.size += size
+        return True
 
     def path(self, key: Sequence[str]) -> Path:
         return self.folder / f"{hashlib.sha256(json.dumps(key).encode()).hexdigest()}.safetensors"
@@ -91,26 +82,64 @@ def entry_of(key: Sequence[str], total: int) -> str:
 
 
 class StoredTexts(Mapping[str, EncodedText]):
-    """Text → its states.
+    """Text → its states: from the store, or read anew where they do not fit into it.
 
-    key:    everything that decides on them: the LLM, the recipe, CLIP, the text itself.
-    encode: makes them.
+    key:     everything that decides on them: the LLM, the recipe, CLIP, the text itself.
+    read:    gives each of several texts with its states, in any order.
+    lacking: the texts that are not in the store.
     """
 
     def __init__(
-        self, store: Store, key: Callable[[str], Sequence[str]], encode: Callable[[str], EncodedText]
+        self,
+        store: Store,
+        key: Callable[[str], Sequence[str]],
+        read: Callable[[Sequence[str]], Iterable[tuple[str, EncodedText]]],
     ):
-        self.store, self.key, self.encode = store, key, encode
+        self.store, self.key, self.read = store, key, read
         self.texts: dict[str, None] = {}
+        self.lacking: set[str] = set()
+        self.held: dict[str, EncodedText] = {}
 
-    def add(self, text: str) -> EncodedText:
-        """Makes sure that the store has a text's states, and returns them."""
-        found = self[text]
-        self.texts[text] = None
-        return found
+    def add_all(self, texts: Iterable[str], on_text: Callable[[], None] = lambda: None) -> None:
+        """Adds texts, and makes sure that the store has their states as far as it has room.
+
+        on_text: is called after each.
+        """
+        texts = dict.fromkeys(texts)
+        missing = {text for text in texts if self.store.get(self.key(text)) is None}
+        for _ in range(len(texts) - len(missing)):
+            on_text()
+        self.texts |= texts
+        self.lacking |= missing
+        if missing and not self.store.is_full:
+            for text, states in self.read([text for text in texts if text in missing]):
+                if not self.store.put(self.key(text), packed(states)):
+                    return
+                self.lacking.discard(text)
+                on_text()
+
+    def fetch(self, texts: Iterable[str]) -> None:
+        """Reads together those texts that the store lacks, and holds their states until the next call.
+
+        What is read together depends on the texts of this call alone, so that a run that goes on reads the same to the
+        bit as one that was never stopped.
+        """
+        wanted = [text for text in dict.fromkeys(texts) if text in self.lacking]
+        if wanted != list(self.held):
+            self.held = {}
+            found = dict(self.read(wanted)) if wanted else {}
+            self.held = {text: found[text] for text in wanted}
 
     def __getitem__(self, text: str) -> EncodedText:
-        return unpacked(self.store.kept(self.key(text), lambda: packed(self.encode(text))))
+        if text in self.held:
+            return self.held[text]
+        found = None if text in self.lacking else self.store.get(self.key(text))
+        if found is not None:
+            return unpacked(found)
+        ((_, states),) = self.read([text])
+        if text not in self.lacking:  # somebody deleted or damaged its file
+            self.store.put(self.key(text), packed(states))
+        return states
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.texts)
@@ -120,28 +149,52 @@ class StoredTexts(Mapping[str, EncodedText]):
 
 
 class StoredLatents(Sequence[Tensor]):
-    """Latents by the keys of their pictures."""
+    """Latents by the keys of their pictures: from the store, or encoded anew where they do not fit into it.
+
+    lacking: the keys that are not in the store.
+    """
 
     def __init__(self, store: Store):
         self.store = store
         self.keys: list[Sequence[str]] = []
+        self.encoders: list[Callable[[], Tensor]] = []
+        self.lacking: set[tuple[str, ...]] = set()
 
-    def add(self, key: Sequence[str], encode: Callable[[], Tensor], repeats: int = 1) -> Tensor:
-        """Makes sure that the store has a picture's latent, and returns it.
+    def add(
+        self,
+        key: Sequence[str],
+        encode: Callable[[], Tensor],
+        shape: Callable[[], tuple[int, ...]],
+        repeats: int = 1,
+    ) -> tuple[int, ...]:
+        """Adds a picture, and makes sure that the store has its latent if it has room. Returns the latent's shape.
 
-        What `encode` raises is passed on, and nothing is added.
+        shape: gives it without encoding. What `encode` and `shape` raise is passed on, and nothing is added.
         """
-        found = self.store.kept(key, lambda: {"latent": encode()})["latent"]
+        found = self.store.get(key)
+        latent = None if found is None else found["latent"]
+        if latent is None and not self.store.is_full:
+            latent = encode()
+            is_kept = self.store.put(key, {"latent": latent})
+        else:
+            is_kept = latent is not None
+        size = shape() if latent is None else tuple(latent.shape)
+        if not is_kept:
+            self.lacking.add(tuple(key))
         self.keys += [key] * repeats
-        return found
+        self.encoders += [encode] * repeats
+        return size
 
     def __getitem__(self, index):
-        found = self.store.get(self.keys[index])
-        if found is None:
-            raise NoSpace(
-                f"The features of picture {index + 1} are gone from {self.store.folder}. Start again."
-            )
-        return found["latent"]
+        key = self.keys[index]
+        is_kept = tuple(key) not in self.lacking
+        found = self.store.get(key) if is_kept else None
+        if found is not None:
+            return found["latent"]
+        latent = self.encoders[index]()
+        if is_kept:  # somebody deleted or damaged its file
+            self.store.put(key, {"latent": latent})
+        return latent
 
     def __len__(self) -> int:
         return len(self.keys)

@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...models.errors import WrongTraining
-from ...models.features.features import Features
 from ...models.llm import content_digest
 from ...models.recipe import Recipe
 from ...models.training.data import EncodedText, Example, TrainingData, kind_of, numbered
 from ...models.training.standard import Standard, some
+from ...models.training.stored import StoredTexts
 from .. import host
-from ..fused_clip import CLIP_G, LLM_TOKENS, FusedCLIP, without_llm
+from ..fused_clip import FusedCLIP
 from ..fusion import Fusion
 from ..managed import ManagedLLM
-from .words import Words, places_of, words_of
+from .reading import Reader, half, ordinary, read_all
+from .words import words_of
 
 log = logging.getLogger(__name__)
 
 LATENT_CHANNELS = 4  # of the VAEs of SD1.5, SD2 and SDXL
+TOGETHER = 64  # captions that are read at once for their scale, where they are on no disk
 
 Scale = Callable[[Tensor], Tensor]
 
@@ -52,14 +54,32 @@ class TrainingSet:
     def standard(self) -> Standard:
         """The scale of the LLM's states."""
         captions = list(self.encoded)
-        return Standard.of(self.encoded[captions[index]] for index in some(len(captions)))
+        chosen = [captions[index] for index in some(len(captions))]
+        return Standard.of(
+            self.encoded[text]
+            for first in range(0, len(chosen), TOGETHER)
+            for text in self.fetched(chosen[first : first + TOGETHER])
+        )
+
+    def fetched(self, texts: Sequence[str]) -> Sequence[str]:
+        """The texts, after those whose states are on no disk were read together. See `StoredTexts.fetch`."""
+        if isinstance(self.encoded, StoredTexts):
+            self.encoded.fetch(texts)
+        return texts
 
     def data(
-        self, scale: Scale, standard: Standard, teacher: Mapping[str, Context] | None = None
+        self,
+        scale: Scale,
+        standard: Standard,
+        teacher: Mapping[str, Context] | None = None,
+        aside: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> TrainingData:
-        """scale: the UNet's own scaling of latents. teacher: text → what the teacher's UNet reads of it."""
-        examples = Examples(self, scale, standard, teacher or {})
-        return TrainingData(examples, examples.text(""), self.kinds)
+        """scale: the UNet's own scaling of latents. teacher: text → what the teacher's UNet reads of it.
+
+        aside: inside of what it gives, other models than those that learn may be loaded.
+        """
+        examples = Examples(self, scale, standard, teacher or {}, aside)
+        return TrainingData(examples, examples.text(""), self.kinds, examples.fetch)
 
     def _comfy_cache_tensors(self) -> list[Tensor]:
         """What ComfyUI 0.38 and newer count when memory is short and they choose which outputs to drop.
@@ -79,15 +99,24 @@ class Examples(Sequence[Example]):
     scale: Scale
     standard: Standard
     teacher: Mapping[str, Context]
+    aside: Callable[[], AbstractContextManager[None]]
 
     def __len__(self) -> int:
         return len(self.pairs.latents)
 
     def __getitem__(self, index: Any) -> Any:
-        return Example(self.scale(self.pairs.latents[index]), self.text(self.pairs.texts[index]))
+        with self.aside():
+            latent = self.pairs.latents[index]
+        return Example(self.scale(latent), self.text(self.pairs.texts[index]))
+
+    def fetch(self, indices: Sequence[int]) -> None:
+        """See `TrainingData`."""
+        with self.aside():
+            self.pairs.fetched([self.pairs.texts[index] for index in indices])
 
     def text(self, text: str) -> EncodedText:
-        states = self.standard.apply(self.pairs.encoded[text])
+        with self.aside():
+            states = self.standard.apply(self.pairs.encoded[text])
         context = self.teacher.get(text)
         if context is None:
             return states
@@ -132,11 +161,7 @@ def training_set(
     if not kept:
         raise WrongTraining("There is no picture with a caption to learn from. Give at least one of each.")
     fused, distinct = FusedCLIP.around(clip, fusion), list(dict.fromkeys(["", *(text for _, text in kept)]))
-    step = host.progress(len(distinct))
-    encoded = {}
-    for text in distinct:
-        encoded[text] = encode(fused, text, words.get(text, ()))
-        step()
+    encoded = read_all(Reader(fused, words), distinct, host.progress(len(distinct)))
     return TrainingSet(
         [ordinary(latent) for latent, _ in kept],
         [text for _, text in kept],
@@ -151,23 +176,6 @@ def identity_of(llm: ManagedLLM) -> dict[str, str]:
     """What an adapter's file says of the LLM that it was trained with."""
     path = llm.llm.file.path
     return {"name": path.name, "sha256_of_ends": content_digest(path)}
-
-
-def encode(fused: FusedCLIP, text: str, words: Sequence[Words] = ()) -> EncodedText:
-    """The states of a caption, as LLM4GEN Conditioning would get them, but that parentheses are ordinary characters.
-
-    words: those that belong together, for the entity-guided loss.
-    """
-    tokens = fused.tokenize(text, disable_weights=True)
-    states, pooled = fused.plain().encode_from_tokens(without_llm(tokens), return_pooled=True)
-    fused.check_fit(tokens, states)
-    features = fused.fusion.features(tokens[LLM_TOKENS][0])
-    return EncodedText(
-        ordinary(states[0]),
-        Features(ordinary(half(features.states)), features.rows),
-        pairs=places_of(fused, text, words) if words else (),
-        pooled=ordinary(pooled[0]) if CLIP_G in tokens else None,
-    )
 
 
 @dataclass(frozen=True)
@@ -199,15 +207,3 @@ def latents_of(images: Sequence[Tensor], vae: Any) -> list[Tensor]:
         found += vae.encode(image[..., :3])
         step()
     return found
-
-
-def ordinary(tensor: Tensor) -> Tensor:
-    """A copy in main memory that autograd may keep; nodes run in inference mode, whose tensors it refuses."""
-    with torch.inference_mode(False):
-        return tensor.detach().to("cpu", copy=True)
-
-
-def half(states: Tensor) -> Tensor:
-    """States in half of their memory, unless they do not fit into fp16's range."""
-    small = states.half()
-    return small if small.isfinite().all() else states

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from comfy.weight_adapter import WeightAdapterBase
+from torch import Tensor, nn
 
 from ...models.training.settings import COSINE
 from ..managed import ManagedAdapter
@@ -33,6 +35,35 @@ def digest(tensors: Mapping[str, Tensor], *others: object, dtype: torch.dtype | 
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """A sha256 of weights that is the same for fp16 or bf16 weights and for the same numbers in fp32."""
     return digest(tensors, dtype=torch.float32)
+
+
+def origin(model: Any) -> str:
+    """The file of a MODEL, and what was patched onto it, such as LoRA and merges: the same after each start."""
+    patches = model.patches
+    try:
+        patched = patches and content_digest(patches)
+    except TypeError:  # of a kind that another pack made up
+        patched = model.patches_uuid
+    return f"{model.cached_patcher_init and model.cached_patcher_init[1:]} {patched}"
+
+
+def content_digest(value: object) -> str:
+    """A sha256 of what a MODEL's patches hold. Raises: TypeError for a value whose content cannot be told."""
+    if isinstance(value, Tensor) and type(value) in (Tensor, nn.Parameter):
+        return digest({"": value})
+    if isinstance(value, Mapping):
+        parts: list[object] = [(str(key), content_digest(one)) for key, one in sorted(value.items(), key=str)]
+    elif isinstance(value, (tuple, list)):
+        parts = [content_digest(one) for one in value]
+    elif value is None or isinstance(value, (str, int, float, bool)):
+        parts = [value]
+    elif isinstance(value, WeightAdapterBase):
+        parts = [content_digest(value.weights)]
+    elif inspect.isfunction(value) and not value.__closure__ and not value.__defaults__:
+        parts = [f"{value.__module__}.{value.__qualname__}"]
+    else:
+        raise TypeError(type(value).__name__)
+    return hashlib.sha256(repr((type(value).__name__, parts)).encode()).hexdigest()
 
 
 def job_digest(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from .data import Context, TrainingSet, contexts
 from .fit import check_fit
 from .job import Job
 from .kept import KeptState
-from .record import digest, facts_of, job_digest, weights_digest
+from .record import digest, facts_of, job_digest, origin, weights_digest
 from .shortage import shortage
 from .shown import Preview, shown
 from .unet import Teacher, UNetInTraining
@@ -119,14 +120,16 @@ class Run:
         self.model, self.unet, self.pairs, self.start = model, unet, pairs, start
         self.job, self.teacher, self.ranks, self.watch = job, teacher, ranks, watch
         self.base = weights_digest(unet.patcher.model.diffusion_model.state_dict())
-        models = [self.base, host.origin(model), teacher and host.origin(teacher.patcher)]
+        models = [self.base, origin(model), teacher and origin(teacher.patcher)]
         models += [unet.schedule.prediction, digest({"alphas": unet.schedule.alphas})]
         self.digest = job_digest(job, pairs, start, models, known or {})
         file = state_file or folders.training_folder() / f"{self.digest[:16]}.safetensors"
         self.state = KeptState(file, self.digest, job, ranks)
         self.standard = pairs.standard()
-        self.data = pairs.data(unet.patcher.model.process_latent_in, self.standard, known)
-        self.device = host.load_to_train([unet.patcher, *([teacher.patcher] if teacher else [])])
+        patchers = [unet.patcher, *([teacher.patcher] if teacher else [])]
+        aside = partial(host.undisturbed, patchers)
+        self.data = pairs.data(unet.patcher.model.process_latent_in, self.standard, known, aside)
+        self.device = host.load_to_train(patchers)
         self.adapter = adapter_from(start.adapter, start.adapter.config.llm_dim, 0)
         if not start.is_drawn:  # a random first layer was drawn for such states
             self.adapter.load_state_dict(self.standard.into(self.adapter.state_dict()))

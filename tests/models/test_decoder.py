@@ -40,6 +40,20 @@ def test_hidden_states_of_every_layer_equal_transformers(family, tmp_path):
             assert relative_error(encoder(IDS, rows), expected[: len(rows.positions)]) <= 1e-5
 
 
+BATCH = [IDS, IDS[:2], IDS.flip(0)[:5], IDS[:1]]
+
+
+@pytest.mark.parametrize("family", FAMILIES | PECULIAR)
+@pytest.mark.parametrize("padding", ["keep", "drop"])
+def test_prompts_in_a_batch_have_the_states_that_they_have_alone(family, padding, tmp_path):
+    make(family, tmp_path)
+    encoder = load_encoder(tmp_path)
+    rows = [encoder.config.rows(len(ids), LENGTH, padding) for ids in BATCH]
+    for found, ids, plan in zip(encoder.batch(BATCH, rows), BATCH, rows, strict=True):
+        assert found.shape == (len(plan.positions), 32)
+        assert relative_error(found, encoder(ids, plan)) <= 1e-5
+
+
 LLAMA_3 = {
     "rope_type": "llama3",
     "factor": 8.0,

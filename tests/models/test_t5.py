@@ -63,6 +63,20 @@ def test_without_padding_the_tokens_have_the_same_states(oracle, encoder):
     torch.testing.assert_close(states, transformers_states(oracle, ids)[-1][:20], atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("padding", ["keep", "drop"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_prompts_in_a_batch_have_the_states_that_they_have_alone(padding, dtype, encoder, file):
+    """Products in 16 bits may be rounded otherwise in a batch, but they are no further from fp32."""
+    rounded = load_encoder(file, dtype=dtype)
+    prompts = [prompt(real) for real in (20, 1, 133, LENGTH, 21)]
+    rows = [encoder.config.rows(len(ids), LENGTH, padding) for ids in prompts]
+    states = rounded.batch(prompts, rows, compute_dtype=dtype)
+    for found, ids, plan in zip(states, prompts, rows, strict=True):
+        expected = encoder(ids, plan)
+        allowed = tiny.relative_error(rounded(ids, plan, compute_dtype=dtype), expected)
+        assert tiny.relative_error(found, expected) <= 1.1 * allowed + 1e-5
+
+
 @pytest.mark.parametrize(
     "sizes", [{"num_layers": 1}, {"d_kv": 16, "num_heads": 2}, {"d_model": 96, "d_ff": 40}]
 )

@@ -18,8 +18,8 @@ from sandbox.standins import ENCODER
 
 def test_the_llm_does_not_run_again_for_the_same_text(llm, condition, monkeypatch):
     runs = []
-    encode = type(llm.llm).encode
-    monkeypatch.setattr(type(llm.llm), "encode", lambda *a, **k: runs.append(1) or encode(*a, **k))
+    encode = type(llm.llm).encode_all
+    monkeypatch.setattr(type(llm.llm), "encode_all", lambda *a, **k: runs.append(1) or encode(*a, **k))
     first = condition("a fox in the snow")[0][0]
     again = condition("a (fox:1.0) in the snow")[0][0]
     condition("a fox in the snow", strength=0.5)

@@ -131,11 +131,15 @@ def test_the_kinds_of_file_differ_as_much_as_their_precision_allows(runs):
 
 
 def test_the_training_table_has_a_row_for_each_part_that_learns(runs):
-    ((headings, rows),) = tables(runs.training)
+    ((headings, rows), features) = tables(runs.training)
     assert headings == ["way", "learns", "pictures a second", "times diffusers", "peak memory, GB"]
     wanted = [("diffusers", "whole"), ("ours", "whole"), ("ours", "LoRA"), ("ours", "frozen")]
     assert [tuple(row[:2]) for row in rows] == wanted
     assert all(float(row[2]) > 0 for row in rows)
+    headings, rows = features
+    assert headings == ["features", "pictures a second", "times in each step"]
+    assert [row[0] for row in rows] == ["on the disk", "in each step"]
+    assert all(float(row[1]) > 0 for row in rows)
 
 
 def test_the_sampling_table_has_both_contexts_with_one_call_of_the_unet_a_step(runs):

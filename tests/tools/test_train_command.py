@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 import in_process
 import train as command
 from host.comfyui import TOOLS
-from llm4gen.models.errors import NoSpace, WrongTraining
+from llm4gen.models.errors import WrongTraining
 from llm4gen.models.training.ranks import ALONE
 from paths import COMFYUI, STANDINS
 from sandbox.standins import CHECKPOINT, ENCODER
@@ -136,7 +137,7 @@ def test_features_are_read_from_the_disk_the_second_time_and_a_damaged_one_is_ma
     def fail(*_):
         raise AssertionError("the LLM read a caption again")
 
-    monkeypatch.setattr(ManagedLLM, "features", fail)
+    monkeypatch.setattr(ManagedLLM, "encode_all", fail)
     assert equal(weights(run("resume=false")[0]), weights(first))
 
 
@@ -154,9 +155,66 @@ def test_pairs_beside_the_pictures_guide_the_attention(run, folder):
     assert run("steps=2", "entity_weight=1", "run=guided")[0].losses[:1] == guided.losses
 
 
-def test_features_that_would_take_more_than_allowed_are_refused(run):
-    with pytest.raises(NoSpace, match=r"would take more than .* Allow more"):
-        run("features_gb=0.001")
+SMALL = ("features_gb=0.001", "batch_size=3", "steps=3")  # room for "" and two captions
+
+
+def test_what_does_not_fit_on_the_disk_is_computed_in_the_steps_and_said_once(run, folder, caplog):
+    whole, _ = run("run=whole", *SMALL[1:])
+    caplog.clear()
+    found, _ = run("run=small", *SMALL)
+    assert len(list((folder / "small" / "features").iterdir())) == 3
+    said = [message for message in caplog.messages if "do not fit" in message]
+    assert len(said) == 1
+    assert re.match(
+        r"The features of 1 of 4 captions \([\d.e-]+ s each\) and of 3 of 3 pictures \([\d.e-]+ s each\) do not fit "
+        r"into the 0.001 GB of features_gb",
+        said[0],
+    )
+    assert found.losses == pytest.approx(whole.losses, rel=1e-4)
+    for name, weight in weights(found).items():
+        if name != "key.bias":  # the true gradient is 0
+            assert relative_error(weight, weights(whole)[name]) < 1e-3, name
+
+
+def test_a_run_with_features_past_the_bound_goes_on_to_the_bit(run, folder):
+    whole, _ = run("run=whole", *SMALL)
+    run("run=stopped", *SMALL, "steps=1")
+    stopped, _ = run("run=stopped", *SMALL)
+    assert stopped.losses == whole.losses
+    assert equal(weights(stopped), weights(whole))
+
+
+def test_a_picture_that_goes_while_its_features_are_computed_in_the_steps_is_named(run, folder, monkeypatch):
+    from llm4gen.models.training.trainer import Trainer  # noqa: PLC0415
+
+    step = Trainer.step
+
+    def then_gone(trainer):
+        loss = step(trainer)
+        (folder / "pictures" / "1.png").unlink(missing_ok=True)
+        return loss
+
+    monkeypatch.setattr(Trainer, "step", then_gone)
+    with pytest.raises(WrongTraining, match=r"picture 1\.png was there when the training began"):
+        run(*SMALL)
+    assert (folder / "run" / "state.safetensors").is_file()
+
+
+def test_the_llm_reads_captions_together(run, monkeypatch):
+    from llm4gen.nodes.managed import ManagedLLM  # noqa: PLC0415
+
+    sizes, encode_all = [], ManagedLLM.encode_all
+
+    def counted(llm, prompts, recipe):
+        sizes.append(len(prompts))
+        return encode_all(llm, prompts, recipe)
+
+    monkeypatch.setattr(ManagedLLM, "encode_all", counted)
+    run("steps=1")
+    assert sizes == [len(TEXTS) + 1]
+    sizes.clear()
+    run(*SMALL, "run=small")
+    assert sizes == [len(TEXTS) + 1, 1], "what does not fit is the same in each of these steps, and read once"
 
 
 def test_a_run_goes_on_where_it_stopped_and_its_folder_says_what_it_did(run, folder):
@@ -236,6 +294,10 @@ def test_a_dry_run_says_data_steps_space_and_memory(session, folder):
     assert lines[0] == "data: 4 pictures, 3 different captions"
     assert lines[1] == "steps: 2, which see 8 pictures (2.0 rounds)"
     assert list(dry_run.problems_of(job, pairs)) == []
+    assert not any("do not fit" in line for line in lines)
+    small = dry_run.report({**job, "features_gb": 0.0005}, pairs, problems, session, processes=2)
+    (said,) = [line for line in small if "do not fit" in line]
+    assert 0 < int(re.search(r"up to (\d+)% of them", said)[1]) < 100
     header = json.loads((STANDINS / "checkpoints" / CHECKPOINT).read_bytes()[8:].split(b"}}", 1)[0] + b"}}")
     weights = sum(
         torch.Size(entry["shape"]).numel() for name, entry in header.items() if name.startswith(dry_run.UNET)
@@ -266,7 +328,7 @@ def test_a_contact_sheet_holds_the_first_and_later_previews(tmp_path):
 
 
 def test_two_processes_with_half_of_the_batch_each_equal_one(run, folder, tmp_path):
-    """Two processes of accelerate, which talk over gloo, each with a ComfyUI of its own."""
+    """Two processes of accelerate, which talk over gloo, each with a ComfyUI of its own. Some features do not fit."""
     models = tmp_path / "models.yaml"
     keys = ("checkpoints", "text_encoders", "llm4gen")
     models.write_text(yaml.safe_dump({"x": {"base_path": str(STANDINS), **{key: key for key in keys}}}))
@@ -277,7 +339,7 @@ def test_two_processes_with_half_of_the_batch_each_equal_one(run, folder, tmp_pa
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     arguments = [folder / "job.yaml", "unet=LoRA", "rank=4", "drop_text=0.3", "drop_llm=0.3", "steps=4"]
-    arguments += ["--comfyui", COMFYUI, "--cpu", "--extra-model-paths-config", models]
+    arguments += ["features_gb=0.0015", "--comfyui", COMFYUI, "--cpu", "--extra-model-paths-config", models]
     shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
     processes = [
         subprocess.Popen(
@@ -299,6 +361,8 @@ def test_two_processes_with_half_of_the_batch_each_equal_one(run, folder, tmp_pa
     assert [process.returncode for process in processes] == [0, 0], outputs
     written = f"written: {folder / 'run' / 'adapter.safetensors'}"
     assert [written in output for output in outputs] == [True, False]
+    assert ["do not fit" in output for output in outputs] == [True, False]
+    assert len(list((folder / "run" / "features").iterdir())) > 1
     rows = (folder / "run" / "losses.csv").read_text().split()[1:]
     assert [float(row.split(",")[1]) for row in rows] == pytest.approx(whole.losses, rel=1e-5)
     found = load_file(folder / "run" / "lora.safetensors")

@@ -3,8 +3,9 @@
     python tools/dev.py bench training           a UNet of two levels on a CPU, SD1.5's own size on a GPU
     python tools/dev.py bench training --quick   a tiny UNet, to try the benchmark itself
 
-All ways start from the states of captions and from latents. diffusers gets the UNet's context as it is and trains the
-whole UNet; this pack also computes and trains the Cross-Adapter. The README.md beside this file says how to read it.
+All ways but the last table's start from the states of captions and from latents. diffusers gets the UNet's context as
+it is and trains the whole UNet; this pack also computes and trains the Cross-Adapter. The last table is of a training
+whose features come from the disk, or are computed in each step. The README.md beside this file says how to read them.
 """
 
 from __future__ import annotations
@@ -19,17 +20,28 @@ from bench.report import Check, Table, gigabytes, machine, ratio, verdict, write
 from bench.runner import OtherPrograms, Process, arguments, say
 from host.comfyui import end_cleanly_when_terminated
 
+ON_DISK, IN_STEP = "on the disk", "in each step"
 WAYS = (("diffusers", "whole"), ("ours", "whole"), ("ours", "LoRA"), ("ours", "frozen"))
-# channels and layers of the UNet; side of the latents; pictures in a batch; steps of a round
-QUICK: dict[str, Any] = {"channels": (320,), "layers": 1, "side": 8, "batch": 1, "steps": 1}
-ON_CPU: dict[str, Any] = {"channels": (320, 640), "layers": 1, "side": 32, "batch": 2, "steps": 2}
+# channels and layers of the UNet; side of the latents; pictures in a batch; steps of a round; pictures with features
+QUICK: dict[str, Any] = {"channels": (320,), "layers": 1, "side": 8, "batch": 1, "steps": 1, "pictures": 2}
+ON_CPU: dict[str, Any] = {
+    "channels": (320, 640),
+    "layers": 1,
+    "side": 32,
+    "batch": 2,
+    "steps": 2,
+    "pictures": 40,
+}
 ON_GPU: dict[str, Any] = {
     "channels": (320, 640, 1280, 1280),
     "layers": 2,
     "side": 64,
     "batch": 4,
     "steps": 10,
+    "pictures": 60,
 }
+FEATURES = (ON_DISK, IN_STEP)  # where the states of captions and the latents come from
+FEATURE_COLUMNS = (("features", ""), ("pictures a second", ".2f"), ("times in each step", ".2f"))
 COLUMNS = (
     ("way", ""), ("learns", ""), ("pictures a second", ".2f"), ("times diffusers", ".2f"), ("peak memory, GB", ".2f"),
 )  # fmt: skip
@@ -42,6 +54,24 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="llm4gen-bench-") as scratch:
         options.models = Path(scratch)
         return measure(options, Path(scratch))
+
+
+def measure_features(options: Any, scratch: Path, sizes: dict[str, Any], device: str) -> Table:
+    """A training of the adapter alone, on features that are read from the disk or computed in each step."""
+    process = Process(options, scratch / "features.log", "bench.training_features")
+    seconds: dict[str, list[float]] = {where: [] for where in FEATURES}
+    try:
+        say("Preparing a training on features …")
+        process.call("prepare", sizes, device, options.quick)
+        for number in range(max(1, options.rounds)):
+            say(f"Features, round {number + 1} of {options.rounds} …")
+            for where in FEATURES:
+                seconds[where].append(process.call("run", where, sizes["steps"]))
+    finally:
+        process.close()
+    pictures, computed = sizes["steps"] * sizes["batch"], seconds[IN_STEP]
+    rows = [[where, pictures / median(taken), ratio(computed, taken)] for where, taken in seconds.items()]
+    return Table(FEATURE_COLUMNS, rows, "The adapter alone, by where the features come from")
 
 
 def measure(options: Any, scratch: Path) -> int:
@@ -81,13 +111,14 @@ def measure(options: Any, scratch: Path) -> int:
     channels, side, batch = sizes["channels"], sizes["side"], sizes["batch"]
     title = f"UNet with {channels} channels, latents of {side} by {side}, batches of {batch}"
     table = Table(COLUMNS, rows, title)
-    print(f"\n{table}\n\n{machine(about, options.rounds, busy_cores)}\n")
+    features = measure_features(options, scratch, sizes, device)
+    print(f"\n{table}\n\n{features}\n\n{machine(about, options.rounds, busy_cores)}\n")
     faster = ratio(reference, seconds["ours", "whole"])
     checks: list[Check] = [
         (faster >= 1, f"the whole UNet at {faster:.2f} times diffusers' speed (wanted: 1)")
     ]
     if options.json:
-        write_json(options.json, [table], about, [] if options.quick else checks)
+        write_json(options.json, [table, features], about, [] if options.quick else checks)
     if options.quick:
         print("Not judged: the UNet is tiny.")
         return 0

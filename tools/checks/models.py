@@ -27,7 +27,7 @@ OTHER_KEYS = ("checkpoints", "diffusion_models", "loras", "vae", "controlnet", "
 MODEL_NAMES = {folders.ENCODERS: "encoder", folders.ADAPTERS: "Cross-Adapter"}
 CHECKPOINTS_LISTED = 4
 WAY_TO_TRAIN = (
-    " That one is for SD1.5; for {kinds}, train one, as the workflow llm4gen_sdxl_train_an_adapter does."
+    " That is for SD1.5; for {kinds}, train one, as the workflow llm4gen_sdxl_train_an_adapter does."
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,14 +35,17 @@ def read_texts(clip: Any, llm: Any, adapter: Any, folder: Path) -> StoredTexts:
     from llm4gen.models.training.stored import Store, StoredTexts  # noqa: PLC0415
     from llm4gen.nodes.fused_clip import FusedCLIP  # noqa: PLC0415
     from llm4gen.nodes.fusion import Fusion  # noqa: PLC0415
-    from llm4gen.nodes.training.data import encode  # noqa: PLC0415
+    from llm4gen.nodes.training.reading import Reader  # noqa: PLC0415
 
     fused = FusedCLIP.around(clip, Fusion(llm, adapter))
     read_by = [str(parts.CLIP_SEED), repr(llm.key((), adapter.recipe)), repr(adapter.recipe)]
-    texts = StoredTexts(Store(folder, MOST), lambda text: [*read_by, text], partial(encode, fused))
-    every = ["", *(one.text for draw in SETS.values() for one in draw())]
-    for number, text in enumerate(every, 1):
-        texts.add(text)
-        if number % SAID == 0:
+    texts = StoredTexts(Store(folder, MOST), lambda text: [*read_by, text], Reader(fused))
+    every = dict.fromkeys(["", *(one.text for draw in SETS.values() for one in draw())])
+    numbers = count(1)
+
+    def say() -> None:
+        if (number := next(numbers)) % SAID == 0:
             print(f"captions read: {number} of {len(every)}", flush=True)
+
+    texts.add_all(every, say)
     return texts

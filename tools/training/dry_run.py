@@ -70,6 +70,13 @@ def report(
     states = (len(captions) + 1) * (CLIP_TOKENS * job["context_width"] * 4 + job["tokens"] * (width * 2 + 16))
     needed = (latents + states) / 1e9
     yield f"features: at most {needed:.2f} GB on the disk, of {job['features_gb']:g} GB that they may take"
+    if needed > job["features_gb"]:
+        part = 1 - job["features_gb"] / needed
+        yield (
+            f"features: up to {part:.0%} of them do not fit. Each step that sees such a picture or caption computes "
+            "them again, with the VAE, CLIP and the LLM, which are then loaded beside what learns. The training says "
+            "how long that takes"
+        )
     yield memory(job, unet_weights(job))
 
 

@@ -9,19 +9,17 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from host.dynamic_vram import start_dynamic_vram
 from host.folders import load_folder_paths
 from pack import make_importable
+from training.features import Encoders, stored_set
 from training.job_file import ADVANCED, FILES, Key, keys_of
 from training.pairs import Pair, Problems
-from training.pictures import UnreadablePicture
 
 if TYPE_CHECKING:
     from llm4gen.models.training.ranks import Ranks
-    from llm4gen.nodes.training.data import TrainingSet
     from llm4gen.nodes.training.job import Job
     from llm4gen.nodes.training.run import Run, Trained
 
@@ -80,7 +78,7 @@ def train(
         (model,) = session.core.UNETLoader().load_unet(job["unet_file"], "default")
     llm = session.run("LLM4GEN_LoadLLMEncoder", encoder_name=job["llm"], dtype=job["llm_dtype"])
     adapter = first_adapter(session, job, llm)
-    found = stored_set(session, job, pairs, problems, ranks, clip=clip, vae=vae, llm=llm, adapter=adapter)
+    found = stored_set(job, pairs, problems, ranks, Encoders(clip, vae, llm, adapter))
     teacher = teacher_of(session, job, clip)
     return train_adapter(
         model,
@@ -130,79 +128,3 @@ def teacher_of(session: Session, job: Mapping[str, Any], clip: Any) -> dict[str,
         return {"teacher_clip": fused}
     (unet,) = session.core.UNETLoader().load_unet(job["teacher_unet_file"], "default")
     return {"teacher_clip": fused, "teacher_model": unet}
-
-
-def stored_set(
-    session: Session,
-    job: Mapping[str, Any],
-    pairs: Sequence[Pair],
-    problems: Problems,
-    ranks: Ranks,
-    *,
-    clip: Any,
-    vae: Any,
-    llm: Any,
-    adapter: Any,
-) -> TrainingSet:
-    """The training set, whose features are read from the disk. What is not there yet is computed and written.
-
-    A picture or caption that cannot be read is left out, and `problems` names it.
-    Raises: NoSpace, WrongTraining.
-    """
-    import folder_paths  # noqa: PLC0415
-
-    from llm4gen.models.errors import UnreadableText, WrongTraining  # noqa: PLC0415
-    from llm4gen.models.files.listing import stamp  # noqa: PLC0415
-    from llm4gen.models.training.data import kind_of, numbered  # noqa: PLC0415
-    from llm4gen.models.training.stored import Store, StoredLatents, StoredTexts  # noqa: PLC0415
-    from llm4gen.nodes import host  # noqa: PLC0415
-    from llm4gen.nodes.fused_clip import FusedCLIP  # noqa: PLC0415
-    from llm4gen.nodes.fusion import Fusion  # noqa: PLC0415
-    from llm4gen.nodes.training.data import TrainingSet, encode, identity_of, ordinary  # noqa: PLC0415
-    from llm4gen.nodes.training.record import digest  # noqa: PLC0415
-
-    store = Store(job["features"] or job["run"] / "features", int(job["features_gb"] * 1e9))
-    fused = FusedCLIP.around(clip, Fusion(llm, adapter))
-    # CLIP and VAE by their file: an SD1.5 checkpoint lacks one of CLIP's weights, which is then random.
-    checkpoint = stamp(Path(folder_paths.get_full_path_or_raise("checkpoints", job["checkpoint"])))
-    read_by = [checkpoint, repr(llm.key((), adapter.recipe)), repr(adapter.recipe)]
-    seen_by = [checkpoint, str(job["resolution"])]
-
-    def gather(
-        share: Sequence[Pair], problems: Problems
-    ) -> tuple[StoredTexts, StoredLatents, list[str], list[Any]]:
-        words = {pair.caption: pair.words for pair in share if pair.words}
-        texts = StoredTexts(
-            store,
-            lambda text: ["text", *read_by, *map(repr, words.get(text, ())), text],
-            lambda text: encode(fused, text, words.get(text, ())),
-        )
-        latents, captions, kinds = StoredLatents(store), [], []
-        texts.add("")
-        step = host.progress(len(share))
-        for pair in share:
-            try:
-                states = texts.add(pair.caption)
-                key = ["picture", *seen_by, pair.stamp]
-                seen = latents.add(key, lambda: latent(pair), pair.repeats)  # noqa: B023
-                captions += [pair.caption] * pair.repeats
-                kinds += [kind_of(seen, states)] * pair.repeats
-            except UnreadablePicture as error:
-                problems.add(f"left out, unreadable ({error})", pair.name)
-            except UnreadableText:
-                problems.add("left out, with a caption that the tokenizer cannot read", pair.name)
-            step()
-        return texts, latents, captions, kinds
-
-    def latent(pair: Pair) -> torch.Tensor:
-        pixels = np.asarray(pair.picture(job["resolution"]), dtype=np.float32) / 255
-        return ordinary(vae.encode(torch.from_numpy(pixels)[None])[0])
-
-    if ranks.count > 1:  # each process computes a share, and reads the others' from the disk
-        gather(pairs[ranks.number :: ranks.count], Problems())
-        ranks.add([torch.zeros(1, device=host.load_device_of("default"))])
-    texts, latents, captions, kinds = gather(pairs, problems)
-    if not captions:
-        raise WrongTraining("There is no picture with a caption to learn from. Give at least one of each.")
-    origin = digest({}, latents.keys, [texts.key(caption) for caption in captions])
-    return TrainingSet(latents, captions, texts, adapter.recipe, identity_of(llm), numbered(kinds), origin)
