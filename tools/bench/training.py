@@ -76,9 +76,11 @@ def measure_features(options: Any, scratch: Path, sizes: dict[str, Any], device:
 
 def measure(options: Any, scratch: Path) -> int:
     """Returns the exit code."""
-    processes = {
-        way: Process(options, scratch / f"{'-'.join(way)}.log", "bench.training_worker") for way in WAYS
+    names = ["all"] * len(WAYS) if options.quick else ["-".join(way) for way in WAYS]
+    started = {
+        name: Process(options, scratch / f"{name}.log", "bench.training_worker") for name in set(names)
     }
+    processes = {way: started[name] for way, name in zip(WAYS, names, strict=True)}
     try:
         about = next(iter(processes.values())).call("describe")
         device = options.device or about["accelerator"] or "cpu"
@@ -88,15 +90,15 @@ def measure(options: Any, scratch: Path) -> int:
             process.call("prepare", *way, sizes, device)
         seconds: dict[Any, list[float]] = {way: [] for way in WAYS}
         held = {}
-        others = OtherPrograms(lambda: sum(process.worked() for process in processes.values()))
+        others = OtherPrograms(lambda: sum(process.worked() for process in started.values()))
         for number in range(max(1, options.rounds)):
             say(f"Round {number + 1} of {options.rounds} …")
             for way, process in processes.items():  # in turns, so that what slows the machine slows all
-                taken, held[way] = process.call("run", sizes["steps"])
+                taken, held[way] = process.call("run", *way, sizes["steps"])
                 seconds[way].append(taken)
         busy_cores = others.cores()
     finally:
-        for process in processes.values():
+        for process in started.values():
             process.close()
     reference, pictures = seconds[WAYS[0]], sizes["steps"] * sizes["batch"]
     rows = [

@@ -17,7 +17,7 @@ __all__ = ["describe", "prepare", "run"]  # what `bench.training` calls
 
 TOKENS, ROWS, LLM_WIDTH = 256, 60, 2048  # of a caption of T5-XL: positions, and rows that differ
 SEED = 0
-trainings: list[Callable[[], Any]] = []
+trainings: dict[tuple[str, str], Callable[[], Any]] = {}  # by way, and what learns
 
 
 def prepare(way: str, what: str, sizes: dict[str, Any], device: str) -> None:
@@ -27,14 +27,14 @@ def prepare(way: str, what: str, sizes: dict[str, Any], device: str) -> None:
     made = diffusers_unet(sizes).to(device)
     step = peer(made, sizes, device) if way == "diffusers" else ours(made, what, sizes)
     step()  # the first step makes AdamW's state
-    trainings.append(step)
+    trainings[way, what] = step
 
 
-def run(steps: int) -> tuple[float, dict[str, float]]:
+def run(way: str, what: str, steps: int) -> tuple[float, dict[str, float]]:
     """Does some steps. Returns their seconds, and the memory at the peak so far."""
     begin = time.perf_counter()
     for _ in range(steps):
-        trainings[0]()  # reads its loss, so the device has finished
+        trainings[way, what]()  # reads its loss, so the device has finished
     return time.perf_counter() - begin, memory(None)
 
 
