@@ -198,16 +198,19 @@ def features(folder):
     made = []
     store = Store(folder, 10**9)
     texts = StoredTexts(
-        store, lambda text: ["text", text], lambda text: made.append(text) or training.text(3)
+        store,
+        lambda text: ["text", text],
+        lambda texts: made.extend(texts) or [(text, training.text(3)) for text in texts],
     )
     latents = StoredLatents(store)
-    text = texts.add("a cat")
-    latent = latents.add(["picture", "0"], lambda: made.append("0") or training.picture(1))
-    for read in (texts["a cat"], text):
-        assert torch.equal(read.clip, training.text(3).clip)
-        assert torch.equal(read.llm.states, training.text(3).llm.states)
-        assert torch.equal(read.llm.rows.row_of, training.text(3).llm.rows.row_of)
-    assert torch.equal(latent, training.picture(1)) and torch.equal(latents[0], latent)
+    texts.add_all(["a cat"])
+    latent = training.picture(1)
+    latents.add(["picture", "0"], lambda: made.append("0") or latent, lambda: tuple(latent.shape))
+    read = texts["a cat"]
+    assert torch.equal(read.clip, training.text(3).clip)
+    assert torch.equal(read.llm.states, training.text(3).llm.states)
+    assert torch.equal(read.llm.rows.row_of, training.text(3).llm.rows.row_of)
+    assert torch.equal(latents[0], latent)
     return made
 
 
