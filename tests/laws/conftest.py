@@ -1,5 +1,7 @@
 """Models of the family that a test or a module is parametrised with, in place of SD1.5's: `other_models.FAMILIES`."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -39,3 +41,8 @@ def adapter(family, started, put, adapter):
         return adapter
     put("llm4gen", "sdxl.safetensors", tiny.adapter_tensors(clip=SDXL.width, llm=2048))
     return in_process.run(started.ours["LLM4GEN_LoadCrossAdapter"], adapter_name="sdxl.safetensors")
+
+
+@pytest.fixture(scope="module")
+def sample(sample, model):
+    return partial(sample, model=model)

@@ -54,7 +54,8 @@ def test_real_files_are_preferred_to_stand_ins(workflow, object_info, tmp_path):
         info["input"]["required"][name] = ["COMBO", {"options": files}]
         return {kind: info}
 
-    header = b'{"model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight":{"shape":[320,768]}}'
+    name = "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
+    header = json.dumps({name: {"dtype": "F16", "shape": [320, 768]}}).encode()
     (tmp_path / "checkpoints").mkdir()
     for name, body in (("mine.safetensors", header), ("xl.safetensors", b"{}")):
         (tmp_path / "checkpoints" / name).write_bytes(struct.pack("<Q", len(body)) + body)

@@ -303,9 +303,10 @@ def test_nothing_is_said_of_a_checkpoint_while_its_kind_is_unknown(page, nodes, 
     with page.expect_request("**/llm4gen/checkpoint"):
         page.evaluate(f"{CONNECTED}; set(1, 'ckpt_name', 'sdxl.safetensors')")
     says(page, node, count)
+    while not held:  # the browser tells of a request before it hands it over
+        page.wait_for_timeout(20)
+    held.pop().fulfill(json={"width": 1024, "kind": "SD2"})
     page.unroute("**/llm4gen/checkpoint")
-    for route in held:
-        route.fulfill(json={"width": 1024, "kind": "SD2"})
     says(
         page,
         node,
