@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import MODEL_MAPPING, PretrainedConfig
 
 from ..errors import UnknownCheckpoint, words_of
+from .encoder import PromptEncoder
 from .linear import prepare, project
 from .operations import changed, stream
 from .rows import Rows, all_rows, pad_together, real_rows
@@ -67,7 +68,7 @@ class ParametersOnMeta(TorchFunctionMode):
         return func(*args, **(kwargs | {"device": "meta"} if func is torch.empty else kwargs))
 
 
-class Decoder(nn.Module):
+class Decoder(PromptEncoder):
     """The first `depth` layers of a decoder-only LLM.
 
     depth: number of layers to build; None: all. Only the last layer is followed by the final norm.
@@ -87,18 +88,6 @@ class Decoder(nn.Module):
         self.layers = list(layers)  # a plain list, so that the parameters keep one name each
         if depth < config.layers:
             remove_final_norm(parent, layers, config.family)
-
-    def forward(
-        self,
-        ids: Tensor,
-        rows: Rows,
-        *,
-        compute_dtype: torch.dtype = torch.float32,
-        on_layer: Callable[[], None] = lambda: None,
-    ) -> Tensor:
-        """Token ids [n] → hidden states [r, width] in fp32. See `T5Encoder.forward`."""
-        (states,) = self.batch([ids], [rows], compute_dtype=compute_dtype, on_layer=on_layer)
-        return states
 
     def batch(
         self,

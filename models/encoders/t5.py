@@ -22,6 +22,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn.functional import gelu, pad, scaled_dot_product_attention
 
+from .encoder import PromptEncoder
 from .linear import prepare, project
 from .rows import Rows, distinct_rows, pad_together, real_rows, relative_position_bucket
 
@@ -108,7 +109,7 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x), compute_dtype)
 
 
-class T5Encoder(nn.Module):
+class T5Encoder(PromptEncoder):
     """The encoder of T5 v1.1 over a plan of rows (`rows.py`).
 
     depth: number of blocks to build, from the first; None: all. Only the last block is followed by the final norm.
@@ -140,24 +141,6 @@ class T5Encoder(nn.Module):
         )
         self.blocks = nn.ModuleList(Block(config, linear=linear, norm=norm) for _ in range(depth))
         self.final_norm = norm() if depth == config.layers else nn.Identity()
-
-    def forward(
-        self,
-        ids: Tensor,
-        rows: Rows,
-        *,
-        compute_dtype: torch.dtype = torch.float32,
-        on_layer: Callable[[], None] = lambda: None,
-    ) -> Tensor:
-        """Token ids [n] → hidden states [r, width] in fp32, one for each row of the plan.
-
-        compute_dtype: of the products with the weights: fp32, bf16 or fp16.
-        on_layer:      called after each block.
-
-        `rows.expand` copies the result to every position.
-        """
-        (states,) = self.batch([ids], [rows], compute_dtype=compute_dtype, on_layer=on_layer)
-        return states
 
     def batch(
         self,

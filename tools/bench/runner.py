@@ -277,6 +277,17 @@ def arguments(description: str) -> argparse.ArgumentParser:
 
 
 @contextmanager
+def in_scratch(description: str) -> Iterator[argparse.Namespace]:
+    """The options of a benchmark that needs no files of weights. Their `models` is a folder that goes at the end."""
+    end_cleanly_when_terminated()
+    options = arguments(description).parse_args()
+    options.comfyui = Path(options.comfyui).resolve()
+    with tempfile.TemporaryDirectory(prefix="llm4gen-bench-") as scratch:
+        options.models = Path(scratch)
+        yield options
+
+
+@contextmanager
 def measuring(options: argparse.Namespace, template: str) -> Iterator[Runner]:
     """Gives a runner. The weights stay in the folder of the models for the next run, but not those of `--quick`.
 

@@ -9,15 +9,12 @@ Both contexts are random numbers, and so are the weights. The README.md beside t
 from __future__ import annotations
 
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench.report import Check, Table, gigabytes, machine, ratio, verdict, write_json
-from bench.runner import OtherPrograms, Process, arguments, say
-from host.comfyui import end_cleanly_when_terminated
+from bench.runner import OtherPrograms, Process, in_scratch, say
 
 CORE, FUSED = 77, 333  # tokens of the context
 WANTED = 1.05  # on a GPU, a step may take so many times as long
@@ -32,11 +29,8 @@ COLUMNS = (
 
 
 def main() -> int:
-    end_cleanly_when_terminated()
-    options = arguments(__doc__.splitlines()[0]).parse_args()
-    options.comfyui = Path(options.comfyui).resolve()
-    with tempfile.TemporaryDirectory(prefix="llm4gen-bench-") as scratch:
-        process = Process(options, Path(scratch) / "log", "bench.sampling_worker")
+    with in_scratch(__doc__.splitlines()[0]) as options:
+        process = Process(options, options.models / "log", "bench.sampling_worker")
         try:
             return measure(options, process)
         finally:

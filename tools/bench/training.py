@@ -11,14 +11,12 @@ whose features come from the disk, or are computed in each step. The README.md b
 from __future__ import annotations
 
 import sys
-import tempfile
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench.report import Check, Table, gigabytes, machine, ratio, verdict, write_json
-from bench.runner import OtherPrograms, Process, arguments, say
-from host.comfyui import end_cleanly_when_terminated
+from bench.runner import OtherPrograms, Process, in_scratch, say
 
 ON_DISK, IN_STEP = "on the disk", "in each step"
 WAYS = (("diffusers", "whole"), ("ours", "whole"), ("ours", "LoRA"), ("ours", "frozen"))
@@ -48,12 +46,8 @@ COLUMNS = (
 
 
 def main() -> int:
-    end_cleanly_when_terminated()
-    options = arguments(__doc__.splitlines()[0]).parse_args()
-    options.comfyui = Path(options.comfyui).resolve()
-    with tempfile.TemporaryDirectory(prefix="llm4gen-bench-") as scratch:
-        options.models = Path(scratch)
-        return measure(options, Path(scratch))
+    with in_scratch(__doc__.splitlines()[0]) as options:
+        return measure(options, options.models)
 
 
 def measure_features(options: Any, scratch: Path, sizes: dict[str, Any], device: str) -> Table:

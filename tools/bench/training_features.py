@@ -19,22 +19,11 @@ from bench.training import IN_STEP, ON_DISK
 from bench.training_worker import SEED, diffusers_unet, in_comfyui
 from bench.worker import enter_comfyui, options
 from demo_model.parts import clip_shapes
+from sandbox.standin_models import VAE
 
 __all__ = ["prepare", "run"]  # what `bench.training` calls
 
 LLM = Sizes(width=768, t5_layers=12, t5_mlp=2048, llama_layers=0, llama_mlp=0)  # T5-base's encoder
-VAE = {
-    "double_z": True,
-    "z_channels": 4,
-    "resolution": 256,
-    "in_channels": 3,
-    "out_ch": 3,
-    "ch": 128,
-    "ch_mult": [1, 2, 4, 4],
-    "num_res_blocks": 2,
-    "attn_resolutions": [],
-    "dropout": 0.0,
-}  # fmt: skip -- SD1.5's
 CELL = 8  # pixels along a side of one cell of a latent
 CAPTIONS = Path(__file__).with_name("dense_prompts.txt")
 trainings: dict[str, Callable[[], Any]] = {}

@@ -20,6 +20,19 @@ from host.dynamic_vram import without_dynamic_vram
 LLM_DIM = 2048  # d_model of T5-XL
 CONTEXT_DIM = 768  # width of CLIP-L's tokens, which SD1.5's UNet attends to
 
+VAE: dict[str, Any] = {  # the arguments of ComfyUI's class for SD1.5's
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 256,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 128,
+    "ch_mult": [1, 2, 4, 4],
+    "num_res_blocks": 2,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+
 Shape = tuple[int, ...]
 META = torch.device("meta")
 
@@ -100,20 +113,8 @@ def vae_shapes() -> dict[str, Shape]:
     """SD1.5's VAE, whose decoder has half the channels."""
     from comfy.ldm.models.autoencoder import AutoencoderKL  # noqa: PLC0415
 
-    config = {
-        "double_z": True,
-        "z_channels": 4,
-        "resolution": 256,
-        "in_channels": 3,
-        "out_ch": 3,
-        "ch": 128,
-        "ch_mult": [1, 2, 4, 4],
-        "num_res_blocks": 2,
-        "attn_resolutions": [],
-        "dropout": 0.0,
-    }
     with META:
-        vae = AutoencoderKL(ddconfig=config, embed_dim=4, decoder_ddconfig=config | {"ch": 64})
+        vae = AutoencoderKL(ddconfig=VAE, embed_dim=4, decoder_ddconfig=VAE | {"ch": 64})
     return {name: tensor.shape for name, tensor in vae.state_dict().items()}
 
 
