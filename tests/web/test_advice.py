@@ -295,24 +295,34 @@ def test_an_adapter_and_a_checkpoint_of_another_kind_are_reported_before_the_run
 def test_nothing_is_said_of_a_checkpoint_while_its_kind_is_unknown(page, nodes, put_adapter):
     put_adapter("for_sdxl.safetensors", partial(save_file, tiny.adapter_tensors(clip=2048, llm=2048)))
     node, held = nodes["LLM4GEN_Conditioning"], []
+
+    def hold(asked):
+        held.append(asked)
+
+    def answer_sd2(asked):
+        asked.fulfill(json={"width": 1024, "kind": "SD2"})
+
     page.evaluate(f"{CONNECTED}; set(1, 'ckpt_name', '{CHECKPOINT}')")
     page.wait_for_function(f"(id) => ({NOTE})(id)?.length === 2", arg=node)
     count = page.evaluate(NOTE, node)[1]
-    hold = lambda route: held.append(route)  # noqa: E731, PLW0108 -- Playwright sets an attribute of it
     page.route("**/llm4gen/checkpoint", hold)
     with page.expect_request("**/llm4gen/checkpoint"):
         page.evaluate(f"{CONNECTED}; set(1, 'ckpt_name', 'sdxl.safetensors')")
     says(page, node, count)
+    page.keyboard.press("r")  # with each report the page asks again
     while not held:  # the browser tells of a request before it hands it over
         page.wait_for_timeout(20)
-    held.pop().fulfill(json={"width": 1024, "kind": "SD2"})
-    page.unroute("**/llm4gen/checkpoint")
+    # More than one request may be held, and more may follow.
+    page.route("**/llm4gen/checkpoint", answer_sd2)
+    for asked in held:
+        answer_sd2(asked)
     says(
         page,
         node,
         "for_sdxl.safetensors is for SDXL, but sdxl.safetensors is SD2: they do not fit each other.",
         count,
     )
+    page.unroute("**/llm4gen/checkpoint")
 
 
 def test_nothing_is_said_of_a_checkpoint_whose_clip_may_not_be_the_one_in_use(page, nodes, put_adapter):
