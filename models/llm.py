@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from .checkpoints.decoder import is_transformers_folder, recognise_decoder
 from .checkpoints.fill import Recognised, fill
 from .checkpoints.gguf import GgufModel, load_gguf, recognise_gguf
+from .checkpoints.same_llm import DECODER, T5, LLMFacts
 from .checkpoints.t5 import OTHER_TOKENIZERS, recognise_t5
 from .encoders.decoder import Decoder, DecoderConfig
 from .encoders.linear import dequantising_fp8
@@ -40,6 +40,7 @@ class LLMFile:
 
     found:      its sizes and tensor names, so that loading need not recognise the file again.
     identity:   a digest that changes when the files do.
+    content:    a digest that copies of the files share, wherever they lie. See `digests_of`.
     dtype_name: the dtype or encoding that most of its numbers have.
     gguf:       the open file, if it is a `.gguf`.
     """
@@ -47,6 +48,7 @@ class LLMFile:
     path: Path
     found: Recognised[T5Config] | Recognised[DecoderConfig]
     identity: str
+    content: str
     dtype_name: str
     gguf: GgufModel | None = None
 
@@ -66,6 +68,13 @@ class LLMFile:
             return OTHER_TOKENIZERS.get(self.config.vocabulary, "t5")
         return self.config.family
 
+    @property
+    def facts(self) -> LLMFacts:
+        """What tells whether an adapter was trained with this LLM."""
+        config, architecture = self.config, T5 if self.is_t5 else DECODER
+        sizes = config.layers, config.width, config.mlp_dim, config.vocabulary
+        return LLMFacts(self.path.name, self.content, architecture, *sizes)
+
     def load(
         self,
         depth: int | None = None,
@@ -82,7 +91,7 @@ class LLMFile:
         Raises: UnreadableFile if the file is no longer the one that was recognised, UnknownCheckpoint if the LLM
         cannot be cut at that layer, IncompleteCheckpoint.
         """
-        if identity_of(self.path) != self.identity:
+        if digests_of(self.path)[0] != self.identity:
             raise UnreadableFile(f"{self.path.name} has changed since it was chosen. Run the prompt again.")
         depth = self.config.layers if depth is None else depth
         if self.gguf is not None:
@@ -103,45 +112,38 @@ def open_llm(path: Path) -> LLMFile:
 
     Raises: UnreadableFile, UnknownCheckpoint, IncompleteCheckpoint, MissingPackage.
     """
-    identity = identity_of(path)
+    digests = digests_of(path)
     if is_gguf(path):
         gguf = recognise_gguf(path)
-        return LLMFile(path, gguf.found, identity, gguf.dtype_name, gguf)
+        return LLMFile(path, gguf.found, *digests, gguf.dtype_name, gguf)
     if (path / "config.json").is_file():
         refuse_text(path / "config.json", *JSON_STARTS)
     weights = open_weights(path)
     found = recognise_decoder(weights) if is_transformers_folder(path) else recognise_t5(weights)
-    return LLMFile(path, found, identity, weights.dtype_name)
+    return LLMFile(path, found, *digests, weights.dtype_name)
 
 
-def identity_of(path: Path) -> str:
-    """A digest of the names, sizes, times and both ends of an LLM's files. Headers lie at the ends.
+def digests_of(path: Path) -> tuple[str, str]:
+    """Two digests of an LLM's files: of their names, sizes, times and both ends, and of their sizes and ends alone.
 
-    Raises: UnreadableFile.
+    Headers lie at the ends. Raises: UnreadableFile.
     """
-    return digest_of(path, lambda file, status: f"{file.name} {status.st_size} {status.st_mtime_ns}")
-
-
-def content_digest(path: Path) -> str:
-    """A digest of the sizes and both ends of an LLM's files, wherever they lie. Raises: UnreadableFile."""
-    return digest_of(path, lambda _, status: f"{status.st_size}")
-
-
-def digest_of(path: Path, facts: Callable[[Path, os.stat_result], str]) -> str:
-    """facts: what counts beside a file's ends. Raises: UnreadableFile."""
-    digest = hashlib.sha256()
+    identity, content = hashlib.sha256(), hashlib.sha256()
     config = [path / "config.json"] if (path / "config.json").is_file() else []
     for file in [*weight_files(path), *config]:
         try:
             status = file.stat()
             with file.open("rb") as stream:
-                digest.update(f"{facts(file, status)}\n".encode())
-                digest.update(stream.read(SAMPLE_BYTES))
+                start = stream.read(SAMPLE_BYTES)
                 stream.seek(max(0, status.st_size - SAMPLE_BYTES))
-                digest.update(stream.read(SAMPLE_BYTES))
+                end = stream.read(SAMPLE_BYTES)
         except OSError as error:
             raise UnreadableFile(f"{file} cannot be read: {error.strerror}.") from error
-    return digest.hexdigest()
+        size = str(status.st_size)
+        for digest, facts in ((identity, f"{file.name} {size} {status.st_mtime_ns}"), (content, size)):
+            for part in (f"{facts}\n".encode(), start, end):
+                digest.update(part)
+    return identity.hexdigest(), content.hexdigest()
 
 
 class LLM:

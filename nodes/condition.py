@@ -169,7 +169,7 @@ class FuseConditioning(io.ComfyNode):
     def execute(cls, conditioning, llm, adapter, text, **settings) -> io.NodeOutput:
         fusion = Fusion(llm, adapter, **settings)
         for states, options in conditioning:
-            fusion.check_widths(states.shape[-1], "The node that made this conditioning")
+            fusion.check_fit(states.shape[-1], "The node that made this conditioning")
             check_is_from_clip(states, options)
         if fusion.strength == 0:
             return io.NodeOutput(conditioning)

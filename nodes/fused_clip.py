@@ -138,7 +138,7 @@ class FusedCLIP(CLIP):
     def check_fit(self, tokens: dict[str, Any], states: Tensor) -> None:
         """Raises: WidthMismatch if CLIP's states, the LLM and the adapter do not fit together."""
         self.check_parts(tokens)
-        self.fusion.check_widths(states.shape[-1], source_of(tokens))
+        self.fusion.check_fit(states.shape[-1], source_of(tokens))
 
     def check_parts(self, tokens: dict[str, Any]) -> None:
         """Raises: WidthMismatch if the tokens tell that the CLIP is not the adapter's.
@@ -152,7 +152,7 @@ class FusedCLIP(CLIP):
                 f"{self.fusion.wanted_clip}. Connect the CLIP of a checkpoint of that kind."
             )
         if len(parts) == 1:
-            self.fusion.check_widths(WIDTHS[next(iter(parts))], source_of(tokens))
+            self.fusion.check_fit(WIDTHS[next(iter(parts))], source_of(tokens))
 
 
 def source_of(tokens: dict[str, Any]) -> str:

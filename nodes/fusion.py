@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..models.checkpoints.adapter import llm_of
+from ..models.checkpoints.same_llm import OTHER_LLM, SENTENCES, doubt, trained_llm
 from ..models.errors import AlreadyFused, UnequalTexts, WidthMismatch
 from ..models.features.features import Features
 from .managed import ManagedAdapter, ManagedLLM
@@ -144,14 +144,16 @@ class Fusion:
     @property
     def its_llm(self) -> str:
         """Which LLM the adapter belongs to, for messages."""
-        if name := llm_of(self.adapter.training):
-            return f"trained with ({name})"
+        if llm := trained_llm(self.adapter.training):
+            return f"trained with ({llm.name})"
         if self.adapter.is_new:
             return "made for, the one that New Cross-Adapter got"
         return "trained with (the published one: rankgen-t5-xl-all, 2048)"
 
-    def check_widths(self, width: int, source: str) -> None:
-        """Checks that CLIP's states, the LLM and the adapter have the widths that belong together.
+    def check_fit(self, width: int, source: str) -> None:
+        """Checks that CLIP's states, the LLM and the adapter belong together.
+
+        An LLM of the right width may still be another than the adapter's. The log says so, if it can be told.
 
         width:  of CLIP's states.
         source: what gives the states, for the message.
@@ -171,6 +173,18 @@ class Fusion:
                 f"The LLM's states are {self.llm.width} wide; the adapter was trained on {wanted.llm_dim}. "
                 f"Load the LLM that the adapter was {self.its_llm}."
             )
+        if self.strength != 0 and self.llm not in self.adapter.told_of:
+            self.adapter.told_of.add(self.llm)
+            self.say_doubt()
+
+    def say_doubt(self) -> None:
+        """Says in the log if the LLM is, or may be, another than the one that the adapter was trained with."""
+        trained, loaded = trained_llm(self.adapter.training), self.llm.llm.file.facts
+        found = doubt(trained, loaded)
+        if trained is not None and found is not None:
+            level = logging.WARNING if found == OTHER_LLM else logging.INFO
+            words = {"adapter": "The adapter", "llm": trained.name, "encoder": loaded.name}
+            log.log(level, "%s", SENTENCES[found].format(**words))
 
 
 def contexts(states: Tensor, parts: int) -> Sequence[Tensor]:

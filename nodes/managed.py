@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -138,6 +139,7 @@ class ManagedAdapter(host.ManagedModel[CrossAdapter]):
     training: how it was trained, as the JSON text of its file's metadata, where that is known.
     is_new:   whether its weights are random.
     is_drawn: whether those of its first layer are.
+    told_of:  LLMs of which the log has said whether they may be others than the one that it was trained with.
     """
 
     def __init__(
@@ -155,6 +157,7 @@ class ManagedAdapter(host.ManagedModel[CrossAdapter]):
         self.training = training
         self.is_new = is_new
         self.is_drawn = is_drawn
+        self.told_of: WeakSet[ManagedLLM] = WeakSet()
 
     @classmethod
     def holding(

@@ -21,6 +21,8 @@ import { fill } from "./texts.js";
 // use. A UNet that learnt as a whole may be in any checkpoint, so nothing can be told of it.
 const BRINGERS = { lora: /lora/i, patches: /lora|merge/i };
 
+const OTHER_LLM = "other_llm"; // the server's word for an LLM that is certainly not the one of the adapter
+
 export const adviceOnEncoders = (node, report, texts) =>
   advice(widget(node, "encoder_name"), value(node, "encoder_name"), report.encoders, report.advice.text_encoders, texts);
 
@@ -46,12 +48,17 @@ function advice(list, chosen, files, wanted, texts) {
   return file?.error || file?.reason ? [warning(file.error ?? file.reason)] : [];
 }
 
-/** Lines for a node that fuses: that its encoder and its adapter do not fit together. */
+/** Lines for a node that fuses: that its encoder and its adapter do not fit together, or may not. */
 export function misfit(node, report, texts) {
   const encoder = loaded(node, "llm", ENCODER_LOADER, "encoder_name");
   const adapter = loaded(node, "adapter", ADAPTER_LOADER, "adapter_name");
   const pair = report.pairs.find((pair) => pair.encoder === encoder && pair.adapter === adapter);
-  return pair && !pair.fits ? [warning(fill(texts.misfit, { encoder, adapter }))] : [];
+  if (!pair) return [];
+  if (!pair.fits) return [warning(fill(texts.misfit, { encoder, adapter }))];
+  if (!pair.doubt) return [];
+  const { llm } = report.adapters.find((file) => file.name === adapter);
+  const text = fill(texts[pair.doubt], { encoder, adapter, llm: llm.name });
+  return [pair.doubt === OTHER_LLM ? warning(text) : { text }];
 }
 
 /** Lines for a node that takes a CLIP and an adapter: that the checkpoint is of another kind than the adapter. */

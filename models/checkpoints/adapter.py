@@ -119,13 +119,6 @@ def trained_with(training: str | None) -> str | None:
     return next((name for name, is_there in found if is_there), None)
 
 
-def llm_of(training: str | None) -> str | None:
-    """The name of the LLM that an adapter was trained with; None if `training` does not say. See `trained_with`."""
-    entry = json.loads(training or "{}").get("llm")
-    name = entry.get("name") if isinstance(entry, dict) else None
-    return name if isinstance(name, str) else None
-
-
 def save_cross_adapter(
     adapter: CrossAdapter, recipe: Recipe, path: Path, metadata: Mapping[str, str] | None = None
 ) -> None:

@@ -45,6 +45,12 @@ class DecoderConfig:
         return self.hf_config.vocab_size
 
     @property
+    def mlp_dim(self) -> int | None:
+        """Inner width of the feed-forward; None where the family's config has another name for it."""
+        found = getattr(self.hf_config, "intermediate_size", None)
+        return found if type(found) is int else None
+
+    @property
     def family(self) -> str:
         """transformers' name of the architecture, such as `llama`."""
         return self.hf_config.model_type

@@ -12,6 +12,7 @@ from typing import Any
 
 from ...models.checkpoints.adapter import recognise_adapter, trained_with, training_of
 from ...models.checkpoints.checkpoint_kind import KINDS
+from ...models.checkpoints.same_llm import LLMFacts, doubt, trained_llm
 from ...models.errors import IncompleteCheckpoint, UnknownCheckpoint, UnreadableFile
 from ...models.files.folder import weight_files
 from ...models.files.formats import is_gguf
@@ -37,6 +38,7 @@ class Encoder:
     """What is known of an encoder.
 
     kind:   the architecture, or OTHER; then `reason` says why the file is not an encoder for this pack.
+    llm:    what tells whether an adapter was trained with it.
     error:  what is wrong with a file that should be an encoder.
     """
 
@@ -45,6 +47,7 @@ class Encoder:
     layers: int | None = None
     dtype: str | None = None
     tokenizer: str | None = None
+    llm: LLMFacts | None = None
     error: str | None = None
     reason: str | None = None
 
@@ -54,6 +57,7 @@ class Adapter:
     """What is known of a Cross-Adapter.
 
     trained_with: see `models.checkpoints.adapter.trained_with`.
+    llm:          the one that it was trained with, if it says so.
     error:        what is wrong with the file.
     """
 
@@ -62,6 +66,7 @@ class Adapter:
     recipe: Recipe | None = None
     dtype: str | None = None
     trained_with: str | None = None
+    llm: LLMFacts | None = None
     error: str | None = None
 
 
@@ -74,7 +79,8 @@ def look_at_encoder(path: Path) -> Encoder:
         return Encoder(reason=folders.without_folders(str(error)).partition(". ")[0] + ".")
     except Exception as error:
         return Encoder(error=safe_message(path, error))
-    found = Encoder(file.kind, file.config.width, file.config.layers, file.dtype_name)
+    config = file.config
+    found = Encoder(file.kind, config.width, config.layers, file.dtype_name, llm=file.facts)
     try:
         return replace(found, tokenizer=where_tokenizer(file))
     except Exception as error:
@@ -89,8 +95,9 @@ def look_at_adapter(path: Path) -> Adapter:
         found, recipe = recognise_adapter(weights)
     except Exception as error:
         return Adapter(error=safe_message(path, error))
-    needed = trained_with(training_of(weights.metadata))
-    return Adapter(found.config.clip_dim, found.config.llm_dim, recipe, weights.dtype_name, needed)
+    training, sizes = training_of(weights.metadata), found.config
+    needed, llm = trained_with(training), trained_llm(training)
+    return Adapter(sizes.clip_dim, sizes.llm_dim, recipe, weights.dtype_name, needed, llm)
 
 
 def safe_message(path: Path, error: Exception) -> str:
@@ -145,11 +152,16 @@ def fits(encoder: Encoder, adapter: Adapter) -> bool | None:
     return encoder.width == adapter.llm_width and -encoder.layers - 1 <= layer <= encoder.layers
 
 
+def doubt_of(encoder: Encoder, adapter: Adapter) -> str | None:
+    """Whether an encoder that fits may be another LLM than the adapter's. See `models.checkpoints.same_llm.doubt`."""
+    return doubt(adapter.llm, encoder.llm) if encoder.llm else None
+
+
 def inventory() -> dict[str, Any]:
     """Everything that is in the folders, as JSON."""
     found_encoders, found_adapters = encoders(), adapters()
     pairs = [
-        {"encoder": name, "adapter": other, "fits": fit}
+        {"encoder": name, "adapter": other, "fits": fit, "doubt": doubt_of(encoder, adapter)}
         for name, encoder in found_encoders.items()
         for other, adapter in found_adapters.items()
         if (fit := fits(encoder, adapter)) is not None

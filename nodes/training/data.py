@@ -11,7 +11,6 @@ from typing import Any
 from torch import Tensor
 
 from ...models.errors import WrongTraining
-from ...models.llm import content_digest
 from ...models.recipe import Recipe
 from ...models.training.data import EncodedText, Example, TrainingData, kind_of, numbered
 from ...models.training.standard import Standard, some
@@ -38,7 +37,7 @@ class TrainingSet:
     latents: [c, h, w] each, as ComfyUI's VAE gives them. texts: the caption of each.
     encoded: text → its states, for every caption and for "".
     recipe:  with which the LLM read them.
-    llm:     the LLM's name, and a digest of what is in its files.
+    llm:     what the adapter's file says of the LLM, see `LLMFacts.entry`.
     kinds:   which of them can be computed together, see `TrainingData`.
     origin:  what decides on latents and states, where that is known without reading them all; None: it is not.
     """
@@ -47,7 +46,7 @@ class TrainingSet:
     texts: Sequence[str]
     encoded: Mapping[str, EncodedText]
     recipe: Recipe
-    llm: Mapping[str, str]
+    llm: Mapping[str, str | int]
     kinds: Tensor | None = None
     origin: str | None = None
 
@@ -172,10 +171,9 @@ def training_set(
     )
 
 
-def identity_of(llm: ManagedLLM) -> dict[str, str]:
+def identity_of(llm: ManagedLLM) -> dict[str, str | int]:
     """What an adapter's file says of the LLM that it was trained with."""
-    path = llm.llm.file.path
-    return {"name": path.name, "sha256_of_ends": content_digest(path)}
+    return llm.llm.file.facts.entry
 
 
 @dataclass(frozen=True)

@@ -281,6 +281,39 @@ def test_the_report_lists_the_files_and_which_fit_together(mixture, tmp_path, in
     assert re.fullmatch(r"\d+\.\d+\.\d+", report["version"])
 
 
+def test_the_report_says_which_encoder_may_not_be_the_llm_of_an_adapter(place, tmp_path, inventory):
+    """Each adapter says that an LLM trained it; the last two say so without its sizes, and without any word."""
+    from llm4gen.models.checkpoints.same_llm import OTHER_FILE, OTHER_LLM  # noqa: PLC0415
+    from llm4gen.models.llm import open_llm  # noqa: PLC0415
+
+    encoders, adapters = tmp_path / "one" / "text_encoders", tmp_path / "one" / "llm4gen"
+    oracle = tiny.t5_encoder()
+    save_file(tiny.rankgen_tensors(oracle), encoders / "t5.safetensors")
+    write_t5(encoders / "t5.gguf", oracle)
+    save_file(tiny.rankgen_tensors(tiny.t5_encoder(num_layers=2)), encoders / "other.safetensors")
+    save_file(tiny.rankgen_tensors(tiny.t5_encoder(d_model=64)), encoders / "wide.safetensors")
+    facts = open_llm(encoders / "t5.safetensors").facts.entry
+    old = {"name": facts["name"], "sha256_of_ends": facts["sha256_of_ends"]}
+    for name, entry in {"new": {"llm": facts}, "old": {"llm": old}, "silent": {}}.items():
+        metadata = {"llm4gen_training": json.dumps(entry)}
+        save_file(tiny.adapter_tensors(clip=768), adapters / f"{name}.safetensors", metadata)
+    report = json.loads(json.dumps(inventory.inventory()))
+    names = {entry["name"]: entry["llm"] and entry["llm"]["name"] for entry in report["adapters"]}
+    assert names == {
+        "new.safetensors": facts["name"],
+        "old.safetensors": facts["name"],
+        "silent.safetensors": None,
+    }
+    found = {(one["adapter"], one["encoder"]): one["doubt"] for one in report["pairs"] if one["fits"]}
+    assert {pair: doubt for pair, doubt in found.items() if doubt} == {
+        ("new.safetensors", "t5.gguf"): OTHER_FILE,
+        ("new.safetensors", "other.safetensors"): OTHER_LLM,
+        ("old.safetensors", "t5.gguf"): OTHER_FILE,
+        ("old.safetensors", "other.safetensors"): OTHER_FILE,
+    }
+    assert len(found) == 3 * 3
+
+
 def test_the_report_holds_no_folder_names_of_the_machine(mixture, tmp_path, inventory):
     from llm4gen.nodes.tokenizers import open_tokenizer  # noqa: PLC0415
 

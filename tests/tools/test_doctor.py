@@ -18,14 +18,15 @@ import other_models
 import tiny
 from checks import findings, installed
 from llm4gen.models.checkpoints.checkpoint_kind import KINDS, context_width
+from llm4gen.models.checkpoints.same_llm import OTHER_FILE, OTHER_LLM, SENTENCES
 from llm4gen.models.files.formats import GGUF, SUFFIXES
 from paths import COMFYUI, ROOT
 from sandbox.server import copy_pack
 
 
-def save_adapter(folder, name="projector.safetensors", llm=32, clip=768):
+def save_adapter(folder, name="projector.safetensors", llm=32, clip=768, metadata=None):
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(tiny.adapter_tensors(clip=clip, llm=llm), folder / name)
+    save_file(tiny.adapter_tensors(clip=clip, llm=llm), folder / name, metadata)
 
 
 def save_encoder(folder, name="t5.safetensors", **sizes):
@@ -198,6 +199,22 @@ def test_an_adapter_without_an_encoder_of_its_width_is_not_ready(models, report)
     save_adapter(models / "llm4gen", "another.safetensors")
     text, to_do = report()
     assert to_do == [] and "width 2048" in text, "one fitting pair is enough"
+
+
+def test_an_adapter_is_not_ready_with_another_llm_of_the_same_width(models, report):
+    entry = {"name": "mine.gguf", "sha256_of_ends": "of mine", "layers": 3}
+    save_all(models)
+    save_adapter(models / "llm4gen", metadata={"llm4gen_training": json.dumps({"llm": entry})})
+    words = {"adapter": "projector.safetensors", "llm": "mine.gguf", "encoder": "t5.safetensors"}
+    text, to_do = report()
+    assert to_do == [] and SENTENCES[OTHER_FILE].format(**words) in text
+    save_encoder(models / "text_encoders", "other.safetensors", num_layers=2)
+    text, to_do = report()
+    assert to_do == [] and SENTENCES[OTHER_LLM].format(**words | {"encoder": "other.safetensors"}) in text
+    (models / "text_encoders" / "t5.safetensors").unlink()
+    text, (finding,) = report()
+    assert "projector.safetensors with" not in text and "other.safetensors: load that LLM (mine.gguf)" in text
+    assert "No encoder fits" in finding.text and "trained with" in finding.advice
 
 
 def test_an_encoder_without_a_tokenizer_of_its_vocabulary_is_reported(models, report):

@@ -117,6 +117,8 @@ def test_the_command_gives_the_adapter_that_the_graph_gives(run, session, folder
     trained, left_out = run()
     assert trained.losses == graph.losses
     assert equal(weights(trained), weights(graph))
+    said = [json.loads(one.adapter.training)["llm"] for one in (trained, graph)]
+    assert said == [llm.llm.file.facts.entry] * 2
     assert left_out == ["left out, unreadable (UnidentifiedImageError): 1 (bad.png)"]
 
 

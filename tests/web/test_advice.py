@@ -25,6 +25,7 @@ from front_end import (
     ready,
     says,
 )
+from llm4gen.models.checkpoints.same_llm import OTHER_FILE, OTHER_LLM, SENTENCES
 from sandbox.standin_models import cross_adapter
 from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
 from sandbox.workflow import EXAMPLES, TEXT_TO_IMAGE, example_workflows, read_workflow
@@ -272,6 +273,23 @@ def test_an_encoder_and_an_adapter_that_do_not_fit_are_reported_before_the_run(p
     assert count.startswith("CLIP ")
     page.evaluate(SET, [nodes["LLM4GEN_LoadCrossAdapter"], "adapter_name", ADAPTER])
     says(page, node, count)
+
+
+def test_an_llm_that_may_not_be_the_adapters_is_reported_before_the_run(page, nodes, put_adapter):
+    """As a warning where it certainly is not. The sentences are those of the log."""
+    tensors = {name: tensor.half() for name, tensor in cross_adapter().items()}
+    node, entry = nodes["LLM4GEN_Conditioning"], {"name": "mine.gguf", "sha256_of_ends": "of mine"}
+    for found, sizes in {OTHER_FILE: {}, OTHER_LLM: {"layers": 24}}.items():
+        metadata = {"llm4gen_training": json.dumps({"llm": entry | sizes})}
+        put_adapter(f"{found}.safetensors", partial(save_file, tensors, metadata=metadata))
+        page.wait_for_function(f"(id) => ({NOTE})(id)?.length === 2", arg=node)
+        words = {"adapter": f"{found}.safetensors", "llm": "mine.gguf", "encoder": ENCODER}
+        line, count = page.evaluate(NOTE, node)
+        assert line == SENTENCES[found].format(**words) and count.startswith("CLIP ")
+        tone = page.evaluate(f"(id) => ({NOTED})(id).className", node)
+        assert tone == ("warning" if found == OTHER_LLM else "")
+        page.evaluate(SET, [nodes["LLM4GEN_LoadCrossAdapter"], "adapter_name", ADAPTER])
+        says(page, node, count)
 
 
 def test_an_adapter_and_a_checkpoint_of_another_kind_are_reported_before_the_run(page, nodes, put_adapter):

@@ -16,6 +16,7 @@ import folder_paths
 
 from checks.findings import Finding
 from llm4gen.models.checkpoints.checkpoint_kind import KINDS, SD15
+from llm4gen.models.checkpoints.same_llm import OTHER_LLM, SENTENCES
 from llm4gen.models.files.formats import GGUF, SUFFIXES, UNFINISHED, is_gguf
 from llm4gen.models.files.texts import is_online_only
 from llm4gen.nodes import folders
@@ -128,12 +129,18 @@ class ModelChecks:
         adapters = {name: adapter for name, adapter in self.adapters().items() if adapter.recipe}
         has_pair = False
         for name, adapter in adapters.items():
-            fitting = [other for other, encoder in encoders.items() if inventory.fits(encoder, adapter)]
-            has_pair = has_pair or bool(fitting)
-            if fitting:
-                yield Finding(f"{name} with {' or '.join(fitting)}")
-            else:
+            doubts = {
+                other: inventory.doubt_of(encoder, adapter)
+                for other, encoder in encoders.items()
+                if inventory.fits(encoder, adapter)
+            }
+            usable = [other for other, doubt in doubts.items() if doubt != OTHER_LLM]
+            has_pair = has_pair or bool(usable)
+            if usable:
+                yield Finding(f"{name} with {' or '.join(usable)}")
+            elif not doubts:
                 yield Finding(f"{name}: no encoder fits; it needs one of width {adapter.llm_width}")
+            yield from describe_doubts(name, adapter, doubts)
         if encoders and adapters and not has_pair:
             yield Finding(
                 "No encoder fits an adapter.",
@@ -176,6 +183,16 @@ class ModelChecks:
                     f"the folder for its kind in {folder_paths.models_dir}",
                 )
             yield Finding(f"{path} is {text}, and no node looks for it there.", f"Move it to {target}.")
+
+
+def describe_doubts(
+    name: str, adapter: inventory.Adapter, doubts: dict[str, str | None]
+) -> Iterable[Finding]:
+    """doubts: the encoders that fit an adapter → `inventory.doubt_of` it."""
+    for doubt, sentence in SENTENCES.items():
+        others = " or ".join(other for other, found in doubts.items() if found == doubt)
+        if adapter.llm and others:
+            yield Finding(sentence.format(adapter=name, llm=adapter.llm.name, encoder=others))
 
 
 def describe_encoder(name: str, encoder: inventory.Encoder) -> Finding:
