@@ -1,5 +1,7 @@
 """A prompt gives the same latent in every memory mode that ComfyUI can be started with, and in a list of prompts."""
 
+import re
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -74,6 +76,8 @@ def check(mode, expected, host, folder):
     with Server(host, folder, [make_standins(host)], arguments=[mode]) as server:
         (latent,) = latents(server, prompt(text=TEXTS[0]))
         assert mode in server.arguments and server.alive
+        on_cpu = re.search(r"^.*Device: cpu\b", server.log_text(), re.MULTILINE)
+        assert bool(on_cpu) == (mode == "--cpu" or not host.has_accelerator)
     if host.has_accelerator:  # another device rounds differently
         assert relative_error(latent, expected[0]) <= 2e-2
     else:

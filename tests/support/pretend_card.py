@@ -2,13 +2,14 @@
 
 Its tensors say that they are on cuda:0 and keep their numbers in main memory. As on a real card, an operation on
 tensors of two devices raises, memory ends at a set size, and operations are counted. It does at once what is put into
-a stream, pins no memory and knows no times. `install()` must come before ComfyUI is imported, and stays for the whole
-process.
+a stream, leaves memory as it is that should be pinned, and knows no times. `install()` must come before ComfyUI is
+imported, and stays for the whole process.
 """
 
 from __future__ import annotations
 
 import contextlib
+import threading
 import types
 import weakref
 from collections import Counter
@@ -86,6 +87,12 @@ class OnCard(torch.Tensor):
 
     def data_ptr(self):
         return self.values.data_ptr()
+
+    def untyped_storage(self):
+        return self.values.untyped_storage()
+
+    def __repr__(self):
+        return f"on the card: {self.values!r}"
 
     @classmethod
     def __torch_dispatch__(cls, function, types, args=(), kwargs=None):
@@ -239,7 +246,7 @@ class Stream:
     def __init__(self, *args, **kwargs):
         self.cuda_stream = 0
 
-    def wait_stream(self, stream):
+    def wait_stream(self, *_):
         pass
 
     synchronize = wait_stream
@@ -265,12 +272,25 @@ def install(total: int = 8 << 30) -> None:
     }  # fmt: skip
     torch.cuda.mem_get_info = lambda *_: (Card.total - Card.used, Card.total)
     torch.cuda.Stream, torch.cuda.stream = Stream, contextlib.nullcontext
+    succeed = lambda *_: 0  # noqa: E731
+    torch.cuda.cudart = lambda: types.SimpleNamespace(cudaHostRegister=succeed, cudaHostUnregister=succeed)
     torch.version.cuda = torch.version.cuda or "13.0"
     for name in ("tensor", "as_tensor"):  # these make a tensor before any dispatch
         setattr(torch, name, made_then_moved(getattr(torch, name)))
     # A parameter cannot change its class in place.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     Mode().__enter__()
+    threading.Thread.run = in_mode(threading.Thread.run)
+
+
+def in_mode(run):
+    """A mode is on in one thread alone, and ComfyUI's server runs prompts in another than the first."""
+
+    def run_in_mode(thread):
+        with Mode():
+            run(thread)
+
+    return run_in_mode
 
 
 def made_then_moved(make):

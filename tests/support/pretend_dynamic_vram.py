@@ -113,6 +113,9 @@ def install() -> None:
     from comfy_aimdo import control, model_mmap, model_vbar, vram_buffer  # noqa: PLC0415
 
     control.init = control.init_devices = lambda *_, **__: True
+    for name in dir(control):
+        if name.startswith("set_log_"):
+            setattr(control, name, lambda: None)
     model_vbar.ModelVBAR, model_vbar.vbar_fault = ModelVBAR, vbar_fault
     model_mmap.ModelMMAP = ModelMMAP
     model_vbar.vbar_unpin = lambda part: None
