@@ -14,11 +14,11 @@ from torch import Tensor
 from ..errors import UnusableState
 from ..files.atomic import written_whole
 from ..files.sums import sum_of
+from .adamw import MOMENTS
 from .trainer import Trainer
 
 STATE_KEY = "llm4gen_training_state"  # the metadata entry that holds version, steps, job and sum as JSON
 VERSION = 2  # 1 had the adapter in the scale of its file
-MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # what AdamW keeps for each weight
 
 
 def save_state(trainer: Trainer, path: Path, job: str) -> None:
@@ -73,9 +73,8 @@ def state_of(trainer: Trainer) -> dict[str, Tensor]:
     for name, weight in trainer.weights.items():
         tensors[f"weight.{name}"] = weight.detach()
         tensors[f"average.{name}"] = trainer.ema.average[name]
-        # A weight that had no gradient yet has no moments.
-        for moment, value in trainer.optimizer.state.get(weight, {}).items():
-            tensors[f"{moment}.{name}"] = value
+        for moment in MOMENTS:
+            tensors[f"{moment}.{name}"] = trainer.optimizer.state[weight][moment]
     return tensors
 
 
@@ -97,15 +96,11 @@ def check_shapes(trainer: Trainer, tensors: dict[str, Tensor], steps: object, fi
 @torch.no_grad()
 def put(trainer: Trainer, tensors: dict[str, Tensor]) -> None:
     trainer.losses = tensors["losses"].tolist()
-    trainer.optimizer.state.clear()
     for name, weight in trainer.weights.items():
         weight.copy_(tensors[f"weight.{name}"])
         trainer.ema.average[name].copy_(tensors[f"average.{name}"])
-        moments = {kind: tensors[f"{kind}.{name}"] for kind in MOMENTS if f"{kind}.{name}" in tensors}
-        if len(moments) == len(MOMENTS):  # else memory ended while AdamW made them
-            # AdamW keeps the number of its steps on the CPU.
-            trainer.optimizer.state[weight] = {
-                # Copies, because a tensor of the mapped file would keep Windows from replacing it.
-                kind: value.clone() if kind == "step" else value.to(weight, copy=True)
-                for kind, value in moments.items()
-            }
+        kept = [tensors.get(f"{moment}.{name}") for moment in MOMENTS]
+        # Older versions kept none for a weight that had no gradient yet, or where memory ended in the first step.
+        is_whole = all(value is not None for value in kept)
+        for moment, value in zip(MOMENTS, kept, strict=True):
+            trainer.optimizer.state[weight][moment].copy_(value if is_whole else torch.zeros(()))

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import errors
 from ..errors import TrainingDiverged, WrongTraining
+from .adamw import adamw
 from .data import Batch, TrainingData, batches
 from .drawing import draw_step
 from .ema import EMA
@@ -163,18 +162,6 @@ class Trainer:
             for name, weight in self.ema.average.items()
             if name.startswith(prefix)
         }
-
-
-def adamw(groups: list[dict[str, Any]], weight_decay: float, device: torch.device) -> torch.optim.Optimizer:
-    """torch's AdamW in its fastest form for the device.
-
-    On a CPU, where torch does not choose it by itself, the fused form reads and writes each tensor once in place of
-    eight times.
-    """
-    if device.type == "cpu":
-        with contextlib.suppress(RuntimeError):  # torch before 2.4 has it for GPUs alone
-            return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
-    return torch.optim.AdamW(groups, weight_decay=weight_decay)
 
 
 def rate_factor(settings: Settings, step: int) -> float:

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 import tiny_training as training
 from llm4gen.models.errors import UnusableState
 from llm4gen.models.training import state
+from llm4gen.models.training.adamw import MOMENTS
 from llm4gen.models.training.denoise import Denoise
 from llm4gen.models.training.settings import Drops
 from llm4gen.models.training.state import load_state, save_state, state_of
@@ -46,15 +47,35 @@ def test_n_steps_and_n_more_equal_2n_to_the_bit(tmp_path):
     assert equal(second.result("unet"), whole.result("unet"))
 
 
-def test_a_weight_that_had_no_gradient_yet_goes_on_too(tmp_path):
-    """At first the LLM's half is always left out, so AdamW knows nothing of the adapter yet."""
-    first = fresh(2, drops=Drops(0.0, 1.0, 0.0))
+@pytest.mark.parametrize("version", ["this", "older"])
+def test_a_weight_that_had_no_gradient_yet_goes_on_too(version, tmp_path):
+    """At first the LLM's half is always left out, so AdamW knows nothing of the adapter yet. Files of older versions
+    have no moments then."""
+    first, path = fresh(2, drops=Drops(0.0, 1.0, 0.0)), tmp_path / "state.safetensors"
     first.run()
-    save_state(first, tmp_path / "state.safetensors", JOB)
+    save_state(first, path, JOB)
+    if version == "older":
+        spoil(path, without_the_adapters_moments)
     second = fresh(3)
-    load_state(second, tmp_path / "state.safetensors", JOB)
+    second.step()
+    load_state(second, path, JOB)
     assert equal(state_of(second), state_of(first))
     second.run()
+
+
+def without_the_adapters_moments(tensors, entry):
+    del entry["sum"]
+    for name in [name for name in tensors if name.startswith(tuple(f"{kind}.adapter." for kind in MOMENTS))]:
+        del tensors[name]
+
+
+def test_a_step_makes_no_moments():
+    """If memory ended while it made them, some weights would be a step ahead of others."""
+    trainer = fresh(1)
+    made = {name: tensor.data_ptr() for name, tensor in state_of(trainer).items() if name != "losses"}
+    assert {f"{kind}.{name}" for kind in MOMENTS for name in trainer.weights} < set(made)
+    trainer.run()
+    assert made == {name: tensor.data_ptr() for name, tensor in state_of(trainer).items() if name != "losses"}
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="NO FORK: Windows cannot copy a process.")

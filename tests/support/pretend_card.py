@@ -277,6 +277,8 @@ def install(total: int = 8 << 30) -> None:
     torch.version.cuda = torch.version.cuda or "13.0"
     for name in ("tensor", "as_tensor"):  # these make a tensor before any dispatch
         setattr(torch, name, made_then_moved(getattr(torch, name)))
+    functional = torch.nn.functional
+    functional.scaled_dot_product_attention = differentiable(functional.scaled_dot_product_attention)
     # A parameter cannot change its class in place.
     torch.__future__.set_overwrite_module_params_on_conversion(True)
     Mode().__enter__()
@@ -291,6 +293,18 @@ def in_mode(run):
             run(thread)
 
     return run_in_mode
+
+
+def differentiable(attention):
+    """Outside of inference mode, torch chooses a kernel of the real card's before any dispatch."""
+
+    def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **options):
+        if isinstance(query, OnCard) and not torch.is_inference_mode_enabled():
+            plain = torch._scaled_dot_product_attention_math
+            return plain(query, key, value, attn_mask, dropout_p, is_causal, **options)[0]
+        return attention(query, key, value, attn_mask, dropout_p, is_causal, **options)
+
+    return attend
 
 
 def made_then_moved(make):
