@@ -5,26 +5,25 @@ import torch
 
 import extra_standins
 from in_process import SHORT
-from other_models import FAMILIES, SDXL
+from other_models import ALL_BLOCKS, FAMILIES, SD15, SDXL, make_model
 from tiny import relative_error
 
 T2I, GLIGEN = "t2i.safetensors", "gligen.safetensors"
+KINDS = {kind.name: kind for kind in (SD15, SDXL)}
 
 
 @pytest.fixture(scope="module")
-def larger_unet(load_unet, family, model):
+def unet(family):
     """A UNet in which FreeU, self-attention guidance and GLIGEN find the blocks that they change."""
-    return (
-        model if family == SDXL.name else load_unet("larger_unet.safetensors", extra_standins.larger_unet())
-    )
+    return make_model(KINDS[family])
 
 
 @pytest.fixture
-def assert_it_acts(larger_unet, condition, sample):
+def assert_it_acts(unet, condition, sample):
     """A function that asserts: `change_pair` or the patched model changes the latent, and with it another prompt gives
     another latent. `change_pair` gets the positive and the negative conditioning."""
 
-    def assert_it_acts(change_pair=lambda *pair: pair, unpatched=larger_unet, patched=None, latent=None):
+    def assert_it_acts(change_pair=lambda *pair: pair, unpatched=unet, patched=None, latent=None):
         pair, other_pair = ((condition(text), condition("")) for text in (SHORT, "a dog in the snow"))
         plain = sample(*pair, latent, model=unpatched).samples
         changed, changed_other = (
@@ -41,16 +40,17 @@ def assert_it_acts(larger_unet, condition, sample):
 # Adapters
 
 
-def test_a_t2i_adapter_changes_the_latent(started, put, load_unet, assert_it_acts, caplog):
-    unet = load_unet("two_blocks.safetensors", extra_standins.larger_unet(blocks=2))
-    put("controlnet", T2I, extra_standins.t2i_adapter())
+@FAMILIES
+def test_a_t2i_adapter_changes_the_latent(family, started, put, assert_it_acts, caplog):
+    kind = KINDS[family]
+    put("controlnet", T2I, extra_standins.t2i_adapter(kind))
     (adapter,) = started.core.ControlNetLoader().load_controlnet(T2I)
 
     def apply(positive, negative):
         node = started.core.ControlNetApplyAdvanced()
         return node.apply_controlnet(positive, negative, adapter, torch.rand(1, 64, 64, 3), 1.0, 0.0, 1.0)
 
-    assert_it_acts(apply, unpatched=unet)
+    assert_it_acts(apply, unpatched=make_model(kind, **ALL_BLOCKS[family]))
     assert "could not be applied" not in caplog.text
 
 
@@ -93,5 +93,5 @@ def perturbed_attention_guidance(model):
 
 @FAMILIES
 @pytest.mark.parametrize("patch", [free_u, self_attention_guidance, perturbed_attention_guidance])
-def test_a_patch_of_the_unet_changes_the_latent(patch, larger_unet, assert_it_acts):
-    assert_it_acts(patched=patch(larger_unet), latent=torch.zeros(1, 4, 16, 16))
+def test_a_patch_of_the_unet_changes_the_latent(patch, unet, assert_it_acts):
+    assert_it_acts(patched=patch(unet), latent=torch.zeros(1, 4, 16, 16))

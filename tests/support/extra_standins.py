@@ -13,9 +13,9 @@ import decoders
 import sdxl_checkpoint
 import tiny
 from host.dynamic_vram import without_dynamic_vram
-from other_models import unet_lora
+from other_models import SDXL, unet_lora
 from paths import T5_TOKENIZER
-from sandbox.standin_models import CONTEXT_DIM, fan_in, random_tensors, unet_shapes, unet_sizes
+from sandbox.standin_models import CONTEXT_DIM, fan_in, random_tensors, unet_sizes
 from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
 
 UNET, CLIP = "model.diffusion_model.", "cond_stage_model.transformer."
@@ -77,39 +77,26 @@ def moved(tensors, seed):
     return {name: move(name, tensor) for name, tensor in tensors.items()}
 
 
-def larger_unet(blocks=1):
-    """A UNet with what some nodes of ComfyUI look for: a second level, and a transformer in the middle block.
+@without_dynamic_vram()
+def t2i_adapter(kind):
+    """A T2I-Adapter for a UNet of a kind (SD15 or SDXL) with ALL_BLOCKS, see `other_models`."""
+    from comfy.t2i_adapter.adapter import Adapter  # noqa: PLC0415
 
-    blocks: number of residual blocks in the first level.
-    """
-    shapes = unet_shapes(
-        channel_mult=(1, 2),
-        num_res_blocks=[blocks, 1],
-        transformer_depth=[*[0] * blocks, 1],
-        transformer_depth_middle=1,
-        transformer_depth_output=[*[0] * (blocks + 1), 1, 1],
-    )
-    return random(shapes)
-
-
-def t2i_adapter():
-    """A T2I-Adapter for SD1.5, full size: it adds to the last block of each level, where SD1.5 has two."""
-    from comfy.t2i_adapter.adapter import Adapter_light  # noqa: PLC0415
-
-    with torch.device("meta"):
-        net = Adapter_light(cin=64 * 3, channels=[320, 640, 1280, 1280], nums_rb=4)
-    shapes = {name: tensor.shape for name, tensor in net.state_dict().items()}
-    return random(shapes)
+    channels, is_sdxl = kind.unet["model_channels"], kind is SDXL
+    levels = [channels, 2 * channels, 4 * channels, 4 * channels]
+    pixels = 16 if is_sdxl else 8  # along a side of what becomes one cell; the loader tells the family by it
+    net = Adapter(levels, 2, 3 * pixels**2, ksize=1, sk=True, use_conv=False, xl=is_sdxl)
+    return random({name: tensor.shape for name, tensor in net.state_dict().items()})
 
 
 @without_dynamic_vram()
 def gligen():
-    """GLIGEN's layers for the four transformers of `larger_unet`, all 640 wide, with their gates open."""
+    """GLIGEN's layers for the four transformers of `other_models.SD15`, all 128 wide, with their gates open."""
     from comfy.gligen import GatedSelfAttentionDense, PositionNet  # noqa: PLC0415
 
     parts = {"position_net": PositionNet(CONTEXT_DIM, CONTEXT_DIM)}
     for place in ("input_blocks.3.1", "middle_block.1", "output_blocks.0.1", "output_blocks.1.1"):
-        fuser = GatedSelfAttentionDense(640, CONTEXT_DIM, 8, 80)
+        fuser = GatedSelfAttentionDense(128, CONTEXT_DIM, 8, 16)
         parts[f"{place}.transformer_blocks.0.fuser"] = fuser
     shapes = {f"{place}.{n}": t.shape for place, part in parts.items() for n, t in part.state_dict().items()}
     gates = {name: torch.tensor(1.0) for name, shape in shapes.items() if not shape}

@@ -62,21 +62,36 @@ KINDS = {
         Kind("SDXL refiner", "SDXLRefiner", 1280, REFINER_SIZES),
     )
 }
-# Smaller, for what runs many times: ComfyUI would not recognise it in a file. The second of its levels has twice the
+# Smaller, for what runs many times: ComfyUI would not recognise it in a file. The second of the levels has twice the
 # channels, which is where FreeU looks.
+SMALL_SIZES = {
+    "model_channels": 64,
+    "channel_mult": (1, 2),
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [0, 1],
+    "transformer_depth_output": [0, 0, 1, 1],
+}
+SD15 = Kind("SD1.5", "SD15", 768, SMALL_SIZES | {"use_linear_in_transformer": False})
 SDXL = replace(
     KINDS["SDXL"],
-    unet={
-        "model_channels": 64,
-        "channel_mult": (1, 2),
-        "num_res_blocks": [1, 1],
-        "transformer_depth": [0, 1],
-        "transformer_depth_output": [0, 0, 1, 1],
-        "adm_in_channels": VEGA_SIZES["adm_in_channels"],
-        "num_classes": "sequential",
-    },
+    unet=SMALL_SIZES | {name: VEGA_SIZES[name] for name in ("adm_in_channels", "num_classes")},
 )
-WIDTHS = {"SD1.5": 768, "SDXL": SDXL.width}
+# What gives them all blocks of the family's own UNet, some of which T2I-Adapters add to.
+ALL_BLOCKS = {
+    SD15.name: {
+        "channel_mult": (1, 2, 4, 4),
+        "num_res_blocks": [2] * 4,
+        "transformer_depth": [1] * 6 + [0] * 2,
+        "transformer_depth_output": [1] * 9 + [0] * 3,
+    },
+    SDXL.name: {
+        "channel_mult": (1, 2, 4),
+        "num_res_blocks": [2] * 3,
+        "transformer_depth": [0] * 2 + [1] * 4,
+        "transformer_depth_output": [0] * 3 + [1] * 6,
+    },
+}
+WIDTHS = {kind.name: kind.width for kind in (SD15, SDXL)}
 # For tests of laws that hold for both. See tests/laws/conftest.py.
 FAMILIES = pytest.mark.parametrize("family", WIDTHS, indirect=True, scope="module")
 
