@@ -74,7 +74,8 @@ def fresh_page(page, url, **settings):
 
 
 def prefer(page, settings):
-    """Settings of the front end for this page alone: the server, which others use too, does not hear of them."""
+    """Settings of the front end for this page alone: the server, which others use too, does not hear of them, nor of
+    what the page keeps there by itself, such as an open panel."""
 
     def answer(route):
         if route.request.method == "GET":
@@ -82,8 +83,7 @@ def prefer(page, settings):
         else:
             route.fulfill(json=None)
 
-    if settings:
-        page.route(re.compile(r"/api/settings\b"), answer)
+    page.route(re.compile(r"/api/settings\b"), answer)
 
 
 def ready(page, url):
