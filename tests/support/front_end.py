@@ -24,9 +24,37 @@ NOTE = """(id) => {
   return note ? [...note.element.querySelectorAll("p")].map((line) => line.textContent) : null;
 }"""
 NO_NOTE = f"(id) => ({NOTE})(id) === null"
+NOTED = f"([id, count]) => {{ const lines = ({NOTE})(id); return lines?.length === count && lines; }}"
 SAYS = f"([id, lines]) => JSON.stringify(({NOTE})(id)) === JSON.stringify(lines)"
 VEIL = ".p-blockui-mask"
 PATIENCE = 1500  # fifths of a second that a run may take
+# Says in `window.ended` when the next call of a method of the front end's `app` has ended.
+SAYS_ITS_END = """(name) => {
+  const method = app[name];
+  window.ended = false;
+  app[name] = async function (...inputs) {
+    delete app[name];
+    try {
+      return await method.apply(this, inputs);
+    } finally {
+      window.ended = true;
+    }
+  };
+}"""
+# The same for the next run, once the page has been told of its end, and so of all that came before. The server tells it
+# only if the page had its id when Run was pressed.
+RUN_SAYS_ITS_END = """async () => {
+  const { api } = await import("/scripts/api.js");
+  while (!api.clientId) await new Promise((resolve) => setTimeout(resolve, 50));
+  window.ended = false;
+  for (const kind of ["execution_success", "execution_error", "execution_interrupted"]) {
+    api.addEventListener(kind, () => { window.ended = true; }, { once: true });
+  }
+}"""
+FRAMES = """(count) => new Promise((done) => {
+  const next = () => (count-- > 0 ? requestAnimationFrame(next) : done());
+  next();
+})"""
 
 
 @contextmanager
@@ -46,7 +74,8 @@ def fresh_page(page, url, **settings):
 
 
 def prefer(page, settings):
-    """Settings of the front end for this page alone: the server, which others use too, does not hear of them."""
+    """Settings of the front end for this page alone: the server, which others use too, does not hear of them, nor of
+    what the page keeps there by itself, such as an open panel."""
 
     def answer(route):
         if route.request.method == "GET":
@@ -54,8 +83,7 @@ def prefer(page, settings):
         else:
             route.fulfill(json=None)
 
-    if settings:
-        page.route(re.compile(r"/api/settings\b"), answer)
+    page.route(re.compile(r"/api/settings\b"), answer)
 
 
 def ready(page, url):
@@ -73,14 +101,51 @@ def ready(page, url):
     return page
 
 
+@contextmanager
+def until_ended(page, method):
+    """Waits at the block's end until a method of the front end's `app`, which the block starts, has ended."""
+    page.evaluate(SAYS_ITS_END, method)
+    yield
+    page.wait_for_function("ended")
+
+
+def let_pass(page, milliseconds):
+    """Waits in the page's own time: what it does in that time has been done, also if it was held up meanwhile."""
+    page.evaluate("(time) => new Promise((done) => setTimeout(done, time))", milliseconds)
+
+
+def draw(page):
+    """Waits until the page has measured what it shows, grown its nodes to that size and drawn them."""
+    page.evaluate(FRAMES, 3)
+
+
+def refresh(page):
+    """Presses R on the canvas and waits until the front end and the pack know the server's files anew.
+
+    Without the wait, that would be true already where a former test had a file of the same name, and the report would
+    come in the middle of the test.
+    """
+    page.mouse.move(1400, 900)
+    with until_ended(page, "refreshComboInNodes"):
+        page.keyboard.press("r")
+
+
 def drop(page, file, graph):
-    """Drops a file on the canvas and waits for the graph that it should bring, by its id."""
+    """Drops a file on the canvas and waits for the graph that it should bring, by its id.
+
+    The front end looks for missing files after the graph is there, and what a test changes then may come before or
+    after that; so its end is waited for.
+    """
     kind = {".json": "application/json", ".png": "image/png"}[file.suffix]
     data = page.evaluate_handle(DROP, [file.name, kind, base64.b64encode(file.read_bytes()).decode()])
-    for event in ("dragover", "drop"):
-        page.dispatch_event("#graph-canvas", event, {"dataTransfer": data, "clientX": 700, "clientY": 600})
+    with until_ended(page, "loadGraphData"):
+        for event in ("dragover", "drop"):
+            page.dispatch_event(
+                "#graph-canvas", event, {"dataTransfer": data, "clientX": 700, "clientY": 600}
+            )
     page.wait_for_function("(id) => app.graph.id === id && app.graph.nodes.length > 0", arg=graph)
     lift_veil(page)
+    draw(page)
 
 
 def lift_veil(page):
@@ -106,13 +171,20 @@ def says(page, node, *lines):
     page.wait_for_function(SAYS, arg=[node, list(lines)])
 
 
+def noted(page, node, count):
+    """Waits until that many lines stand under a node, and returns them as they stood then."""
+    return page.wait_for_function(NOTED, arg=[node, count]).json_value()
+
+
 def run(page, client):
-    """Presses Run and waits; what the server's history says of it."""
+    """Presses Run and waits until the page knows of the end, too; what the server's history says of it."""
     before = client.get("/history").keys()
+    page.evaluate(RUN_SAYS_ITS_END)
     page.get_by_test_id("queue-button").click()
     for _ in range(PATIENCE):
         if done := client.get("/history").keys() - before:
             (name,) = done
+            page.wait_for_function("ended")
             return client.get(f"/history/{name}")[name]
         assert not page.get_by_test_id("error-overlay-see-errors").is_visible(), page.evaluate(FAULTY)
         page.wait_for_timeout(200)
@@ -122,7 +194,12 @@ def run(page, client):
 def assert_no_warnings(page):
     text = page.locator("body").inner_text().lower()
     assert [w for w in ("missing node", "missing input", "required input", "unknown node") if w in text] == []
-    # The front end asks for the size of each missing file at its address, also for the workflow that it opens first.
+    assert_no_complaints(page)
+
+
+def assert_no_complaints(page):
+    """The front end asks for the size of each missing file at its address, also for the workflow that it opens first,
+    and the refusals arrive whenever they do."""
     addresses = ["/Comfy-Org/", *(url for url, _ in PUBLISHED.values())]
     complaints = [text for text in page.complaints if not any(url in text for url in addresses)]
     assert complaints == [], complaints

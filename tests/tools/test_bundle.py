@@ -102,7 +102,7 @@ def test_each_part_is_told_in_words_also_one_that_fails_or_whose_time_is_over(tm
         "bad": "print('reason'); exit(3)",
         "slow": "import time; time.sleep(99)",
     }
-    parts = [Part(name, ["-c", program], 0.5) for name, program in programs.items()]
+    parts = [Part(name, ["-c", program], 0.9) for name, program in programs.items()]
     results = on_device.run_all(parts, tmp_path, 6, host)
     assert [result.outcome for result in results.values()] == [
         "exit code 0",

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -21,6 +20,7 @@ from host.comfyui import TOOLS
 from llm4gen.models.errors import WrongTraining
 from llm4gen.models.training.ranks import ALONE
 from paths import COMFYUI, STANDINS
+from sandbox.server import HOLDS, held_port
 from sandbox.standins import CHECKPOINT, ENCODER
 from tiny import equal, relative_error
 from training import dry_run
@@ -336,29 +336,34 @@ def test_two_processes_with_half_of_the_batch_each_equal_one(run, folder, tmp_pa
     whole, _ = run(
         "run=whole", "batch_size=4", "unet=LoRA", "rank=4", "drop_text=0.3", "drop_llm=0.3", "steps=4"
     )
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     arguments = [folder / "job.yaml", "unet=LoRA", "rank=4", "drop_text=0.3", "drop_llm=0.3", "steps=4"]
     arguments += ["features_gb=0.0015", "--comfyui", COMFYUI, "--cpu", "--extra-model-paths-config", models]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, TOOLS / "train.py", *map(str, arguments)],
-            env={
-                **os.environ,
-                **shared,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "ACCELERATE_USE_CPU": "1",
-            },
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    outputs = [process.communicate(timeout=600)[0] for process in processes]
+    with held_port() as holder:
+        shared = {
+            "WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(holder.getsockname()[1]),
+            "OMP_NUM_THREADS": "1",
+        }
+        if not HOLDS:
+            holder.close()
+        processes = [
+            subprocess.Popen(
+                [sys.executable, TOOLS / "train.py", *map(str, arguments)],
+                env={
+                    **os.environ,
+                    **shared,
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank),
+                    "ACCELERATE_USE_CPU": "1",
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        outputs = [process.communicate(timeout=600)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     written = f"written: {folder / 'run' / 'adapter.safetensors'}"
     assert [written in output for output in outputs] == [True, False]

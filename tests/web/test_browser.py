@@ -72,6 +72,7 @@ def page(opened):
     drop(opened, TEXT_TO_IMAGE, read_workflow(TEXT_TO_IMAGE)["id"])
     # A workflow has been opened when the front end reports its missing files.
     opened.get_by_test_id("error-overlay-see-errors").wait_for()
+    opened.wait_for_function(f"({FAULTY})().length")
     return opened
 
 

@@ -96,6 +96,7 @@ def test_an_example_runs_after_it_is_dropped_on_the_canvas(file, page, client, s
         CHECKS[node["type"]](path, server)
     trained = [node["id"] for node in read_workflow(file)["nodes"] if node["type"] == TRAIN]
     for node in trained:
+        page.wait_for_function(f"(id) => ({SHOWN})(id)[1]", arg=node)  # it is decoded after the run
         text, picture = page.evaluate(SHOWN, node)
         assert re.match(
             rf"training: step {STEPS} of {STEPS}\b.*mean loss \d.*steps/s, 00:00 left", text, re.DOTALL

@@ -4,7 +4,20 @@ import json
 
 import pytest
 
-from front_end import FIND, NO_NOTE, NOTE, PROMPT, SET, drop, first_page, says
+from front_end import (
+    FIND,
+    NO_NOTE,
+    NOTE,
+    PROMPT,
+    SET,
+    assert_no_complaints,
+    draw,
+    drop,
+    first_page,
+    let_pass,
+    noted,
+    says,
+)
 from paths import COMFYUI, T5_TOKENIZER
 from sandbox.standins import ADAPTER, CHECKPOINT, ENCODER
 from sandbox.workflow import EXAMPLES, TEXT_TO_IMAGE, read_workflow
@@ -39,6 +52,7 @@ PROMPTS = [
     "पहाड़ों के ऊपर सूर्योदय, तेल चित्र",
     "नीली भेड़ और भूरा फूलदान",
 ]
+QUIET = 600  # ms: twice as long as a text must stay unchanged before it is sent
 TOO_LONG = " ".join(["cat"] * 75 + ["zebra", "lion", "tiger"])  # CLIP makes one token of each word
 
 # Adds a node for each prompt, connected to the loaders of the open graph; returns the nodes' ids.
@@ -88,6 +102,15 @@ INDIRECT = {
       return id;
     }""",
 }
+# Types into the first prompt, a letter every so many milliseconds of the page's own time.
+TYPE = """async ([text, pause]) => {
+  const area = document.querySelector("textarea");
+  for (const letter of text) {
+    area.value += letter;
+    area.dispatchEvent(new Event("input", { bubbles: true }));
+    await new Promise((done) => setTimeout(done, pause));
+  }
+}"""
 # Inserts a LoRA loader between LLM4GEN CLIP and a prompt.
 LORA_BETWEEN = """(id) => {
   const lora = LiteGraph.createNode("LoraLoader");
@@ -196,14 +219,20 @@ def test_typing_sends_few_requests_and_ends_with_the_right_count(page, graph, co
     area = page.locator("textarea").first
     area.fill("")
     says(page, graph, counts(*count("")))
+    area.press_sequentially(text)
+    says(page, graph, counts(*count(text)))
+    area.fill("")
+    says(page, graph, counts(*count("")))
     page.sent.clear()
-    # In ms: faster than anyone types; one request for each letter would be too many.
-    area.press_sequentially(text, delay=50)
+    # In ms: faster than anyone types; one request for each letter would be too many. The page types by itself, because
+    # keys that are held up on their way to it are slow typing.
+    page.evaluate(TYPE, [text, 50])
     says(page, graph, counts(*count(text)))
     assert json.loads(page.sent[-1]) == request_body(text)
     assert len(page.sent) <= len(text) / 4
     page.evaluate(SET, [graph, "strength", 0.5])  # no count depends on it
     area.press("End")
+    let_pass(page, QUIET)
     says(page, graph, counts(*count(text)))
     assert len(page.sent) == len(set(page.sent))
 
@@ -222,11 +251,11 @@ def test_unfinished_syntax_and_a_very_long_text_cause_no_error_in_the_console(pa
     page.sent.clear()
     page.evaluate(SET, [graph, "text", f"{longest}c"])
     page.wait_for_function(NO_NOTE, arg=graph)
-    page.wait_for_timeout(600)  # in ms: twice as long as a text must stay unchanged before it is sent
+    let_pass(page, QUIET)
     assert page.sent == []
     page.evaluate(SET, [graph, "text", longest])
     page.wait_for_function(f"(id) => ({NOTE})(id)?.[0]?.startsWith('CLIP 5000/75')", arg=graph)
-    assert page.complaints == []
+    assert_no_complaints(page)
 
 
 def test_the_note_of_a_cut_prompt_names_the_first_words_that_are_cut(page, graph, count):
@@ -244,17 +273,18 @@ def test_the_note_of_a_cut_prompt_names_the_first_words_that_are_cut(page, graph
 
 def test_a_note_is_shown_inside_its_node(page, graph):
     page.evaluate(SET, [graph, "text", TOO_LONG])
-    page.wait_for_function(f"(id) => ({NOTE})(id)?.length === 2", arg=graph)
-    for line in page.evaluate(NOTE, graph):
+    for line in noted(page, graph, 2):
         page.get_by_text(line, exact=True).first.wait_for()
     page.wait_for_function(f"(id) => ({DISTANCES})(id).every((distance) => distance > 0)", arg=graph)
 
 
 def test_saved_and_sent_graphs_do_not_contain_the_notes(page, graph):
     page.evaluate(SET, [graph, "text", TOO_LONG])
-    page.wait_for_function(f"(id) => ({NOTE})(id)?.length === 2", arg=graph)
-    noted, with_notes, without_notes = page.evaluate(WITH_AND_WITHOUT)
-    assert noted == 2
+    noted(page, graph, 2)
+    noted(page, page.evaluate(FIND, CONDITIONING)[1], 1)
+    draw(page)
+    count, with_notes, without_notes = page.evaluate(WITH_AND_WITHOUT)
+    assert count == 2
     assert with_notes == without_notes
     saved = {node["id"]: node for node in with_notes[0]["nodes"]}
     for node in read_workflow(TEXT_TO_IMAGE)["nodes"]:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from front_end import FIND, NO_NOTE, SET, first_page, run, says
+from front_end import FIND, NO_NOTE, SET, first_page, let_pass, run, says
 from paths import ROOT
 from pictures.browser import quiet_front_end
 from pictures.screenshots import CLIP, LOADERS, Node, build
@@ -93,7 +93,7 @@ def test_a_known_node_that_loses_the_llms_half_says_so_before_a_run(page):
     page.evaluate(SET, [clip, "strength", 0])
     page.wait_for_function(NO_NOTE, arg=encode)
     build(page, (*LOADERS, Node(BY_NAME, (350, 0, 270, 170), {"text": "a cat"}, {"clip": (0, 1)})))
-    page.wait_for_timeout(1000)
+    let_pass(page, 1000)
     assert page.evaluate(NO_NOTE, page.evaluate(FIND, BY_NAME)[0])
 
 
@@ -127,7 +127,7 @@ def test_chunks_under_attention_couple_are_advised_against(page):
     build(page, ENCODES)
     (clip,) = page.evaluate(FIND, CLIP.type)
     page.evaluate(SET, [clip, "long_prompt", CHUNKS])
-    page.wait_for_timeout(1000)
+    let_pass(page, 1000)
     assert page.evaluate(NO_NOTE, clip)
 
 

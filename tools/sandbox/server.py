@@ -7,6 +7,7 @@ import json
 import re
 import shutil
 import socket
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -27,6 +28,7 @@ PACK = (
     "requirements.txt",
     "pyproject.toml",
 )
+HOLDS = sys.platform == "linux"  # whether a port can be held for a server until it listens there
 # Requests to this machine must not go through a proxy that the environment names.
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
@@ -51,10 +53,16 @@ def copy_pack(custom_nodes: Path, pack: Path | None = None) -> Path:
     return target
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+def held_port() -> socket.socket:
+    """A socket on a free port, which no other program is given while it is open.
+
+    On Linux, a server that names the port can listen there nevertheless. Elsewhere, the socket must be closed first.
+    """
+    holder = socket.socket()
+    if HOLDS:
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    holder.bind(("127.0.0.1", 0))
+    return holder
 
 
 class Server:
@@ -87,7 +95,11 @@ class Server:
         self.host = host
         self.base = base.resolve()
         self.models = [path.resolve() for path in models]
-        self.port = port or free_port()
+        # Held from now on: a start takes seconds, in which another program may ask the system for a free port.
+        self._holder = held_port()
+        self.port = port or self._holder.getsockname()[1]
+        if port or not HOLDS:
+            self._holder.close()
         self.listen = listen
         self.arguments = list(arguments)
         self.pack = pack
@@ -148,6 +160,7 @@ class Server:
         except BaseException:
             self.stop()
             raise
+        self._holder.close()
         return self
 
     def __exit__(
@@ -157,6 +170,7 @@ class Server:
 
     def stop(self) -> None:
         """Ends the server and every process that it started."""
+        self._holder.close()
         process, self._process = self._process, None
         if process is not None:
             process.stop()
