@@ -87,15 +87,17 @@ function adapterOf(node, report) {
   return width ? { name, width } : null;
 }
 
-const kinds = new WeakMap(); // report → the name of a checkpoint → the question for its kind
+const asked = new Map(); // the name of a checkpoint → the question for its kind, and the report with which it was put
 
-/** The kind of a checkpoint, asked again with each new report; null until the server has answered for this one. */
+/** The kind of a checkpoint, asked anew with each report; null until the server has answered for this one. */
 function kindOf(checkpoint, report) {
-  if (!kinds.has(report)) kinds.set(report, new Map());
-  const asked = kinds.get(report);
-  if (!asked.has(checkpoint)) asked.set(checkpoint, new Question("/llm4gen/checkpoint"));
-  asked.get(checkpoint).put({ checkpoint });
-  return asked.get(checkpoint).answer;
+  const before = asked.get(checkpoint);
+  if (before?.report === report) return before.question.answer;
+  const question = new Question("/llm4gen/checkpoint");
+  question.answer = before?.question.answer ?? null; // otherwise the line would vanish for a moment with each R
+  question.put({ checkpoint });
+  asked.set(checkpoint, { question, report });
+  return question.answer;
 }
 
 const warning = (text) => ({ text, tone: "warning" });

@@ -4,13 +4,13 @@ import { app } from "../../scripts/app.js";
 import { chooseCopy } from "./copies.js";
 import { nodesOf } from "./graph.js";
 import { listen } from "./notices.js";
-import { readReport, watch } from "./watch.js";
+import { readReport } from "./watch.js";
 
 app.registerExtension({
   name: "LLM4GEN",
   setup() {
     listen();
-    return watch();
+    readReport(); // not waited for: on a slow drive it takes seconds, and the page would open later
   },
   loadedGraphNode: chooseCopy,
   refreshComboInNodes() {

@@ -39,16 +39,16 @@ const LINES = {
   ...Object.fromEntries(ENCODES_CLIP_ALONE.map((type) => [type, [loses]])),
 };
 let report = null;
+let polling = null;
 
-/** Asks the server again which files it finds in the model folders. */
+/**
+ * Asks the server which files it finds in the model folders. From the first answer on, the notes are shown for as long
+ * as the page is open.
+ */
 export async function readReport() {
-  report = (await get("/llm4gen/report")) ?? report;
-}
-
-/** Polls for as long as the page is open; does nothing if the server cannot answer. */
-export async function watch() {
   if (typeof app.canvas?.graph?.getNodeById !== "function") return;
-  readReport().then(() => report && setInterval(look, PERIOD));
+  report = (await get("/llm4gen/report")) ?? report;
+  if (report) polling ??= setInterval(look, PERIOD);
 }
 
 function look() {
