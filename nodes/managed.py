@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
@@ -33,6 +34,7 @@ class ManagedLLM:
         self.llm = llm
         self.dtype = host.encoder_dtype(dtype)
         self.device = device
+        self.read: Mapping[tuple[int, ...], Features] = {}  # see `having_read`
         # The number of layers that are loaded, and the model.
         self.loaded: tuple[int, host.ManagedModel[Encoder]] | None = None
 
@@ -56,12 +58,23 @@ class ManagedLLM:
 
     def features(self, ids: tuple[int, ...], recipe: Recipe) -> Features:
         """The hidden states of a tokenized prompt, from the cache if they are there. Raises: see `encode`."""
+        if ids in self.read:
+            return self.read[ids]
         key = self.key(ids, recipe)
         features = FEATURES.get(key)
         if features is None:
             features = self.encode(ids, recipe)
             FEATURES.put(key, features)
         return features
+
+    @contextmanager
+    def having_read(self, read: Mapping[tuple[int, ...], Features]) -> Iterator[None]:
+        """In the block, the hidden states of these prompts come from no cache. All are read with one recipe."""
+        self.read = read
+        try:
+            yield
+        finally:
+            self.read = {}
 
     def key(self, ids: tuple[int, ...], recipe: Recipe) -> tuple[Any, ...]:
         """Everything that decides on the features. Files on disk are found by it, so its form must not change."""

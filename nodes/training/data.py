@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,7 +19,8 @@ from .. import host
 from ..fused_clip import FusedCLIP
 from ..fusion import Fusion
 from ..managed import ManagedLLM
-from .reading import Reader, half, ordinary, read_all
+from .reading import Reader, ordinary, read_all
+from .teaching import Context
 from .words import words_of
 
 log = logging.getLogger(__name__)
@@ -174,27 +175,6 @@ def training_set(
 def identity_of(llm: ManagedLLM) -> dict[str, str | int]:
     """What an adapter's file says of the LLM that it was trained with."""
     return llm.llm.file.facts.entry
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a CLIP gives a UNet for a text: states [m, c], and the pooled output [p] if it has one."""
-
-    states: Tensor
-    pooled: Tensor | None
-
-
-def contexts(clip: Any, texts: Iterable[str]) -> dict[str, Context]:
-    """For each text what a CLIP gives a UNet, such as the fused tokens of LLM4GEN CLIP."""
-    texts = list(texts)
-    step = host.progress(len(texts))
-    found = {}
-    for text in texts:
-        tokens = clip.tokenize(text, disable_weights=True)
-        states, pooled = clip.encode_from_tokens(tokens, return_pooled=True)
-        found[text] = Context(ordinary(half(states[0])), None if pooled is None else ordinary(pooled[0]))
-        step()
-    return found
 
 
 def latents_of(images: Sequence[Tensor], vae: Any) -> list[Tensor]:

@@ -43,6 +43,21 @@ class Reader:
 
     def __call__(self, texts: Sequence[str]) -> Iterator[tuple[str, EncodedText]]:
         """Each caption with its states, in the order in which they are read. Raises: what encoding raises."""
+        for group in self.read(texts):
+            for text, (tokens, features) in group.items():
+                states = Features(ordinary(half(features.states)), features.rows)
+                yield text, self.with_clip(text, tokens, states)
+
+    def encoded(self, texts: Sequence[str]) -> Iterator[tuple[str, Any]]:
+        """Each caption with what LLM4GEN CLIP gives for it: (states, pooled output). Order and errors as above."""
+        for group in self.read(texts):
+            read = {ids_of(tokens): features for tokens, features in group.values()}
+            with self.fused.fusion.llm.having_read(read):
+                for text, (tokens, _) in group.items():
+                    yield text, self.fused.encode_from_tokens(tokens, return_pooled=True)
+
+    def read(self, texts: Sequence[str]) -> Iterator[dict[str, tuple[Tokens, Features]]]:
+        """The captions of each batch, with their tokens and the LLM's states."""
         llm, recipe = self.fused.fusion.llm, self.fused.fusion.adapter.recipe
         is_on_cpu = host.load_device_of(llm.device).type == "cpu"
         most = ON_CPU if is_on_cpu else AT_ONCE // (llm.width * 4)
@@ -54,15 +69,9 @@ class Reader:
             }
             lengths = {text: max(least, len(ids_of(own))) for text, own in tokens.items()}
             for group in groups(lengths, most):
-                features = self.llm_states([tokens[text] for text in group])
-                for text, states in zip(group, features, strict=True):
-                    yield text, self.with_clip(text, tokens[text], states)
-
-    def llm_states(self, prompts: Sequence[Tokens]) -> list[Features]:
-        fusion = self.fused.fusion
-        with torch.inference_mode():
-            found = fusion.llm.encode_all([ids_of(tokens) for tokens in prompts], fusion.adapter.recipe)
-            return [Features(ordinary(half(one.states)), one.rows) for one in found]
+                with torch.inference_mode():
+                    found = llm.encode_all([ids_of(tokens[text]) for text in group], recipe)
+                yield {text: (tokens[text], features) for text, features in zip(group, found, strict=True)}
 
     def with_clip(self, text: str, tokens: Tokens, features: Features) -> EncodedText:
         words = self.words.get(text, ())

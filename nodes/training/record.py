@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from ...models.training.settings import COSINE
 from ..managed import ManagedAdapter
-from .data import Context, TrainingSet
+from .data import TrainingSet
 from .job import LORA, Job
+from .teaching import Context
 
 
 def digest(tensors: Mapping[str, Tensor], *others: object, dtype: torch.dtype | None = None) -> str:

@@ -24,13 +24,14 @@ from ...models.training.start import adapter_from
 from ...models.training.trainer import Objective, Trainer
 from .. import folders, host
 from ..managed import ManagedAdapter
-from .data import Context, TrainingSet, contexts
+from .data import TrainingSet
 from .fit import check_fit
 from .job import Job
 from .kept import KeptState
 from .record import digest, facts_of, job_digest, origin, weights_digest
 from .shortage import shortage
 from .shown import Preview, shown
+from .teaching import Context, contexts
 from .unet import Teacher, UNetInTraining
 
 # The learning rate of a quiet start, which ends at 0. AdamW's first steps are the same however little there is to

@@ -10,26 +10,9 @@ import in_process
 from llm4gen.models.training.adamw import adamw
 from sandbox.standins import CHECKPOINT, ENCODER
 from tiny import relative_error, weights_of
+from training_inputs import JOB, NEW
 
-RECIPE = {"template": "{text}", "system": "", "tokens": 12, "padding": "keep", "layer": -1}
-JOB = {
-    "steps": 2,
-    "batch_size": 2,
-    "accumulate": 1,
-    "learning_rate": 1e-3,
-    "rank": 4,
-    "drop_text": 0.0,
-    "drop_llm": 0.0,
-    "drop_clip": 0.0,
-    "min_snr": 5.0,
-    "quiet_start": 1,
-    "seed": 1,
-    "precision": "fp32",
-    "gradient_checkpointing": False,
-    "save_every": 0,
-    "preview_every": 0,
-    "resume": False,
-}
+CHANGED = {"quiet_start": 1, "precision": "fp32", "preview_every": 0}
 # What learns, and what else reads tensors on the card.
 KINDS = {
     "LoRA, with previews and pairs of words": {"unet": "LoRA", "preview_every": 2, "entity_weight": 0.1},
@@ -49,11 +32,11 @@ def train(started):
     def train(**changes):
         model, clip, vae = started.core.CheckpointLoaderSimple().load_checkpoint(CHECKPOINT)
         llm = in_process.run(started.ours["LLM4GEN_LoadLLMEncoder"], encoder_name=ENCODER, dtype="fp32")
-        new = in_process.run(nodes.NewCrossAdapter, llm=llm, **RECIPE, heads=8, mlp_dim=64, seed=0)
+        new = in_process.run(nodes.NewCrossAdapter, llm=llm, **NEW)
         lists = {"clip": [clip], "llm": [llm], "adapter": [new], "vae": [vae]}
         texts, pairs = ["a red cat", "a blue dog"], ["red: cat", "blue: dog"]
         data = in_process.run(nodes.TrainingSetNode, images=images, texts=texts, pairs=pairs, **lists)
-        return nodes.TrainCrossAdapter.execute(model, data, new, **JOB | changes).args
+        return nodes.TrainCrossAdapter.execute(model, data, new, **JOB | CHANGED | changes).args
 
     return train
 

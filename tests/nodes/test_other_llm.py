@@ -11,19 +11,10 @@ import in_process
 import tiny
 from gguf_files import write_t5
 from llm4gen.models.checkpoints.same_llm import OTHER_FILE, OTHER_LLM, SENTENCES
+from training_inputs import JOB, NEW
 
 TEXT = "a red cat on a mat"
 LLMS = {OTHER_FILE: "half.safetensors", OTHER_LLM: "other.gguf", None: "mine.safetensors"}
-
-NEW = {
-    **{"template": "{text}", "system": "", "tokens": 12, "padding": "keep", "layer": -1},
-    **{"heads": 8, "mlp_dim": 64, "seed": 0},
-}
-JOB = {
-    **{"steps": 1, "batch_size": 1, "accumulate": 1, "learning_rate": 1e-3, "unet": "frozen", "rank": 4},
-    **{"drop_text": 0.0, "drop_llm": 0.0, "drop_clip": 0.0, "min_snr": 5.0, "quiet_start": 0, "seed": 1},
-    **{"precision": "auto", "gradient_checkpointing": False, "save_every": 0, "resume": False},
-}
 
 
 @pytest.fixture(scope="module")

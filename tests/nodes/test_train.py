@@ -18,26 +18,9 @@ from llm4gen.models.errors import UntrainableModel, WrongTraining
 from sandbox.client import ExecutionError, Interrupted
 from sandbox.standins import CHECKPOINT, ENCODER
 from tiny import equal, identical, relative_error, untouched, weights_of
+from training_inputs import JOB, NEW
 
 TEXTS = ["a red cat on a mat", "a blue dog"]
-JOB = {
-    "steps": 2,
-    "batch_size": 2,
-    "accumulate": 1,
-    "learning_rate": 1e-3,
-    "unet": "frozen",
-    "rank": 4,
-    "drop_text": 0.0,
-    "drop_llm": 0.0,
-    "drop_clip": 0.0,
-    "min_snr": 5.0,
-    "quiet_start": 0,
-    "seed": 1,
-    "precision": "auto",
-    "gradient_checkpointing": False,
-    "save_every": 0,
-    "resume": False,
-}
 
 
 @pytest.fixture(scope="module")
@@ -52,10 +35,8 @@ def new(nodes, llm):
     """A new adapter for the stand-in LLM."""
 
     def new(**changes):
-        inputs = {"template": "{text}", "system": "", "tokens": 12, "padding": "keep", "layer": -1}
-        inputs |= {"heads": 8, "mlp_dim": 64, "seed": 0}
         with torch.inference_mode():
-            return in_process.run(nodes.NewCrossAdapter, llm=llm, **inputs | changes)
+            return in_process.run(nodes.NewCrossAdapter, llm=llm, **NEW | changes)
 
     return new
 
@@ -983,14 +964,10 @@ def test_a_kept_state_is_not_lost_when_resume_is_off(train, states):
 
 def graph(**job):
     """A prompt for the server that trains on an empty latent (node 5) and saves the adapter (node 6)."""
-    recipe = {"template": "{text}", "system": "", "tokens": 12, "padding": "keep", "layer": -1}
     nodes = {
         "1": ("CheckpointLoaderSimple", {"ckpt_name": CHECKPOINT}),
         "2": ("LLM4GEN_LoadLLMEncoder", {"encoder_name": ENCODER}),
-        "3": (
-            "LLM4GEN_NewCrossAdapter",
-            {"llm": ["2", 0], **recipe, "heads": 8, "mlp_dim": 64, "seed": 0},
-        ),
+        "3": ("LLM4GEN_NewCrossAdapter", {"llm": ["2", 0], **NEW}),
         "4": (
             "LLM4GEN_TrainingSet",
             {"texts": ["8", 0], "clip": ["1", 1], "llm": ["2", 0], "adapter": ["3", 0], "latents": ["7", 0]},

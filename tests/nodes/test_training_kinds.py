@@ -15,13 +15,12 @@ from llm4gen.models.training.denoise import Denoise
 from llm4gen.models.training.sampling import sample as sample_trained
 from llm4gen.models.training.start import new_adapter
 from tiny import relative_error, untouched, weights_of
+from training_inputs import JOB, NEW
 
 POOLED = 1280  # width of CLIP-G's pooled output
-JOB = {
-    **{"steps": 3, "batch_size": 2, "accumulate": 1, "learning_rate": 1e-3, "unet": "LoRA", "rank": 4},
-    **{"drop_text": 0.1, "drop_llm": 0.1, "drop_clip": 0.1, "min_snr": 5.0, "quiet_start": 1, "seed": 1},
-    **{"precision": "auto", "gradient_checkpointing": True, "save_every": 0, "resume": False},
-    "preview_every": 2,
+CHANGED = {
+    **{"steps": 3, "unet": "LoRA", "drop_text": 0.1, "drop_llm": 0.1, "drop_clip": 0.1},
+    **{"quiet_start": 1, "gradient_checkpointing": True, "preview_every": 2},
 }
 
 
@@ -48,10 +47,8 @@ def new(started, llm):
     """New Cross-Adapter."""
 
     def new(**inputs):
-        inputs = {"template": "{text}", "system": "", "tokens": 12, "padding": "keep", "layer": -1} | inputs
-        inputs = {"heads": 8, "mlp_dim": 64, "seed": 0} | inputs
         with torch.inference_mode():
-            return in_process.run(started.ours["LLM4GEN_NewCrossAdapter"], llm=llm, **inputs)
+            return in_process.run(started.ours["LLM4GEN_NewCrossAdapter"], llm=llm, **NEW | inputs)
 
     return new
 
@@ -80,7 +77,7 @@ def train(started, other_model, training_set, fresh):
     def train(model=other_model, adapter=fresh, **changes):
         node = started.ours["LLM4GEN_TrainCrossAdapter"]
         with torch.inference_mode():
-            return node.execute(model, training_set, adapter, **JOB | changes).args
+            return node.execute(model, training_set, adapter, **JOB | CHANGED | changes).args
 
     return train
 

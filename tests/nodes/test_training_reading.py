@@ -1,5 +1,7 @@
 """Captions that are read together for a training have the states that they have alone."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -45,6 +47,32 @@ def test_captions_read_together_have_the_states_that_they_have_alone(reader, siz
         assert relative_error(together[text].llm.states, alone.llm.states) < 1e-3, "they are kept in fp16"
         assert torch.equal(together[text].llm.rows.row_of, alone.llm.rows.row_of)
         assert reader.positions(text) == len(alone.llm.rows.row_of)
+
+
+@torch.inference_mode()
+def test_a_teachers_captions_are_read_together_and_give_what_its_clip_gives_for_each(reader, sizes):
+    from llm4gen.nodes.training.teaching import contexts  # noqa: PLC0415
+
+    fused, llm = reader.fused, reader.fused.fusion.llm
+    found = contexts(fused, TEXTS)
+    assert sizes[0] == [2, 2] and list(found) == TEXTS and llm.read == {}
+    for text in TEXTS:
+        states, _ = fused.encode_from_tokens(fused.tokenize(text, disable_weights=True), return_pooled=True)
+        clip, both = found[text].states[:77], found[text].states
+        assert torch.equal(clip, states[0, :77].half()) and both.shape == states[0].shape
+        assert relative_error(both, states[0]) < 1e-3, "they are kept in fp16"
+
+
+def test_a_teacher_without_its_llms_half_reads_with_clip_alone(reader, sizes):
+    from llm4gen.nodes.training.teaching import contexts  # noqa: PLC0415
+
+    fused = reader.fused
+    without = type(fused).around(fused.plain(), replace(fused.fusion, strength=0.0))
+    with torch.inference_mode():
+        found = [contexts(clip, TEXTS) for clip in (without, fused.plain())]
+    assert sizes[0] == []
+    for text in TEXTS:
+        assert torch.equal(*(one[text].states for one in found)) and len(found[0][text].states) % 77 == 0
 
 
 def test_where_memory_ends_captions_are_read_alone(reader, sizes):

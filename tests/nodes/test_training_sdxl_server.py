@@ -9,6 +9,7 @@ from sandbox.client import Client, image_paths
 from sandbox.model_choice import make_standins
 from sandbox.server import Server
 from sandbox.standins import ENCODER
+from training_inputs import JOB, NEW
 
 SDXL = "sdxl.safetensors"
 
@@ -25,19 +26,19 @@ def sdxl_server(started, host, standin, tmp_path_factory):
 
 def graph():
     """Trains on an empty latent, and draws with the new adapter (21), the trained one (22), and its LoRA too (23)."""
-    recipe = {"template": "{text}", "system": "", "tokens": 12, "padding": "keep", "layer": -1}
     text = "a red cat on a blue mat"
-    drops = {"drop_text": 0.0, "drop_llm": 0.0, "drop_clip": 0.0}
-    job = {"steps": 2, "batch_size": 1, "accumulate": 1, "learning_rate": 1e-2, "unet": "LoRA", "rank": 4}
-    job |= {**drops, "min_snr": 5.0, "quiet_start": 0, "seed": 0, "precision": "fp32", "save_every": 0}
-    job |= {"gradient_checkpointing": False, "resume": False, "preview_every": 0}
+    job = {
+        **JOB,
+        "batch_size": 1,
+        "learning_rate": 1e-2,
+        "unet": "LoRA",
+        "precision": "fp32",
+        "preview_every": 0,
+    }
     nodes = {
         "1": ("CheckpointLoaderSimple", {"ckpt_name": SDXL}),
         "3": ("LLM4GEN_LoadLLMEncoder", {"encoder_name": ENCODER}),
-        "4": (
-            "LLM4GEN_NewCrossAdapter",
-            {"llm": ["3", 0], **recipe, "heads": 8, "mlp_dim": 64, "seed": 0, "context_width": 2048},
-        ),
+        "4": ("LLM4GEN_NewCrossAdapter", {"llm": ["3", 0], **NEW, "context_width": 2048}),
         "5": ("EmptyLatentImage", {"width": 64, "height": 64, "batch_size": 1}),
         "6": ("PrimitiveString", {"value": text}),
         "7": (
