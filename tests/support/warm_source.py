@@ -40,6 +40,8 @@ def become(command, folder, environment, log):
         os.close(opened)
     os.dup2(1, 2)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    # A shell's background job ignores it, and so would this server, whose end would take ten seconds.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     script, *arguments = command[1:]
     sys.argv = [script, *arguments]
     sys.path[0] = os.path.dirname(script)
