@@ -288,9 +288,8 @@ def test_an_llm_that_may_not_be_the_adapters_is_reported_before_the_run(page, no
     for found, sizes in {OTHER_FILE: {}, OTHER_LLM: {"layers": 24}}.items():
         metadata = {"llm4gen_training": json.dumps({"llm": entry | sizes})}
         put_adapter(f"{found}.safetensors", partial(save_file, tensors, metadata=metadata))
-        page.wait_for_function(f"(id) => ({NOTE})(id)?.length === 2", arg=node)
         words = {"adapter": f"{found}.safetensors", "llm": "mine.gguf", "encoder": ENCODER}
-        line, count = page.evaluate(NOTE, node)
+        line, count = noted(page, node, 2)
         assert line == SENTENCES[found].format(**words) and count.startswith("CLIP ")
         tone = page.evaluate(f"(id) => ({NOTED})(id).className", node)
         assert tone == ("warning" if found == OTHER_LLM else "")
