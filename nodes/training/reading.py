@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ ON_CPU = 512  # positions in a batch, where larger ones leave the processor's ca
 WINDOW = 512  # captions that are sorted by length together
 
 Tokens = dict[str, Any]
+Read = TypeVar("Read")  # what is made of a text
 
 
 class Reader:
@@ -105,11 +106,11 @@ def groups(lengths: Mapping[str, int], most: int) -> Iterator[list[str]]:
 
 
 def read_all(
-    read: Callable[[Sequence[str]], Iterable[tuple[str, EncodedText]]],
+    read: Callable[[Sequence[str]], Iterable[tuple[str, Read]]],
     texts: Sequence[str],
     step: Callable[[], None],
-) -> dict[str, EncodedText]:
-    """Text → its states, in the order of the texts. step: is called after each."""
+) -> dict[str, Read]:
+    """Text → what `read` makes of it, in the order of the texts. step: is called after each."""
     found = {}
     for text, states in read(texts):
         found[text] = states

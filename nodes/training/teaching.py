@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor
 
 from .. import host
 from ..fused_clip import FusedCLIP
-from .reading import Reader, half, ordinary
+from .reading import Reader, half, ordinary, read_all
 
 
 @dataclass(frozen=True)
@@ -24,12 +25,12 @@ class Context:
 def contexts(clip: Any, texts: Iterable[str]) -> dict[str, Context]:
     """For each text what a CLIP gives a UNet, such as the fused tokens of LLM4GEN CLIP. Shows progress."""
     texts = list(texts)
-    step = host.progress(len(texts))
-    found = {}
+    return read_all(partial(read, clip), texts, host.progress(len(texts)))
+
+
+def read(clip: Any, texts: Sequence[str]) -> Iterator[tuple[str, Context]]:
     for text, (states, pooled) in encoded(clip, texts):
-        found[text] = Context(ordinary(half(states[0])), None if pooled is None else ordinary(pooled[0]))
-        step()
-    return {text: found[text] for text in texts}
+        yield text, Context(ordinary(half(states[0])), None if pooled is None else ordinary(pooled[0]))
 
 
 def encoded(clip: Any, texts: Sequence[str]) -> Iterator[tuple[str, Any]]:

@@ -65,9 +65,9 @@ def test_a_training_has_the_losses_that_it_has_on_the_cpu(kind, mode, train, on_
     assert all(weight.device.type == "cpu" for weight in weights_of(adapter.adapter).values())
 
 
-def test_adamw_moves_weights_as_on_the_cpu(mode):
+def test_adamw_moves_weights_as_on_the_cpu(management):
     moved = []
-    for device in (torch.device("cpu"), torch.device("cuda")):
+    for device in (torch.device("cpu"), management.get_torch_device()):
         weight = torch.linspace(-1.0, 1.0, 8).to(device).requires_grad_(True)
         optimizer = adamw([{"params": [weight], "lr": 1e-2}], 0.1, device)
         for step in range(3):

@@ -29,17 +29,9 @@ from training.pairs import Problems, find_pairs
 from training.pictures import open_picture
 from training.run_folder import RunFolder, contact_sheet, draw_losses
 from training.session import Session, train
+from training_inputs import NEW
 
 TEXTS = ["a red cat on a mat", "a blue dog", "a green bird"]
-NEW = {
-    "template": "{text}",
-    "system": "",
-    "tokens": 12,
-    "padding": "keep",
-    "layer": -1,
-    "heads": 8,
-    "mlp_dim": 64,
-}
 JOB = {
     **{"checkpoint": CHECKPOINT, "llm": ENCODER, "data": "pictures", "resolution": 64},
     "llm_dtype": "fp32",  # as in the graph; some CPUs would compute in bf16
@@ -92,7 +84,7 @@ def test_the_command_gives_the_adapter_that_the_graph_gives(run, session, folder
 
     model, clip, vae = checkpoint
     with torch.inference_mode():
-        fresh = in_process.run(nodes.NewCrossAdapter, llm=llm, seed=1, **NEW)
+        fresh = in_process.run(nodes.NewCrossAdapter, llm=llm, **NEW | {"seed": 1})
         pictures = [
             torch.frombuffer(
                 bytearray(open_picture((folder / "pictures" / f"{n}.png").read_bytes(), 64).tobytes()),
