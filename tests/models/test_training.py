@@ -40,7 +40,7 @@ def mean(losses):
 # What it learns
 
 
-def test_adapter_and_unet_together_overfit_a_few_pictures():
+def test_adapter_and_unet_together_overfit_eight_pictures():
     """The loss falls below a tenth of its start. The UNet is random, so the adapter alone could not do it."""
     adapter, unet = training.adapter(), training.SmallUNet(64)
     learns = dict(unet.requires_grad_(True).named_parameters())
@@ -52,7 +52,7 @@ def test_adapter_and_unet_together_overfit_a_few_pictures():
         "batch_size": 8,
         "ema": 0.0,
     }
-    trainer = training.trainer(objective, adapter, training.data(4), learns, steps=150, warm_up=10, **rates)
+    trainer = training.trainer(objective, adapter, training.data(8), learns, steps=150, warm_up=10, **rates)
     trainer.run()
     assert mean(trainer.losses[-20:]) <= mean(trainer.losses[:3]) / 10
 

@@ -5,6 +5,7 @@ import gc
 import json
 import re
 from pathlib import Path
+from statistics import mean
 from types import SimpleNamespace
 
 import psutil
@@ -203,6 +204,26 @@ def unets_loaded(model):
 def test_after_a_training_comfyui_has_forgotten_the_copy(train, model):
     train(steps=1)
     assert unets_loaded(model) <= 1
+
+
+def test_adapter_and_lora_bring_the_loss_of_eight_pictures_below_seven_tenths(train, nodes, set_inputs):
+    torch.manual_seed(0)
+    images = [torch.rand(1, 64, 64, 3) for _ in range(8)]
+    texts = [
+        f"a {colour} {animal}" for colour in ("red", "blue", "green", "white") for animal in ("cat", "dog")
+    ]
+    with torch.inference_mode():
+        data = in_process.run(nodes.TrainingSetNode, **set_inputs | {"texts": texts, "images": images})
+    job = {
+        "unet": "LoRA",
+        "rank": 16,
+        "steps": 80,
+        "batch_size": 4,
+        "learning_rate": 3e-3,
+        "precision": "fp32",
+    }
+    losses = train(training_set=data, **job)[3]["loss"]
+    assert mean(losses[-10:]) <= 0.7 * mean(losses[:5])
 
 
 def test_a_lora_that_was_learnt_is_one_that_core_takes(train, started, model, sample, condition, fresh):
